@@ -1,0 +1,48 @@
+"""Deep reinforcement learning without a learning rate, on unmodified Stable-Baselines3."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Resolved on first use (PEP 562): the command line answers without importing torch.
+_NAMES = {
+    "AlraoPolicy": "alrao_rl.sb3.policies",
+    "AlraoCnnPolicy": "alrao_rl.sb3.policies",
+    "AlraoMultiInputPolicy": "alrao_rl.sb3.policies",
+    "AlraoDQNPolicy": "alrao_rl.sb3.policies",
+    "AlraoActorCriticPolicy": "alrao_rl.sb3.policies",
+    "AlraoCallback": "alrao_rl.sb3.callback",
+    "AlraoConfig": "alrao_rl.core",
+    "AlraoOptimizer": "alrao_rl.core",
+    "Output": "alrao_rl.core",
+    "convert": "alrao_rl.core",
+    "load_agent": "alrao_rl.agent",
+}
+
+__all__ = [*_NAMES, "__version__"]
+
+if TYPE_CHECKING:
+    from alrao_rl.agent import load_agent as load_agent
+    from alrao_rl.core import AlraoConfig as AlraoConfig
+    from alrao_rl.core import AlraoOptimizer as AlraoOptimizer
+    from alrao_rl.core import Output as Output
+    from alrao_rl.core import convert as convert
+    from alrao_rl.sb3.callback import AlraoCallback as AlraoCallback
+    from alrao_rl.sb3.policies import AlraoActorCriticPolicy as AlraoActorCriticPolicy
+    from alrao_rl.sb3.policies import AlraoCnnPolicy as AlraoCnnPolicy
+    from alrao_rl.sb3.policies import AlraoDQNPolicy as AlraoDQNPolicy
+    from alrao_rl.sb3.policies import AlraoMultiInputPolicy as AlraoMultiInputPolicy
+    from alrao_rl.sb3.policies import AlraoPolicy as AlraoPolicy
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'alrao_rl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

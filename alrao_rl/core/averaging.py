@@ -1,0 +1,285 @@
+"""Model averaging: the weights a_j of the output heads, from how well each head has been doing.
+
+Every rule is a small module: ``step(weights, evidence)`` returns the weights after one update, ``forget(lost)`` clears
+what it knows of re-cloned heads. Shapes: J heads, P parameters a head. Weights are ``[J]``, not negative, of sum 1.
+
+==========================  ==============  ===========================================================================
+rule                        evidence        source
+==========================  ==============  ===========================================================================
+``switch``                  losses          van Erven, Grünwald, de Rooij, "Catching up faster by switching sooner"
+                                            (2012), https://doi.org/10.1111/j.1467-9868.2011.01025.x
+``bayes``                   losses          the posterior of a mixture, with a discount for moving targets
+``exponentiated-gradient``  gains           Kivinen, Warmuth (1997), https://doi.org/10.1006/inco.1996.2612, with the
+                                            gain of the averaged loss, −∂ℓ/∂a_j, and a scale-free step
+``whiteness``               gradients       ours, for bootstrapped values: see :class:`Whiteness`
+``uniform``                 none            a_j = 1/J
+==========================  ==============  ===========================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Evidence:
+    """What one optimizer step knows of the heads of a layer; branches are ``[average, head_1 … head_J]``."""
+
+    residual: Tensor | None = None
+    """``[1 + J]``: mean squared residual over the batch, before any clipping."""
+    nll: Tensor | None = None
+    """``[1 + J]``: negative log-likelihood of the batch, summed over it."""
+    loss: Tensor | None = None
+    """``[1 + J]``: any other loss."""
+    gains: list[Tensor] = field(default_factory=list)
+    """``[J]`` each: −∂ℓ/∂a_j of the average branch; they add up."""
+    gradient: Tensor | None = None
+    """``[J, P]``: gradient of every head."""
+
+
+class Uniform(nn.Module):
+    """a_j = 1/J for ever."""
+
+    uses = "nothing"
+
+    def __init__(self, rates: Tensor) -> None:
+        super().__init__()
+        self.n_heads = len(rates)
+
+    def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """Return the weights after one update, shape ``[J]``."""
+        return weights
+
+    def forget(self, lost: Tensor) -> None:
+        """Clear the statistics of the heads where the mask ``lost``, ``[J]``, is true."""
+
+
+class Likelihood(Uniform):
+    """Evidence from losses: log p_j of the new data under head j.
+
+    Regression: log p_j = −n/2 · r_j/σ², with r_j the mean squared residual of head j over the batch and σ² the
+    bias-corrected running mean of the *averaged* output's squared residual: a diverged head cannot inflate it, and the
+    scale of the values does not matter. ``n`` counts new data, not the batch: replay and epochs show a datum many
+    times. Classification: log p_j is the log-likelihood itself. Any other loss: −n · L_j / running mean of the
+    average branch's loss.
+    """
+
+    uses = "losses"
+    scale: Tensor
+    correction: Tensor
+
+    def __init__(self, rates: Tensor, n: float = 1.0, decay: float = 0.99) -> None:
+        super().__init__(rates)
+        self.n, self.decay = _positive("n", n), _fraction("decay", decay)
+        self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("correction", torch.ones(()))
+
+    def log_likelihood(self, evidence: Evidence) -> Tensor | None:
+        """log p_j, shape ``[J]``; −inf for a head whose loss is not finite; None without evidence."""
+        if evidence.nll is not None:
+            log_p = -evidence.nll[1:]
+        elif (losses := evidence.residual if evidence.residual is not None else evidence.loss) is not None:
+            self.scale.mul_(self.decay).add_(losses[0].abs().nan_to_num(0.0, 0.0), alpha=1 - self.decay)
+            self.correction.mul_(self.decay)
+            ratio = losses[1:] / (self.scale / (1 - self.correction))
+            log_p = -self.n * (ratio / 2 if evidence.residual is not None else ratio)
+        else:
+            return None
+        return log_p.nan_to_num(-math.inf, math.inf, -math.inf)
+
+
+class Bayes(Likelihood):
+    """log a_j ← discount · log a_j + log p_j, normalised. A discount of 1 never comes back once it has decided."""
+
+    log_weights: Tensor
+
+    def __init__(self, rates: Tensor, discount: float = 0.99, n: float = 1.0, decay: float = 0.99) -> None:
+        super().__init__(rates, n, decay)
+        self.discount = _fraction("discount", discount, closed=True)
+        self.register_buffer("log_weights", torch.full((self.n_heads,), -math.log(self.n_heads)))
+
+    def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """Return the weights after one update, shape ``[J]``."""
+        log_p = self.log_likelihood(evidence)
+        if log_p is None:
+            return weights
+        posterior = self.discount * self.log_weights + _bounded(log_p)
+        self.log_weights.copy_(torch.log_softmax(posterior, 0).clamp_min(-1e4))
+        return self.log_weights.exp()
+
+
+class Switch(Likelihood):
+    """A Bayesian mixture over *sequences* of heads, so that weight moves quickly when another head becomes the best.
+
+    Prior over switching times π(t) = 1/(t(t+1)), whose hazard is h_t = 1/(t+1); θ = 0.9999. Start with
+    w^a_j = θ/J, w^b_j = (1−θ)/J. At step t multiply both by p_j; pool = h_t Σ_j w^a_j;
+    w^a_j ← (1−h_t) w^a_j + θ·pool/J; w^b_j ← w^b_j + (1−θ)·pool/J; normalise; a_j = w^a_j + w^b_j.
+    """
+
+    log_switching: Tensor
+    log_settled: Tensor
+    t: Tensor
+
+    def __init__(
+        self, rates: Tensor, theta: float = 0.9999, hazard: bool = True, n: float = 1.0, decay: float = 0.99
+    ) -> None:
+        super().__init__(rates, n, decay)
+        self.theta, self.hazard = _fraction("theta", theta), hazard
+        self.register_buffer("log_switching", torch.full((self.n_heads,), math.log(theta / self.n_heads)))
+        self.register_buffer("log_settled", torch.full((self.n_heads,), math.log((1 - theta) / self.n_heads)))
+        self.register_buffer("t", torch.zeros(()))
+
+    def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """Return the weights after one update, shape ``[J]``."""
+        log_p = self.log_likelihood(evidence)
+        if log_p is None:
+            return weights
+        log_p = _bounded(log_p)
+        self.t.add_(1)
+        switching, settled = self.log_switching + log_p, self.log_settled + log_p
+        if self.hazard:
+            log_hazard = -torch.log1p(self.t)
+            pool = log_hazard + switching.logsumexp(0)
+            stay = torch.log(self.t) - torch.log1p(self.t)
+            switching = torch.logaddexp(stay + switching, pool + math.log(self.theta / self.n_heads))
+            settled = torch.logaddexp(settled, pool + math.log((1 - self.theta) / self.n_heads))
+        total = torch.cat([switching, settled]).logsumexp(0)
+        self.log_switching.copy_((switching - total).clamp_min(-1e4))
+        self.log_settled.copy_((settled - total).clamp_min(-1e4))
+        return self.log_switching.exp() + self.log_settled.exp()
+
+
+class ExponentiatedGradient(Uniform):
+    """Follow the gain of the averaged loss, g_j = −∂ℓ/∂a_j: what the average would gain from more of head j.
+
+    d_j = g_j − Σ_k a_k g_k; v = bias-corrected running mean of Σ_j a_j d_j²;
+    a_j ← (1−α) a_j exp(clip(β d_j/√v, ±c))/Z + α/J. For policies, which have no label and so no likelihood.
+    """
+
+    uses = "gains"
+    variance: Tensor
+    correction: Tensor
+
+    def __init__(
+        self, rates: Tensor, beta: float = 0.3, alpha: float = 1e-3, clip: float = 1.0, decay: float = 0.99
+    ) -> None:
+        super().__init__(rates)
+        self.beta, self.clip = _positive("beta", beta), _positive("clip", clip)
+        self.alpha, self.decay = _fraction("alpha", alpha), _fraction("decay", decay)
+        self.register_buffer("variance", torch.zeros(()))
+        self.register_buffer("correction", torch.ones(()))
+
+    def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """Return the weights after one update, shape ``[J]``."""
+        if not evidence.gains:
+            return weights
+        gain = torch.stack(evidence.gains).sum(0).nan_to_num(0.0, 0.0, 0.0)
+        advantage = gain - (weights * gain).sum()
+        self.variance.mul_(self.decay).add_((weights * advantage.square()).sum(), alpha=1 - self.decay)
+        self.correction.mul_(self.decay)
+        spread = (self.variance / (1 - self.correction)).sqrt()
+        exponent = (self.beta * advantage / spread).nan_to_num(0.0).clamp(-self.clip, self.clip)
+        updated = weights * exponent.exp()
+        return (1 - self.alpha) * updated / updated.sum() + self.alpha / self.n_heads
+
+
+class Whiteness(Uniform):
+    """Weight flows along the grid of rates to the head whose gradients are uncorrelated in time.
+
+    A tracker at its best rate has uncorrelated innovations. Per head,
+    ρ_j = running mean ⟨g_t, g_{t−1}⟩ / running mean ‖g_t‖² of the head's own gradient: near +1 for a head that is too
+    slow (it keeps asking for the same change), near −1 for one that overshoots, monotone in the rate between them.
+    κ a_j max(ρ_j − ρ*, 0) flows from j to j+1 and κ a_j max(ρ* − ρ_j, 0) from j to j−1, at most ``max_flow`` a_j a step;
+    ρ* = 0, or the slowest head's ρ where that is negative. It needs no likelihood, no variance and no scale, and does
+    not care who made the labels.
+    """
+
+    uses = "gradients"
+    previous: Tensor
+    product: Tensor
+    norm: Tensor
+    faster: Tensor
+
+    def __init__(self, rates: Tensor, window: float = 100.0, kappa: float = 0.25, max_flow: float = 0.3) -> None:
+        super().__init__(rates)
+        self.kappa, self.max_flow = _positive("kappa", kappa), _fraction("max_flow", max_flow)
+        self.decay = 1 - 1 / max(_positive("window", window), 1.0)
+        self.register_buffer("previous", torch.zeros(self.n_heads, 0))
+        self.register_buffer("product", torch.zeros(self.n_heads))
+        self.register_buffer("norm", torch.zeros(self.n_heads))
+        # Between heads of one rate there is no direction to flow in.
+        self.register_buffer("faster", (rates[1:] > rates[:-1]).float())
+
+    def prepare(self, n_parameters: int) -> None:
+        """Make room for gradients of ``n_parameters`` a head."""
+        self.previous = torch.zeros(self.n_heads, n_parameters)
+
+    def correlation(self) -> Tensor:
+        """ρ_j, shape ``[J]``: how much each gradient resembles the one before it; 0 before any gradient."""
+        return (self.product / self.norm).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
+
+    def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """Return the weights after one update, shape ``[J]``."""
+        gradient = evidence.gradient
+        if gradient is None:
+            return weights
+        self.product.mul_(self.decay).add_((gradient * self.previous).sum(1), alpha=1 - self.decay)
+        self.norm.mul_(self.decay).add_(gradient.square().sum(1), alpha=1 - self.decay)
+        self.previous.copy_(gradient)
+        rho = self.correlation()
+        excess = rho - rho[0].clamp(max=0.0)
+        flow = (self.kappa * excess).clamp(-self.max_flow, self.max_flow) * weights
+        up, down = flow[:-1].clamp(min=0) * self.faster, -flow[1:].clamp(max=0) * self.faster
+        change = torch.zeros_like(weights)
+        change[:-1] += down - up
+        change[1:] += up - down
+        updated = (weights + change).clamp(min=0)
+        return updated / updated.sum()
+
+    def forget(self, lost: Tensor) -> None:
+        """Clear the gradients of lost heads."""
+        self.product.masked_fill_(lost, 0.0)
+        self.norm.masked_fill_(lost, 0.0)
+        self.previous.masked_fill_(lost[:, None], 0.0)
+
+
+RULES: dict[str, type[Uniform]] = {
+    "switch": Switch,
+    "bayes": Bayes,
+    "exponentiated-gradient": ExponentiatedGradient,
+    "whiteness": Whiteness,
+    "uniform": Uniform,
+}
+
+
+def make_rule(spec: str | dict[str, Any], rates: Tensor) -> Uniform:
+    """Make an averaging rule for heads with the given ``rates``, ``[J]``.
+
+    Args:
+        spec: a name of :data:`RULES`, or a dict with the name under ``rule`` and the rule's options beside it.
+        rates: learning rates of the heads, ascending.
+    """
+    options = {"rule": spec} if isinstance(spec, str) else dict(spec)
+    return RULES[options.pop("rule")](rates, **options)
+
+
+def _bounded(log_p: Tensor) -> Tensor:
+    """Evidence relative to the best head, at most 1e4 against a head; none at all if no head has a finite loss."""
+    return (log_p - log_p.max()).nan_to_num(0.0).clamp_min(-1e4) if log_p.isfinite().any() else torch.zeros_like(log_p)
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0 or math.isinf(value):
+        raise ValueError(f"{name} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _fraction(name: str, value: float, closed: bool = False) -> float:
+    if not (0 < value < 1 or closed and value == 1):
+        raise ValueError(f"{name} is {value!r}, expected a number in (0, 1{']' if closed else ')'}")
+    return float(value)

@@ -1,0 +1,115 @@
+"""Turn any ``nn.Module`` into its Alrao version: draw the rates, duplicate the output layers.
+
+    >>> network = convert(network, {"classifier": Output("categorical", rule="switch")})
+    >>> optimizer = AlraoOptimizer(network)
+
+and train it as before. Nothing else changes: the output of the network is the averaged model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alrao_rl.core.config import AlraoConfig
+from alrao_rl.core.heads import KINDS, OutputHeads
+from alrao_rl.core.rates import FeatureMap
+
+
+@dataclass(frozen=True)
+class Output:
+    """How one output layer is averaged; see :class:`~alrao_rl.core.heads.OutputHeads` for the fields.
+
+    ``rule`` None takes the configuration's ``value_averaging`` for ``kind="values"`` and its ``policy_averaging``
+    otherwise.
+    """
+
+    kind: str = "values"
+    rule: str | Mapping[str, Any] | None = None
+    splits: Sequence[int] | None = None
+    init: Callable[[nn.Linear], object] | None = None
+    extra: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+
+
+def convert(
+    network: nn.Module,
+    outputs: Mapping[str, Output | str],
+    config: AlraoConfig | Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Convert ``network`` in place and return it. Its features' learning rates are in its buffer ``alrao_rates``.
+
+    Torch's global generator is left as it was: the rates and the fresh heads come from generators of their own.
+
+    Args:
+        network: any module.
+        outputs: its output layers by name (as in ``named_modules()``), each with an :class:`Output` or just a kind.
+        config: options of Alrao, see :class:`~alrao_rl.core.config.AlraoConfig`.
+
+    Raises:
+        ValueError: no such layer, a layer that is no ``nn.Linear``, or a network converted before.
+    """
+    config = AlraoConfig.from_options(config)
+    if hasattr(network, "alrao_config"):
+        raise ValueError(f"{type(network).__name__} is an Alrao network already")
+    if not outputs:
+        raise ValueError("outputs is empty, expected the name of at least one output layer")
+    modules = dict(network.named_modules(remove_duplicate=False))
+    for name in outputs:
+        if type(modules.get(name)) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            linear = [key for key, module in modules.items() if isinstance(module, nn.Linear)]
+            found = f"is a {type(modules[name]).__name__}" if name in modules else "does not exist"
+            raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: one of {', '.join(linear)}")
+    seed = _seed(config)
+    devices = sorted({p.device.index or 0 for p in network.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for name, output in outputs.items():
+            _replace(network, name, _make_heads(modules[name], output, config))
+    layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
+    rates = FeatureMap(network, skip=layers).draw(config.interval, torch.Generator().manual_seed(seed))
+    # A buffer of the network itself, saved with it: a child module would run in a Sequential.
+    network.register_buffer("alrao_rates", rates.to(layers[0].rates.device))
+    network.alrao_config = config  # type: ignore[assignment]
+    return network
+
+
+def _make_heads(layer: nn.Module, output: Output | str, config: AlraoConfig) -> OutputHeads:
+    output = Output(output) if isinstance(output, str) else output
+    rule = output.rule or (config.value_averaging if output.kind == "values" else config.policy_averaging)
+    assert isinstance(layer, nn.Linear)
+    return OutputHeads(
+        layer,
+        config.n_heads,
+        config.interval,
+        output.kind,
+        rule if isinstance(rule, str) else dict(rule),
+        output.splits,
+        output.init,
+        output.extra,
+    )
+
+
+def _replace(network: nn.Module, name: str, heads: OutputHeads) -> None:
+    """Put ``heads`` wherever the layer called ``name`` is used, also under other names."""
+    old = network.get_submodule(name)
+    for module in list(network.modules()):
+        for child_name, child in list(module._modules.items()):
+            if child is old:
+                module._modules[child_name] = heads
+
+
+def _seed(config: AlraoConfig) -> int:
+    """The configured seed, or one from the state of torch's global generator, which is read and not advanced."""
+    if config.seed is not None:
+        return config.seed
+    digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()
+    return int.from_bytes(digest[:6], "little")

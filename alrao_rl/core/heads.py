@@ -1,0 +1,257 @@
+"""The duplicated output layer: J copies of a Linear layer, each with its own learning rate, and their average.
+
+    Φ(x) = Σ_j a_j C_j(φ(x))        log η_j = log η_min + (j−1)/(J−1) · log(η_max/η_min)
+
+The trunk φ learns from the loss of the average Φ alone, every head C_j from its own loss alone, the averaging weights
+a_j from how well each head has been doing (averaging.py). Shapes: J heads, B batch dimensions, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alrao_rl.core.averaging import Evidence, make_rule
+from alrao_rl.core.headwise import HeadwiseTensor
+from alrao_rl.core.rates import head_rates
+
+
+def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
+    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[J, …, K]`` and ``[J]`` to ``[…, K]``."""
+    return _log_mean_exp(torch.log_softmax(logits, -1), weights)
+
+
+def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
+    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[J, …, K]`` and ``[J]`` to ``[…, K]``."""
+    return _log_mean_exp(F.logsigmoid(logits), weights) - _log_mean_exp(F.logsigmoid(-logits), weights)
+
+
+def mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Σ_j a_j values_j; ``[J, …]`` and ``[J]`` to ``[…]``."""
+    return torch.tensordot(weights, values, 1)
+
+
+def _log_mean_exp(logs: Tensor, weights: Tensor) -> Tensor:
+    # Not logsumexp(log a + logs): its gradient with respect to a weight of 0 would be 0/0.
+    top = logs.detach().amax(0)
+    return torch.tensordot(weights, torch.exp(logs - top), 1).clamp_min(torch.finfo(logs.dtype).tiny).log() + top
+
+
+KINDS = ("values", "categorical", "bernoulli", "mean")
+
+
+class OutputHeads(nn.Module):
+    """J copies of an output ``Linear`` as one batched parameter, and their average.
+
+    With gradients enabled the output is a :class:`HeadwiseTensor` whose average branch sees the heads detached and
+    whose heads' branches see the input detached. Under ``torch.no_grad()`` it is the plain average.
+
+    A head whose output is not finite is left out of the average, its weight shared among the others.
+
+    Args:
+        layer: the layer to duplicate; head 1 keeps its weights.
+        n_heads: J.
+        lr_range: (η_min, η_max).
+        kind: how heads are averaged: ``"values"`` and ``"mean"`` average outputs (``"mean"`` is the location of a
+            policy, ``"values"`` an estimate of a label), ``"categorical"`` averages probabilities, giving
+            log-probabilities, ``"bernoulli"`` averages the probability of each component, giving logits.
+        rule: averaging rule, see :func:`~alrao_rl.core.averaging.make_rule`.
+        splits: sizes of the independent categorical components of the output (default: one of all outputs).
+        init: initialises a fresh copy of the layer in place (default: the layer's own ``reset_parameters``).
+        extra: further parameters of the output that a head owns a copy of, such as a Gaussian policy's log_std.
+        dtype, device: as the layer's.
+    """
+
+    weight: nn.Parameter
+    rates: Tensor
+
+    def __init__(
+        self,
+        layer: nn.Linear,
+        n_heads: int,
+        lr_range: tuple[float, float],
+        kind: str = "values",
+        rule: str | dict[str, Any] = "whiteness",
+        splits: Sequence[int] | None = None,
+        init: Callable[[nn.Linear], object] | None = None,
+        extra: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+        self.n_heads, self.kind = n_heads, kind
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.splits = list(splits) if splits is not None else [layer.out_features]
+        copies = [layer, *(_fresh(layer, init) for _ in range(n_heads - 1))]
+        self.weight = nn.Parameter(torch.stack([copy.weight.detach() for copy in copies]))
+        self.bias = None if layer.bias is None else nn.Parameter(torch.stack([copy.bias.detach() for copy in copies]))
+        self.extra = None if extra is None else nn.Parameter(extra.detach().repeat(n_heads, *(1,) * extra.dim()))
+        # A parameter, though nothing trains it by gradient descent: target networks copy parameters, not buffers.
+        self.averaging_weights = nn.Parameter(torch.full((n_heads,), 1.0 / n_heads), requires_grad=False)
+        self.register_buffer("rates", head_rates(n_heads, lr_range))
+        self.rule = make_rule(rule, self.rates)
+        if hasattr(self.rule, "prepare"):
+            self.rule.prepare(self.flatten([p for p in self.learned()]).shape[1])
+        self.to(layer.weight)
+        self.evidence = Evidence()
+        self._gradients: dict[str, Tensor] = {}
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, kind={self.kind!r}"
+
+    # --- forward ----------------------------------------------------------------------------------------------------
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Average the heads' outputs: ``[…, I]`` to ``[…, O]``."""
+        if not torch.is_grad_enabled():
+            return self._mix(self._outputs(features, self.weight, self.bias))[0]
+        self._catch_gradients()
+        own = self._outputs(features.detach(), self.weight, self.bias)
+        if features.requires_grad or self.rule.uses == "gains":
+            bias = None if self.bias is None else self.bias.detach()
+            average = self._average(self._outputs(features, self.weight.detach(), bias))
+        else:
+            average = self._average(own.detach())
+        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), own]), [self])
+
+    def averaged_extra(self) -> Tensor:
+        """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
+        if self.extra is None:
+            raise AttributeError("this output layer has no extra parameter")
+        if not torch.is_grad_enabled():
+            return self._mix(self.extra, kind="mean")[0]
+        self._catch_gradients()
+        average = self._average(self.extra.detach(), kind="mean")
+        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self.extra]), [self])
+
+    def _outputs(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Outputs of every head, ``[J, …, O]``, by one matrix product."""
+        n, out = self.n_heads, self.out_features
+        flat = F.linear(features, weight.reshape(n * out, -1), None if bias is None else bias.reshape(n * out))
+        return flat.unflatten(-1, (n, out)).movedim(-2, 0)
+
+    def _average(self, outputs: Tensor, kind: str | None = None) -> Tensor:
+        average, weights = self._mix(outputs, kind)
+        if weights.requires_grad:
+            weights.register_hook(lambda gradient: self.evidence.gains.append(-gradient))
+        return average
+
+    def _mix(self, outputs: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
+        """The average of ``[J, …, O]`` and the weights it was made with, without heads that are not finite."""
+        kind = kind or self.kind
+        finite = outputs.detach().isfinite().flatten(1).all(1)
+        weights = self.averaging_weights.detach() * finite
+        weights = weights / weights.sum()
+        # All heads with weight may be lost at once: then the other finite ones share it.
+        weights = torch.where(weights.isfinite(), weights, finite / finite.sum().clamp_min(1))
+        outputs = torch.where(finite.reshape(-1, *(1,) * (outputs.dim() - 1)), outputs, 0.0)
+        if self.rule.uses == "gains" and torch.is_grad_enabled():
+            weights.requires_grad_()
+        if kind == "categorical":
+            parts = outputs.split(self.splits, -1) if len(self.splits) > 1 else [outputs]
+            mixed = [mix_logits(part, weights) for part in parts]
+            return mixed[0] if len(mixed) == 1 else torch.cat(mixed, -1), weights
+        return (mix_bernoulli if kind == "bernoulli" else mean)(outputs, weights), weights
+
+    # --- what arrives in the backward pass --------------------------------------------------------------------------
+
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters of the heads, each ``[J, …]``."""
+        return [p for p in (self.weight, self.bias, self.extra) if p is not None and p.requires_grad]
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Put tensors ``[J, …]`` side by side: ``[J, P]``."""
+        return torch.cat([tensor.reshape(self.n_heads, -1) for tensor in tensors], 1)
+
+    def _catch_gradients(self) -> None:
+        """Take the heads' gradients out of ``.grad`` as they arrive.
+
+        Algorithms clip the global norm over all parameters; there one diverging head would starve the trunk and the
+        others. The hooks are checked in every forward pass because ``deepcopy`` drops them.
+        """
+        for parameter in self.learned():
+            if not parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+                parameter.register_post_accumulate_grad_hook(self._take_gradient)
+
+    def _take_gradient(self, parameter: Tensor) -> None:
+        for i, mine in enumerate(self.learned()):
+            if mine is parameter and parameter.grad is not None:
+                before = self._gradients.get(str(i))
+                self._gradients[str(i)] = parameter.grad if before is None else before + parameter.grad
+        parameter.grad = None
+
+    def gradient(self) -> Tensor | None:
+        """The gradients that have arrived, ``[J, P]``; None if there are none."""
+        if not self._gradients:
+            return None
+        found = [self._gradients.get(str(i)) for i in range(len(self.learned()))]
+        learned = self.learned()
+        return self.flatten([torch.zeros_like(p) if g is None else g for p, g in zip(learned, found, strict=True)])
+
+    def watch(self, branches: Tensor, losses: Tensor, is_likelihood: bool = False) -> None:
+        """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
+        if not branches.requires_grad:
+            return
+
+        def record(gradient: Tensor) -> None:
+            name = "nll" if is_likelihood else "residual"
+            before = getattr(self.evidence, name)
+            setattr(self.evidence, name, losses if before is None else before + losses)
+
+        branches.register_hook(record)
+
+    def watch_loss(self, losses: Tensor) -> None:
+        """Take the final loss of this layer, ``[1 + J]``, as evidence if no loss function has told more."""
+        self.evidence.loss = losses.detach()
+
+    def drop_evidence(self) -> None:
+        """Forget gradients and evidence that no optimizer step has used."""
+        self.evidence = Evidence()
+        self._gradients = {}
+
+    # --- updates ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update_averaging(self, gradient: Tensor) -> None:
+        """Move the averaging weights by the evidence of this step, judged on outputs from before the step."""
+        self.evidence.gradient = gradient
+        updated = self.rule.step(self.averaging_weights, self.evidence)
+        self.averaging_weights.copy_(torch.where(updated.isfinite().all(), updated, self.averaging_weights))
+
+    @torch.no_grad()
+    def reclone(self, lost: Tensor) -> None:
+        """Replace the heads where the mask ``lost``, ``[J]``, is true by the average Σ_j a_j θ_j of the finite ones.
+
+        Branch-free, so that nothing waits for a GPU; without lost heads nothing changes, bit for bit.
+        """
+        learned = self.learned()
+        finite = self.flatten(learned).isfinite().all(1)
+        weights = self.averaging_weights * finite
+        weights = weights / weights.sum()
+        weights = torch.where(weights.isfinite(), weights, finite / finite.sum().clamp_min(1))
+        for parameter in learned:
+            mask = (self.n_heads, *(1,) * (parameter.dim() - 1))
+            average = mean(torch.where(finite.reshape(mask), parameter, 0.0), weights)
+            parameter.copy_(torch.where(lost.reshape(mask), average, parameter))
+        self.rule.forget(lost)
+
+    def stats(self) -> dict[str, Any]:
+        """Averaging weights ``[J]``, their entropy in nats, and the effective learning rate Π_j η_j^{a_j}."""
+        weights = self.averaging_weights.detach().double().cpu()
+        rates = self.rates.double().cpu()
+        return {
+            "weights": weights.numpy(),
+            "entropy": float(torch.special.entr(weights).sum()),
+            "effective_lr": float(torch.exp((weights * rates.log()).sum())),
+        }
+
+
+def _fresh(layer: nn.Linear, init: Callable[[nn.Linear], object] | None) -> nn.Linear:
+    copy = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    if init is not None:
+        init(copy)
+    return copy.to(layer.weight)

@@ -1,0 +1,505 @@
+"""HeadwiseTensor: a loss evaluated once for the averaged model and once for every head.
+
+Alrao needs three gradients from one loss: that of the averaged model Φ(x) = Σ_j a_j C_j(φ(x)) for the trunk, and for
+every head its own, as if it alone were the output. A :class:`HeadwiseTensor` shows the averaged output and carries a
+hidden leading dimension ``[average, head_1 … head_J]``. Every operation on it is applied to each of these branches, so
+whatever loss an algorithm computes comes out as J + 1 losses, and ``backward()`` starts from their sum.
+
+* What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average.
+* A plain tensor is the same for all branches (a label). One that requires a gradient enters the average branch as it
+  is and the heads' branches detached, otherwise it would receive J + 1 gradients.
+* Tensors of the same output layer combine branch by branch. Those of different layers add branch by branch (a sum of
+  losses); in any other operation the detached one contributes its average, and two differentiable ones are an error.
+* Common operations work directly on the leading dimension; ``torch.vmap`` serves the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+_PLACEHOLDER = torch.empty(0)
+
+
+class HeadwiseError(TypeError):
+    """An operation that has no meaning, or no implementation, per output head."""
+
+
+class HeadwiseTensor(torch.Tensor):
+    """The averaged output of duplicated output layers, with one hidden branch for the average and one per head.
+
+    Attributes:
+        branches: plain tensor ``[1 + n_heads, *shape]``; ``branches[0]`` is the average.
+        parts: for each output layer this value depends on, the branches of its part of the sum.
+    """
+
+    branches: Tensor
+    parts: dict[Any, Tensor]
+
+    @staticmethod
+    def wrap(branches: Tensor, layers: Iterable[Any]) -> HeadwiseTensor:
+        """Make a headwise tensor of ``branches`` that belongs to the given output layers (usually one)."""
+        return _wrap(branches, dict.fromkeys(layers, branches))
+
+    @property
+    def average(self) -> Tensor:
+        """The average branch, a plain tensor of the visible shape."""
+        return self.branches[0]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(name)
+        if handler is not None:
+            return handler(func, args, kwargs)
+        if name == "__get__":
+            return _get_attribute(func, args)
+        if name.endswith("_") and name.strip("_") in _HANDLERS and not name.startswith("__"):
+            return _in_place(getattr(Tensor, name[:-1]), args, kwargs)
+        return _by_vmap(func, args, kwargs)
+
+
+def _wrap(branches: Tensor, parts: dict[Any, Tensor]) -> HeadwiseTensor:
+    # The wrapped storage is never read: every access goes through __torch_function__, and making a view of the
+    # average for each operation would cost as much as the operation.
+    result: HeadwiseTensor = torch.Tensor._make_subclass(HeadwiseTensor, _PLACEHOLDER)
+    result.branches = branches
+    result.parts = parts
+    return result
+
+
+def _like(branches: Tensor, source: HeadwiseTensor) -> HeadwiseTensor:
+    if len(source.parts) == 1:
+        return _wrap(branches, dict.fromkeys(source.parts, branches))
+    return _wrap(branches, source.parts)  # of a sum of losses only the parts are of interest
+
+
+# --- operands -------------------------------------------------------------------------------------------------------
+
+
+def _headwise(values: Any) -> Iterator[HeadwiseTensor]:
+    for value in values:
+        if isinstance(value, HeadwiseTensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _headwise(value)
+
+
+def _resolve(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTensor]:
+    """Make all headwise operands belong to the same layer; return the operands and one that stands for the result."""
+    found = list(_headwise(args)) + list(_headwise(kwargs.values()))
+    first = found[0]
+    if len(found) == 1 or all(other.parts.keys() == first.parts.keys() for other in found):
+        return args, kwargs, first
+    leaders = [value for value in found if value.branches.requires_grad] or found[:1]
+    first = leaders[0]
+    if any(other.parts.keys() != first.parts.keys() for other in leaders):
+        raise HeadwiseError(
+            f"{func.__name__}() combines the outputs of two different Alrao output layers, and both need a gradient: "
+            "only a sum of their losses has a meaning per head (detach() one of them)"
+        )
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, HeadwiseTensor) and value.parts.keys() != first.parts.keys():
+            return value.average
+        return value
+
+    return tree_map(plain, args), tree_map(plain, kwargs), first
+
+
+def _promote(value: Tensor, n_branches: int) -> Tensor:
+    """Branches of a plain tensor that requires a gradient: as it is for the average, detached for the heads."""
+    heads = value.detach().unsqueeze(0).expand(n_branches - 1, *value.shape)
+    return torch.cat([value.unsqueeze(0), heads])
+
+
+def _align(value: Tensor, ndim: int) -> Tensor:
+    """Insert dimensions after the leading one, so that branches broadcast like their visible parts."""
+    missing = ndim + 1 - value.dim()
+    return value if missing <= 0 else value.reshape(value.shape[0], *(1,) * missing, *value.shape[1:])
+
+
+def _full_branches(value: Tensor, n_branches: int, shape: tuple[int, ...]) -> Tensor:
+    """Branches of any tensor, expanded to the visible ``shape``."""
+    if isinstance(value, HeadwiseTensor):
+        branches = value.branches
+    elif torch.is_grad_enabled() and value.requires_grad:
+        branches = _promote(value, n_branches)
+    else:
+        branches = value.unsqueeze(0)
+    return _align(branches, len(shape)).expand(n_branches, *shape)
+
+
+def _needs_branches(value: Any) -> bool:
+    return type(value) is not HeadwiseTensor and isinstance(value, Tensor) and value.requires_grad
+
+
+def _visible_ndim(value: Tensor) -> int:
+    return value.branches.dim() - 1 if type(value) is HeadwiseTensor else value.dim()
+
+
+# --- handlers -------------------------------------------------------------------------------------------------------
+
+
+def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
+    args, kwargs, first = _resolve(func, args, kwargs)
+    n_branches = first.branches.shape[0]
+    gradients = torch.is_grad_enabled()
+    ndim = max([_visible_ndim(value) for value in args if isinstance(value, Tensor)], default=0)
+    ndim = max([ndim, *(_visible_ndim(value) for value in kwargs.values() if isinstance(value, Tensor))])
+
+    def operand(value: Any) -> Any:
+        if type(value) is HeadwiseTensor:
+            return _align(value.branches, ndim)
+        if gradients and _needs_branches(value):
+            return _align(_promote(value, n_branches), ndim)
+        return value
+
+    branches = func(*[operand(value) for value in args], **{key: operand(value) for key, value in kwargs.items()})
+    return _like(branches, first)
+
+
+def _add(func: Any, args: Any, kwargs: Any) -> Any:
+    left, right = args[0], args[1] if len(args) > 1 else kwargs.get("other")
+    if not isinstance(left, HeadwiseTensor) or not isinstance(right, HeadwiseTensor):
+        return _elementwise(func, args, kwargs)
+    if left.parts.keys() == right.parts.keys():
+        return _elementwise(func, args, kwargs)
+    if left.branches.shape[0] != right.branches.shape[0]:
+        raise HeadwiseError(
+            f"{func.__name__}() adds losses of output layers with {left.branches.shape[0] - 1} and "
+            f"{right.branches.shape[0] - 1} heads: layers whose losses are added need the same n_heads"
+        )
+    ndim = max(_visible_ndim(left), _visible_ndim(right))
+    branches = func(_align(left.branches, ndim), _align(right.branches, ndim), *args[2:])
+    return _wrap(branches, {**left.parts, **right.parts})
+
+
+def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
+    """Clamp; around an *averaged value* (PPO's clip_range_vf) only the average is clamped.
+
+    A head outside the band would have no gradient for ever, since the band moves with the average, not with the head.
+    """
+    result = _elementwise(func, args, kwargs)
+    source = args[0]
+    if isinstance(source, HeadwiseTensor) and all(layer.kind == "values" for layer in source.parts):
+        result = _like(torch.cat([result.branches[:1], source.branches[1:]]), source)
+    return result
+
+
+def _extremum(func: Any, args: Any, kwargs: Any) -> Any:
+    """max and min: of two tensors, along a dimension, or over everything."""
+    if len(args) > 1 and isinstance(args[1], Tensor) or isinstance(kwargs.get("other"), Tensor):
+        return _elementwise(func, args, kwargs)
+    return _reduction(func, args, kwargs)
+
+
+def _shift(dim: Any) -> Any:
+    if isinstance(dim, (tuple, list)):
+        return tuple(_shift(one) for one in dim)
+    return dim + 1 if isinstance(dim, int) and dim >= 0 else dim
+
+
+def _reduction(func: Any, args: Any, kwargs: Any) -> Any:
+    """Functions ``f(x, dim, …)`` and, where ``dim`` is missing, over all visible dimensions."""
+    (x, *rest), kwargs = args, dict(kwargs)
+    if not isinstance(x, HeadwiseTensor):
+        return _by_vmap(func, args, kwargs)
+    key = "axis" if "axis" in kwargs else "dim"
+    dim = rest.pop(0) if rest else kwargs.pop(key, None)
+    if dim is None:
+        branches, dim = (x.branches.flatten(1) if x.branches.dim() > 1 else x.branches.unsqueeze(1)), 1
+        if kwargs.get("keepdim") or rest or "softmax" in func.__name__:
+            return _by_vmap(func, args, kwargs)
+        result = func(branches, dim, **kwargs)
+        result = result if isinstance(result, Tensor) else result[0]  # max() and min() over everything give no index
+        return _like(result, x)
+    if x.branches.dim() == 1:  # a reduction over dim 0 or -1 of a scalar
+        return _like(x.branches, x) if func.__name__ in ("sum", "mean") else _by_vmap(func, args, kwargs)
+    result = func(x.branches, _shift(dim), *rest, **kwargs)
+    if isinstance(result, Tensor):
+        return _like(result, x)
+    return type(result)([_like(one, x) for one in result])
+
+
+def _gather(func: Any, args: Any, kwargs: Any) -> Any:
+    def gather(x: Any, dim: int, index: Tensor, **unused: Any) -> Any:
+        if isinstance(index, HeadwiseTensor) or not isinstance(x, HeadwiseTensor):
+            return _by_vmap(func, args, kwargs)
+        branches = x.branches
+        index = index.unsqueeze(0).expand(branches.shape[0], *index.shape)
+        return _like(torch.gather(branches, _shift(dim), index), x)
+
+    return gather(*args, **kwargs)
+
+
+def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
+    x, *shape = args
+    if not shape and "shape" in kwargs:
+        shape = [kwargs["shape"]]
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = list(shape[0])
+    if not all(isinstance(n, int) for n in shape):
+        return _by_vmap(func, args, kwargs)
+    return _like(x.branches.reshape(x.branches.shape[0], *shape), x)
+
+
+def _expand(func: Any, args: Any, kwargs: Any) -> Any:
+    x, *shape = args
+    shape = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    return _like(_align(x.branches, len(shape)).expand(x.branches.shape[0], *shape), x)
+
+
+def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
+    def flatten(x: HeadwiseTensor, start_dim: int = 0, end_dim: int = -1) -> HeadwiseTensor:
+        if x.branches.dim() == 1:
+            return _like(x.branches.unsqueeze(1), x)
+        return _like(x.branches.flatten(_shift(start_dim), _shift(end_dim)), x)
+
+    return flatten(*args, **kwargs)
+
+
+def _one_dim(func: Any, args: Any, kwargs: Any) -> Any:
+    """squeeze and unsqueeze along one dimension."""
+    if len(args) + len(kwargs) != 2 or not isinstance(args[0], HeadwiseTensor):
+        return _by_vmap(func, args, kwargs)
+    x, dim = args[0], args[1] if len(args) > 1 else kwargs["dim"]
+    if not isinstance(dim, int) or (x.branches.dim() == 1 and func.__name__ == "squeeze"):
+        return _by_vmap(func, args, kwargs)
+    return _like(func(x.branches, _shift(dim)), x)
+
+
+def _pieces(func: Any, args: Any, kwargs: Any) -> Any:
+    """split, chunk and unbind."""
+    x, *rest = args
+    default = 0 if func.__name__ == "unbind" and not rest else None
+    dim = kwargs.get("dim", default)
+    if dim is None:
+        dim = rest.pop() if func.__name__ == "unbind" or len(rest) > 1 else 0
+    others = {key: value for key, value in kwargs.items() if key != "dim"}
+    plain = {"split": torch.split, "chunk": torch.chunk, "unbind": torch.unbind}[func.__name__]
+    return tuple(_like(piece, x) for piece in plain(x.branches, *rest, dim=_shift(dim), **others))
+
+
+def _join(func: Any, args: Any, kwargs: Any) -> Any:
+    """cat and stack."""
+    args, kwargs, first = _resolve(func, args, kwargs)
+    tensors, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    n_branches = first.branches.shape[0]
+
+    def branches(value: Tensor) -> Tensor:
+        if isinstance(value, HeadwiseTensor):
+            return value.branches
+        if torch.is_grad_enabled() and _needs_branches(value):
+            return _promote(value, n_branches)
+        return value.unsqueeze(0).expand(n_branches, *value.shape)
+
+    return _like(func([branches(value) for value in tensors], dim=_shift(dim)), first)
+
+
+def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
+    x, index = args
+    if not isinstance(x, HeadwiseTensor):
+        raise HeadwiseError("__getitem__() cannot index a plain tensor with the outputs of Alrao heads")
+    parts = index if isinstance(index, tuple) else (index,)
+    if all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
+        return _like(x.branches[(slice(None), *parts)], x)
+    if len(parts) == 1 and isinstance(index, Tensor) and not isinstance(index, HeadwiseTensor):
+        return _like(x.branches[:, index], x)
+    return _by_vmap(func, args, kwargs)
+
+
+def _broadcast_tensors(func: Any, args: Any, kwargs: Any) -> Any:
+    values = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+    shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
+    return tuple(value.expand(shape) for value in values)
+
+
+def _matmul(func: Any, args: Any, kwargs: Any) -> Any:
+    if len(args) != 2 or min(_visible_ndim(value) for value in args) < 2:
+        return _by_vmap(func, args, kwargs)
+    return _elementwise(torch.matmul, args, kwargs)
+
+
+def _loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """Regression losses: also tell the output layers by how much each branch missed its label.
+
+    The residual is output − label before any clipping: Huber's gradient is ±1 for every head once errors are large.
+    """
+    values, options = list(args[:2]), dict(zip(("size_average", "reduce", "reduction"), args[2:], strict=False))
+    options = {key: value for key, value in (options | kwargs).items() if value is not None}
+    while len(values) < 2:
+        values.append(options.pop("target" if values else "input"))
+    values, _, first = _resolve(func, values, {})
+    if options.keys() & {"weight", "reduce", "size_average"}:
+        return _by_vmap(func, (*values,), options)
+    reduction = options.pop("reduction", "mean")
+    shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
+    left, right = (_full_branches(value, first.branches.shape[0], shape) for value in values)
+    result = _like(func(left, right, **options, reduction="none"), first)
+    layers = [layer for layer in first.parts if layer.rule.uses == "losses"]
+    if layers:
+        squared = (left.detach() - right.detach()).square().flatten(1).mean(1)
+    if reduction != "none":
+        result = _reduction(getattr(torch, reduction), (result,), {})
+    for layer in layers:
+        layer.watch(result.branches, squared)
+    return result
+
+
+def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """Classification losses: the negative log-likelihood of each branch is its evidence as it stands."""
+    result = _by_vmap(func, args, kwargs)
+    with torch.no_grad():
+        total = result.branches.detach().flatten(1).sum(1) if result.branches.dim() > 1 else result.branches.detach()
+        if kwargs.get("reduction", "mean") == "mean":
+            total = total * (args[1] if len(args) > 1 else kwargs["target"]).numel()
+    for layer in result.parts:
+        if layer.rule.uses == "losses":
+            layer.watch(result.branches, total, is_likelihood=True)
+    return result
+
+
+def _bce_with_logits(func: Any, args: Any, kwargs: Any) -> Any:
+    options = {key: value for key, value in kwargs.items() if value is not None}
+    return (_elementwise if options == {"reduction": "none"} else _by_vmap)(func, args, options)
+
+
+def _backward(func: Any, args: Any, kwargs: Any) -> None:
+    def backward(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any, **options: Any) -> None:
+        for layer, part in x.parts.items():
+            if layer.rule.uses == "losses" and part.dim() == 1:
+                layer.watch_loss(part)
+        if gradient is None and x.branches.dim() == 1:
+            x.branches.sum().backward(None, *rest, **options)
+            return
+        if gradient is None:
+            raise RuntimeError("grad can be implicitly created only for scalar outputs")
+        gradient = gradient.average if isinstance(gradient, HeadwiseTensor) else gradient
+        x.branches.backward(gradient.expand_as(x.branches), *rest, **options)
+
+    backward(*args, **kwargs)
+
+
+def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
+    """torch.autograd.grad: of the sum of all branches."""
+
+    def gradients(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if rest or options.pop("grad_outputs", None) is not None:
+            raise HeadwiseError("grad() with grad_outputs is not implemented for the outputs of Alrao heads")
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        plain = [value.branches.sum() if isinstance(value, HeadwiseTensor) else value for value in outputs]
+        return torch.autograd.grad(plain, inputs, **options)
+
+    return gradients(*args, **kwargs)
+
+
+def _visible(func: Any, args: Any, kwargs: Any) -> Any:
+    """Read from the average branch."""
+
+    def plain(value: Any) -> Any:
+        return value.average if isinstance(value, HeadwiseTensor) else value
+
+    return func(*tree_map(plain, args), **tree_map(plain, kwargs))
+
+
+def _shape(func: Any, args: Any, kwargs: Any) -> Any:
+    shape = args[0].branches.shape[1:]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    return shape if dim is None else shape[dim]
+
+
+def _get_attribute(func: Any, args: Any) -> Any:
+    x, name = args[0], func.__self__.__name__
+    if name == "shape":
+        return x.branches.shape[1:]
+    if name in ("dtype", "device", "requires_grad", "is_cuda", "layout"):
+        return getattr(x.branches, name)
+    if name == "data":
+        return _like(x.branches.detach(), x)
+    if name in ("T", "mT", "H", "mH", "real", "imag"):
+        return _by_vmap(lambda value: getattr(value, name), (x,), {})
+    return getattr(x.average, name)
+
+
+def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
+    target = args[0]
+    if not isinstance(target, HeadwiseTensor):
+        raise HeadwiseError(f"{func.__name__}() cannot write the outputs of Alrao heads into a plain tensor in place")
+    result = _HANDLERS[func.__name__](func, args, kwargs)
+    target.branches, target.parts = result.branches, result.parts
+    return target
+
+
+def _by_vmap(func: Any, args: Any, kwargs: Any) -> Any:
+    """Any other function, one branch at a time in effect, through ``torch.vmap``."""
+    args, kwargs, first = _resolve(func, args, kwargs)
+    leaves, spec = tree_flatten((args, kwargs))
+    mapped: dict[int, Tensor] = {}
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, HeadwiseTensor):
+            mapped[i] = leaf.branches
+        elif torch.is_grad_enabled() and _needs_branches(leaf):
+            mapped[i] = _promote(leaf, first.branches.shape[0])
+
+    def one_branch(*values: Tensor) -> Any:
+        for i, value in zip(mapped, values, strict=True):
+            leaves[i] = value
+        args, kwargs = tree_unflatten(leaves, spec)
+        return func(*args, **kwargs)
+
+    try:
+        result = torch.vmap(one_branch, randomness="same")(*mapped.values())
+    except Exception as error:
+        name = getattr(func, "__name__", str(func))
+        raise HeadwiseError(
+            f"{name}() cannot be applied to the output of Alrao heads ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
+            "use the plain average with .detach().average, or compute under torch.no_grad()"
+        ) from error
+    return tree_map(lambda value: _like(value, first) if isinstance(value, Tensor) else value, result)
+
+
+# Functions are known by name: an operator, a method and its torch.* twin are the same operation.
+_HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {}
+for _handler, _names in {
+    _elementwise: """
+        sub subtract __sub__ __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide __truediv__
+        __rtruediv__ __rdiv__ pow __pow__ __rpow__ exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square abs absolute __abs__ neg
+        negative __neg__ sign reciprocal sigmoid tanh sin cos erf relu softplus logsigmoid maximum minimum where
+        logaddexp lt le gt ge eq ne less greater __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isfinite isnan isinf
+        logical_and logical_or logical_not __and__ __or__ __invert__ bitwise_and bitwise_or nan_to_num masked_fill float
+        double half long int bool to type_as detach clone contiguous cpu cuda round floor ceil xlogy""",
+    _add: "add __add__ __radd__",
+    _clamp: "clamp clip clamp_min clamp_max",
+    _extremum: "max min",
+    _reduction: "sum mean logsumexp softmax log_softmax amax amin all any",
+    _gather: "gather",
+    _reshape: "reshape view",
+    _expand: "expand",
+    _flatten: "flatten",
+    _one_dim: "squeeze unsqueeze",
+    _pieces: "split chunk unbind",
+    _join: "cat concat concatenate stack",
+    _getitem: "__getitem__",
+    _broadcast_tensors: "broadcast_tensors",
+    _matmul: "matmul mm __matmul__ __rmatmul__",
+    _loss: "mse_loss smooth_l1_loss huber_loss l1_loss",
+    _likelihood_loss: "cross_entropy nll_loss",
+    _bce_with_logits: "binary_cross_entropy_with_logits",
+    _backward: "backward",
+    _gradients: "grad",
+    _shape: "size",
+    _visible: """
+        dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
+        __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
+        element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
+        multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+        new_zeros new_ones new_empty new_full new_tensor argmax argmin""",
+}.items():
+    _HANDLERS.update(dict.fromkeys(_names.split(), _handler))

@@ -1,0 +1,330 @@
+"""The optimizer: a first-order base update, times the learning rate of every feature.
+
+    θ_{l,i} ← θ_{l,i} − s · η_{l,i} · u(∇ ℓ(Φ(x), y))       trunk
+    θ_j     ← θ_j     − s · η_j     · u(∇ ℓ(C_j(φ(x)), y))  heads
+
+with u the base's direction and s the ratio of the group's ``lr`` to its first non-zero value: an algorithm that writes
+a constant learning rate into the groups changes nothing, a decaying one anneals. All parameters are updated as one flat
+vector, trunk first, then the heads of each output layer, one head after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alrao_rl.core.heads import OutputHeads
+from alrao_rl.core.rates import FeatureMap
+
+State = dict[str, Tensor]
+
+
+class Base:
+    """A base update: ``direction(g, state, layout)`` turns a flat gradient ``[N]`` into a direction ``[N]``.
+
+    ``state`` holds flat tensors ``[N]`` that start at zero and ``steps``, the number of updates of each segment.
+    """
+
+    default_lr_range: tuple[float, float]
+    buffers: tuple[str, ...] = ()
+
+    def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
+        raise NotImplementedError
+
+
+class Sgd(Base):
+    """u = g, or with momentum m: b ← m·b + g, u = b. Interval and base of the paper."""
+
+    default_lr_range = (1e-5, 10.0)
+
+    def __init__(self, momentum: float = 0.0) -> None:
+        self.momentum = _check("momentum", momentum, 0.0, 1.0)
+        self.buffers = ("momentum_buffer",) if momentum else ()
+
+    def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
+        if not self.momentum:
+            return g
+        return state["momentum_buffer"].mul_(self.momentum).add_(g)
+
+
+class Adam(Base):
+    """m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², u = m̂/(√v̂ + ε), both bias-corrected (Kingma and Ba, arXiv 1412.6980)."""
+
+    default_lr_range = (1e-6, 1e-1)
+    buffers = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        self.beta1, self.beta2 = _check("beta1", beta1, 0.0, 1.0), _check("beta2", beta2, 0.0, 1.0)
+        self.eps = _check("eps", eps, 0.0, 1.0)
+
+    def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m.lerp_(g, 1 - self.beta1)
+        v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+        correct1, correct2 = (layout.spread(1 - beta ** state["steps"]) for beta in (self.beta1, self.beta2))
+        return (m / correct1) / ((v / correct2).sqrt_() + self.eps)
+
+
+class RmsProp(Base):
+    """v ← ρv + (1−ρ)g², u = g/√(v + ε), or g/(√v + ε) with ε outside the root.
+
+    ε inside the root damps parameters with small gradients instead of amplifying them. Without bias correction, as
+    here by default, the first steps are larger: v starts at 0.
+    """
+
+    default_lr_range = (1e-6, 1e-1)
+    buffers = ("square_avg",)
+
+    def __init__(
+        self, decay: float = 0.99, eps: float = 1e-5, eps_inside: bool = True, bias_correction: bool = False
+    ) -> None:
+        self.decay, self.eps = _check("decay", decay, 0.0, 1.0), _check("eps", eps, 0.0, 1.0)
+        self.eps_inside, self.bias_correction = eps_inside, bias_correction
+
+    def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
+        v = state["square_avg"]
+        v.mul_(self.decay).addcmul_(g, g, value=1 - self.decay)
+        if self.bias_correction:
+            v = v / layout.spread(1 - self.decay ** state["steps"])
+        return g / ((v + self.eps).sqrt_() if self.eps_inside else v.sqrt() + self.eps)
+
+
+class FeatureNormalized(Base):
+    """u = g / r_i, with r_i the bias-corrected running root mean square of the gradient over feature i's parameters."""
+
+    default_lr_range = (1e-6, 1e-1)
+    buffers = ("square_avg",)
+
+    def __init__(self, beta: float = 0.99, eps: float = 1e-8) -> None:
+        self.beta, self.eps = _check("beta", beta, 0.0, 1.0), _check("eps", eps, 0.0, 1.0)
+
+    def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
+        v = state["square_avg"]
+        v.mul_(self.beta).addcmul_(g, g, value=1 - self.beta)
+        mean = layout.feature_mean(v / layout.spread(1 - self.beta ** state["steps"]))
+        return g / (mean.sqrt_() + self.eps)
+
+
+BASES: dict[str, type[Base]] = {
+    "rmsprop": RmsProp,
+    "adam": Adam,
+    "sgd": Sgd,
+    "feature-normalized": FeatureNormalized,
+}
+
+
+class Layout:
+    """Where every parameter lies in the flat vector of N numbers, and which learning rate it has.
+
+    Segment 0 is the trunk; then comes one segment for every head of every output layer.
+    """
+
+    def __init__(self, network: nn.Module, layers: list[OutputHeads]) -> None:
+        self.layers = layers
+        self.features = FeatureMap(network, skip=layers)
+        self.trunk = [parameter for parameter in self.features.index if parameter.requires_grad]
+        self.n_trunk = sum(parameter.numel() for parameter in self.trunk)
+        sizes, self.slices = [self.n_trunk], []
+        for layer in layers:
+            length = sum(parameter[0].numel() for parameter in layer.learned())
+            start = sum(sizes)
+            self.slices.append(slice(start, start + layer.n_heads * length))
+            sizes += [length] * layer.n_heads
+        self.sizes, self.numel = torch.tensor(sizes), sum(sizes)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters, in the order of :meth:`views`."""
+        return [*self.trunk, *(parameter for layer in self.layers for parameter in layer.learned())]
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The parts of a flat vector that belong to each parameter, in their shapes."""
+        views, start = [], 0
+        for parameter in self.trunk:
+            views.append(flat[start : start + parameter.numel()].view(parameter.shape))
+            start += parameter.numel()
+        for layer, where in zip(self.layers, self.slices, strict=True):
+            matrix, column = flat[where].view(layer.n_heads, -1), 0
+            for parameter in layer.learned():
+                width = parameter[0].numel()
+                views.append(matrix[:, column : column + width].unflatten(1, parameter.shape[1:]))
+                column += width
+        return views
+
+    def rates(self, feature_rates: Tensor) -> Tensor:
+        """The learning rate of every entry, ``[N]``, from those of the trunk's features, ``[n_features]``."""
+        device = feature_rates.device
+        trunk = [feature_rates[self._index(parameter).to(device)] for parameter in self.trunk]
+        heads = [layer.rates.repeat_interleave(len(range(*where.indices(self.numel))) // layer.n_heads)
+                 for layer, where in zip(self.layers, self.slices, strict=True)]  # fmt: skip
+        return torch.cat([*trunk, *heads])
+
+    def _index(self, parameter: nn.Parameter) -> Tensor:
+        return self.features.index[parameter].expand(parameter.shape).reshape(-1)
+
+    def spread(self, per_segment: Tensor) -> Tensor:
+        """One number for every segment to one for every entry: ``[S]`` to ``[N]``."""
+        self.sizes = self.sizes.to(per_segment.device)
+        return torch.repeat_interleave(per_segment, self.sizes, output_size=self.numel)
+
+    def feature_mean(self, flat: Tensor) -> Tensor:
+        """Replace every entry by the mean over its feature, ``[N]`` to ``[N]``; a head is one feature."""
+        index, count = self._feature_index(flat.device)
+        sums = torch.zeros_like(count).index_add_(0, index, flat)
+        return (sums / count)[index]
+
+    def _feature_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        cached: tuple[Tensor, Tensor] | None = getattr(self, "_cache", None)
+        if cached is None or cached[0].device != device:
+            n, heads = self.features.n_features, self.sizes[1:].cpu()
+            index = torch.cat([*(self._index(p) for p in self.trunk), n + torch.arange(len(heads)).repeat_interleave(heads)])
+            count = torch.bincount(index, minlength=n + len(heads)).clamp_min(1).float()
+            cached = self._cache = index.to(device), count.to(device)
+        return cached
+
+
+class AlraoOptimizer(torch.optim.Optimizer):
+    """The optimizer of a network made by :func:`~alrao_rl.core.convert.convert`.
+
+    ``lr`` of the parameter group acts only by its ratio to the first non-zero value it had. ``step()`` also moves the
+    averaging weights, by the evidence gathered since ``zero_grad()``, and re-clones lost heads. Its state is tensors
+    and primitives.
+
+    Args:
+        network: a converted network.
+        lr: see above; 1 unless an algorithm writes its own.
+
+    Raises:
+        ValueError: ``network`` is not a converted one.
+    """
+
+    def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
+        if not hasattr(network, "alrao_config"):
+            raise ValueError(f"{type(network).__name__} is not an Alrao network: pass it through convert() first")
+        self._network, self.config = network, network.alrao_config
+        self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
+        self._layout = Layout(network, self._layers)
+        self._base: Base = self.config.make_base()
+        self._rates = self._update = torch.empty(0)
+        self._views: list[Tensor] = []
+        super().__init__(self._layout.parameters(), {"lr": lr, "first_lr": 0.0, "n_updates": 0})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and the evidence that no step has used."""
+        super().zero_grad(set_to_none)
+        for layer in self._layers:
+            layer.drop_evidence()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of averaging weights, trunk and heads, in this order: weights judge the outputs from before."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        group = self.param_groups[0]
+        group["n_updates"] += 1
+        state = self._prepare(group)
+        gradients: list[Tensor | None] = [parameter.grad for parameter in self._layout.trunk]
+        lost = []
+        for layer in self._layers:
+            gradient, broken = self._judge(layer)
+            gradients.append(gradient)
+            lost.append(broken)
+        direction = self._direction(gradients, state)
+        torch.mul(direction, self._rates, out=self._update)
+        if (scale := self._scale(group)) != 1.0:
+            self._update.mul_(scale)
+        torch._foreach_sub_(group["params"], self._views)
+        self._reclone(state, lost, group["n_updates"])
+        for layer in self._layers:
+            layer.drop_evidence()
+        return result
+
+    def _prepare(self, group: dict[str, Any]) -> State:
+        """Make the flat buffers on first use and whenever the network has moved to another device."""
+        device = self._network.alrao_rates.device
+        if self._rates.device != device or not self._rates.numel():
+            self._rates = self._layout.rates(self._network.alrao_rates)
+            self._update = torch.empty_like(self._rates)
+            self._views = self._layout.views(self._update)
+        state: State = self.state[group["params"][0]]
+        if not state:
+            for name in self._base.buffers:
+                state[name] = torch.zeros_like(self._rates)
+            state["steps"] = torch.zeros(len(self._layout.sizes), device=device)
+        return state
+
+    @staticmethod
+    def _scale(group: dict[str, Any]) -> float:
+        """Ratio of ``lr`` to its first non-zero value; 1 before there is one."""
+        lr = float(group["lr"])
+        if not group["first_lr"] and lr:
+            group["first_lr"] = lr
+        return lr / group["first_lr"] if group["first_lr"] else 1.0
+
+    def _judge(self, layer: OutputHeads) -> tuple[Tensor | None, Tensor]:
+        """Let a layer's evidence move its weights; return its clipped gradient, flat, and which heads are broken."""
+        gradient = layer.gradient()
+        if gradient is None:
+            return None, torch.zeros_like(layer.averaging_weights, dtype=torch.bool)
+        norms = gradient.norm(dim=1)
+        broken = ~norms.isfinite()
+        gradient = torch.where(broken[:, None], 0.0, gradient)
+        layer.update_averaging(gradient)
+        if self.config.head_max_grad_norm is not None:
+            # As torch's clip_grad_norm_, for every head by itself.
+            factor = (self.config.head_max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+            gradient = gradient * torch.where(broken, 0.0, factor)[:, None]
+        return gradient.reshape(-1), broken
+
+    def _direction(self, gradients: list[Tensor | None], state: State) -> Tensor:
+        """The base's direction, ``[N]``; what received no gradient does not move and keeps its state."""
+        layout = self._layout
+        templates = [*layout.trunk, *(self._rates[where] for where in layout.slices)]
+        absent = [gradient is None for gradient in gradients]
+        g = torch.cat([
+            (torch.zeros_like(template) if gradient is None else gradient).reshape(-1)
+            for gradient, template in zip(gradients, templates, strict=True)
+        ])  # fmt: skip
+        state["steps"] += 1
+        if not any(absent):
+            return self._base.direction(g, state, layout)
+        before = {name: state[name].clone() for name in self._base.buffers}
+        direction = self._base.direction(g, state, layout)
+        keep = torch.cat([
+            torch.full((template.numel(),), missing, device=g.device)
+            for missing, template in zip(absent, templates, strict=True)
+        ])  # fmt: skip
+        for name, old in before.items():
+            state[name].copy_(torch.where(keep, old, state[name]))
+        return torch.where(keep, 0.0, direction)
+
+    def _reclone(self, state: State, lost: list[Tensor], n_updates: int) -> None:
+        """Replace heads that broke in this step, and every ``reclone_interval`` steps those without weight.
+
+        In the same step: a target network that copied a number that is not finite would keep it for ever.
+        """
+        interval = self.config.reclone_interval
+        first = 1
+        for layer, where, broken in zip(self._layers, self._layout.slices, lost, strict=True):
+            J = layer.n_heads
+            broken = broken | ~layer.flatten(layer.learned()).isfinite().all(1)
+            if interval and n_updates % interval == 0:
+                broken = broken | (layer.averaging_weights < 0.1 / J)
+            # Looking costs nothing on a CPU; on a GPU it would wait for it, so there the work is always done.
+            if broken.is_cuda or broken.any():
+                layer.reclone(broken)
+                for name in self._base.buffers:
+                    matrix = state[name][where].view(J, -1)
+                    matrix.copy_(torch.where(broken[:, None], 0.0, matrix))
+                state["steps"][first : first + J].masked_fill_(broken, 0.0)
+            first += J
+
+
+def _check(name: str, value: float, low: float, high: float) -> float:
+    if not low <= value < high:
+        raise ValueError(f"{name} is {value!r}, expected a number in [{low:g}, {high:g})")
+    return float(value)

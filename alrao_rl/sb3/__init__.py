@@ -1,0 +1,1 @@
+"""Alrao for Stable-Baselines3."""

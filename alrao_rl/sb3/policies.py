@@ -1,0 +1,252 @@
+"""Alrao policies for unmodified Stable-Baselines3: SB3's own policies, converted after they are built."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+from torch import Tensor, nn
+
+from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
+from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
+
+Options = Mapping[str, Any] | AlraoConfig | None
+
+
+class _AlraoMixin:
+    """What all Alrao policies share: options, optimizer, statistics."""
+
+    default_features_extractor_class: type = FlattenExtractor
+
+    def _take_options(self, alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keep the Alrao options and return the keywords for SB3's policy."""
+        self.alrao_options = AlraoConfig.from_options(alrao)
+        _refuse_optimizer(kwargs)
+        kwargs.setdefault("activation_fn", nn.Tanh)
+        if kwargs.get("features_extractor_class") is None:
+            kwargs["features_extractor_class"] = self.default_features_extractor_class
+        # SB3 leaves out the fully connected layers behind exactly NatureCNN; ours is the same network.
+        if kwargs.get("net_arch") is None and kwargs["features_extractor_class"] is AlraoNatureCNN:
+            kwargs["net_arch"] = []
+        return kwargs
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"alrao": self.alrao_options}  # type: ignore[misc]
+
+    def alrao_layers(self) -> dict[str, OutputHeads]:
+        """The duplicated output layers by name."""
+        raise NotImplementedError
+
+    def alrao_stats(self) -> dict[str, dict[str, Any]]:
+        """For each output layer: averaging ``weights`` ``[J]``, their ``entropy`` in nats, and the ``effective_lr``,
+        the geometric mean of the heads' learning rates, weighted by their averaging weights."""
+        return {name: layer.stats() for name, layer in self.alrao_layers().items()}
+
+
+class AlraoDQNPolicy(_AlraoMixin, DQNPolicy):
+    """DQN's policy with Alrao; see :class:`AlraoPolicy`."""
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any,
+        *args: Any, alrao: Options = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(
+                f"DQN has no actions of the kind {action_space}: expected Discrete; PPO and A2C take all kinds"
+            )
+        kwargs = _named(DQNPolicy, args, kwargs)
+        kwargs = self._take_options(alrao, kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def make_q_net(self) -> QNetwork:
+        """SB3's Q-network, its last layer duplicated."""
+        network = super().make_q_net()
+        convert(network, {_last_linear(network.q_net, "q_net"): "values"}, self.alrao_options)
+        return network
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.optimizer = AlraoOptimizer(self.q_net, lr=lr_schedule(1))
+
+    def alrao_layers(self) -> dict[str, OutputHeads]:
+        return {"q_net": self.q_net.q_net[-1]}
+
+
+class AlraoActorCriticPolicy(_AlraoMixin, ActorCriticPolicy):
+    """A2C's and PPO's policy with Alrao; see :class:`AlraoPolicy`."""
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any,
+        *args: Any, alrao: Options = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        kwargs = _named(ActorCriticPolicy, args, kwargs)
+        kwargs = self._take_options(alrao, kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    @property
+    def log_std(self) -> Tensor:
+        """log σ of a Gaussian policy: every head has its own copy, averaged as the means are."""
+        heads = self._modules.get("action_net")
+        if isinstance(heads, OutputHeads):
+            return heads.averaged_extra()
+        parameter = self._parameters.get("log_std")
+        if parameter is None:
+            raise AttributeError(f"{type(self).__name__} has no log_std: its actions are not Gaussian")
+        return parameter
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        policy = _policy_output(self.action_space)
+        log_std = self._parameters.pop("log_std", None)
+        value = Output("values", init=self._init(1.0))
+        convert(
+            self,
+            {"action_net": Output(**policy, init=self._init(0.01), extra=log_std), "value_net": value},
+            self.alrao_options,
+        )
+        self.optimizer = AlraoOptimizer(self, lr=lr_schedule(1))
+
+    def _init(self, gain: float) -> Any:
+        return partial(self.init_weights, gain=gain) if self.ortho_init else None
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """Draw a new exploration matrix (gSDE); it is noise of the average, no gradient passes through it."""
+        with torch.no_grad():
+            super().reset_noise(n_envs)
+
+    def alrao_layers(self) -> dict[str, OutputHeads]:
+        return {"action_net": self.action_net, "value_net": self.value_net}
+
+
+def _policy_output(action_space: spaces.Space) -> dict[str, Any]:
+    """How the output layer of a policy on this action space is averaged."""
+    if isinstance(action_space, spaces.Discrete):
+        return {"kind": "categorical"}
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return {"kind": "categorical", "splits": [int(n) for n in action_space.nvec]}
+    return {"kind": "bernoulli" if isinstance(action_space, spaces.MultiBinary) else "mean"}
+
+
+class AlraoPolicy:
+    """Policy without a learning rate for SB3's DQN, A2C and PPO: ``DQN(AlraoPolicy, env)``.
+
+    Every unit has its own random learning rate, the output layer is duplicated once per learning rate and the copies
+    are averaged by how well they do ("Learning with Random Learning Rates", https://arxiv.org/abs/1810.01322). The
+    algorithm's ``learning_rate`` acts only by its ratio to its first non-zero value: a constant does nothing, a
+    decaying schedule anneals.
+
+    All of the stock policy's keywords work. The default ``activation_fn`` is tanh, also for DQN: a unit whose learning
+    rate is far too large must saturate, not explode and take the units behind it along. With unbounded units (ReLU)
+    use a normalisation.
+
+    Args:
+        alrao: options as a dict, see :class:`~alrao_rl.core.AlraoConfig`:
+            ``DQN(AlraoPolicy, env, policy_kwargs=dict(alrao=dict(n_heads=20)))``.
+
+    Returns:
+        An :class:`AlraoDQNPolicy` or an :class:`AlraoActorCriticPolicy`, whichever the algorithm needs.
+
+    Raises:
+        ValueError, TypeError: with one line, for an algorithm that is not served, a bad option or an
+            ``optimizer_class``.
+    """
+
+    dqn_class: type[AlraoDQNPolicy] = AlraoDQNPolicy
+    actor_critic_class: type[AlraoActorCriticPolicy] = AlraoActorCriticPolicy
+
+    def __new__(cls, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any) -> Any:
+        _refuse_algorithm(cls.__name__)
+        # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
+        concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
+        return concrete(observation_space, action_space, *args, **kwargs)
+
+
+class AlraoDQNCnnPolicy(AlraoDQNPolicy):
+    """:class:`AlraoDQNPolicy` for images."""
+
+    default_features_extractor_class = AlraoNatureCNN
+
+
+class AlraoDQNMultiInputPolicy(AlraoDQNPolicy):
+    """:class:`AlraoDQNPolicy` for Dict observations."""
+
+    default_features_extractor_class = AlraoCombinedExtractor
+
+
+class AlraoActorCriticCnnPolicy(AlraoActorCriticPolicy):
+    """:class:`AlraoActorCriticPolicy` for images."""
+
+    default_features_extractor_class = AlraoNatureCNN
+
+
+class AlraoActorCriticMultiInputPolicy(AlraoActorCriticPolicy):
+    """:class:`AlraoActorCriticPolicy` for Dict observations."""
+
+    default_features_extractor_class = AlraoCombinedExtractor
+
+
+class AlraoCnnPolicy(AlraoPolicy):
+    """:class:`AlraoPolicy` for images, with :class:`~alrao_rl.sb3.extractors.AlraoNatureCNN`."""
+
+    dqn_class = AlraoDQNCnnPolicy
+    actor_critic_class = AlraoActorCriticCnnPolicy
+
+
+class AlraoMultiInputPolicy(AlraoPolicy):
+    """:class:`AlraoPolicy` for Dict observations, with bounded units in the image branches."""
+
+    dqn_class = AlraoDQNMultiInputPolicy
+    actor_critic_class = AlraoActorCriticMultiInputPolicy
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+# Algorithms whose policies have another structure, or that write the parameters past the optimizer.
+_NOT_SERVED = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", "QRDQN", "RecurrentPPO", "MaskablePPO", "TRPO", "ARS")
+
+
+def _refuse_algorithm(policy: str) -> None:
+    """Refuse an algorithm of another kind, known by the frame that builds the policy: SB3 passes it no name."""
+    frame = sys._getframe(2)
+    for _ in range(4):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, BaseAlgorithm):
+            name = next((base.__name__ for base in type(caller).__mro__ if base.__name__ in _NOT_SERVED), None)
+            if name is not None:
+                raise ValueError(f"{policy} does not serve {name}: expected DQN, A2C or PPO")
+            return
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+
+
+def _refuse_optimizer(kwargs: dict[str, Any]) -> None:
+    """Drop the optimizer that an algorithm puts into ``policy_kwargs`` by itself; refuse a user's own."""
+    optimizer_class, options = kwargs.pop("optimizer_class", None), kwargs.pop("optimizer_kwargs", None) or {}
+    from_a2c = optimizer_class is torch.optim.RMSprop and set(options) == {"alpha", "eps", "weight_decay"}
+    default = optimizer_class in (None, torch.optim.Adam) and set(options) <= {"eps"}
+    if not from_a2c and not default:
+        name = getattr(optimizer_class, "__name__", optimizer_class)
+        raise ValueError(
+            f"optimizer_class={name} with {options} has no effect on an Alrao policy: choose the base update instead, "
+            "policy_kwargs=dict(alrao=dict(base='rmsprop')) or 'adam', 'sgd', 'feature-normalized'"
+        )
+
+
+def _named(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional arguments behind ``lr_schedule`` as keywords."""
+    code = cls.__init__.__code__  # type: ignore[misc]
+    names = code.co_varnames[4 : code.co_argcount]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _last_linear(module: nn.Sequential, prefix: str) -> str:
+    return f"{prefix}.{len(module) - 1}"
