@@ -20,12 +20,14 @@ _NAMES = {
     "Output": "alrao_rl.core",
     "convert": "alrao_rl.core",
     "load_agent": "alrao_rl.agent",
+    "save_agent": "alrao_rl.agent",
 }
 
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
     from alrao_rl.agent import load_agent as load_agent
+    from alrao_rl.agent import save_agent as save_agent
     from alrao_rl.core import AlraoConfig as AlraoConfig
     from alrao_rl.core import AlraoOptimizer as AlraoOptimizer
     from alrao_rl.core import Output as Output

@@ -40,6 +40,13 @@ class Evidence:
     """``[J]`` each: −∂ℓ/∂a_j of the average branch; they add up."""
     gradient: Tensor | None = None
     """``[J, P]``: gradient of every head."""
+    arrived: dict[int, Tensor] = field(default_factory=dict)
+    """``[J, …]`` each: what has arrived of ``gradient``, by the number of the parameter."""
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.residual = self.nll = self.loss = self.gradient = None
+        self.gains, self.arrived = [], {}
 
 
 class Uniform(nn.Module):

@@ -29,7 +29,8 @@ class AlraoConfig:
             ``uniform``, or a dict with the name under ``rule`` and its options beside it.
         policy_averaging: averaging rule of policies, given in the same way. A policy has no label, so ``switch`` and
             ``bayes`` do not serve it.
-        head_max_grad_norm: every head's gradient is clipped to this norm by itself; None leaves it.
+        head_max_grad_norm: every head's gradient is clipped to this norm by itself; None leaves it. ``"auto"`` is the
+            algorithm's own ``max_grad_norm``, as if each head alone were the output (None outside of SB3).
         reclone_interval: every so many updates, heads with a weight below 0.1/J are re-cloned from the average; 0
             re-clones only heads that are not finite.
         seed: seed of rates and heads; None derives it from torch's global generator, without advancing that.
@@ -44,7 +45,7 @@ class AlraoConfig:
     base_kwargs: Mapping[str, Any] = field(default_factory=dict)
     value_averaging: str | Mapping[str, Any] = "whiteness"
     policy_averaging: str | Mapping[str, Any] = "exponentiated-gradient"
-    head_max_grad_norm: float | None = 0.5
+    head_max_grad_norm: float | str | None = "auto"
     reclone_interval: int = 100
     seed: int | None = None
 
@@ -56,8 +57,10 @@ class AlraoConfig:
         if self.lr_range is not None:
             object.__setattr__(self, "lr_range", _interval(self.lr_range))
         norm = self.head_max_grad_norm
-        if norm is not None and not (_is_number(norm) and norm > 0):
-            raise ValueError(f"alrao.head_max_grad_norm is {norm!r}, expected a positive number or None")
+        if norm not in (None, "auto") and not (_is_number(norm) and norm > 0):
+            raise ValueError(f"alrao.head_max_grad_norm is {norm!r}, expected a positive number, None or 'auto'")
+        if _is_number(norm):
+            object.__setattr__(self, "head_max_grad_norm", float(norm))  # type: ignore[arg-type]
         _one_of("alrao.base", self.base, BASES)
         _options(f"alrao.base_kwargs of {self.base!r}", BASES[self.base], self.base_kwargs)
         self.make_base()

@@ -8,6 +8,7 @@ a_j from how well each head has been doing (averaging.py). Shapes: J heads, B ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,26 +22,26 @@ from alrao_rl.core.rates import head_rates
 
 
 def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
-    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[J, …, K]`` and ``[J]`` to ``[…, K]``."""
-    return _log_mean_exp(torch.log_softmax(logits, -1), weights)
+    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[…, J, K]`` and ``[J]`` to ``[…, K]``."""
+    return _weighted(torch.softmax(logits, -1), weights).clamp_min(_TINY).log()
 
 
 def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[J, …, K]`` and ``[J]`` to ``[…, K]``."""
-    return _log_mean_exp(F.logsigmoid(logits), weights) - _log_mean_exp(F.logsigmoid(-logits), weights)
+    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[…, J, K]`` and ``[J]`` to ``[…, K]``."""
+    yes, no = _weighted(torch.sigmoid(logits), weights), _weighted(torch.sigmoid(-logits), weights)
+    return yes.clamp_min(_TINY).log() - no.clamp_min(_TINY).log()
 
 
-def mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ_j a_j values_j; ``[J, …]`` and ``[J]`` to ``[…]``."""
-    return torch.tensordot(weights, values, 1)
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights[:, None]).sum(-2)
 
 
-def _log_mean_exp(logs: Tensor, weights: Tensor) -> Tensor:
-    # Not logsumexp(log a + logs): its gradient with respect to a weight of 0 would be 0/0.
-    top = logs.detach().amax(0)
-    return torch.tensordot(weights, torch.exp(logs - top), 1).clamp_min(torch.finfo(logs.dtype).tiny).log() + top
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all is well, where looking is free: on a GPU, which would have to be waited for, always False."""
+    return not tensor.is_cuda and math.isfinite(tensor.detach().sum().item())
 
 
+_TINY = torch.finfo(torch.float32).tiny
 KINDS = ("values", "categorical", "bernoulli", "mean")
 
 
@@ -98,7 +99,6 @@ class OutputHeads(nn.Module):
             self.rule.prepare(self.flatten([p for p in self.learned()]).shape[1])
         self.to(layer.weight)
         self.evidence = Evidence()
-        self._gradients: dict[str, Tensor] = {}
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, kind={self.kind!r}"
@@ -108,54 +108,69 @@ class OutputHeads(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Average the heads' outputs: ``[…, I]`` to ``[…, O]``."""
         if not torch.is_grad_enabled():
-            return self._mix(self._outputs(features, self.weight, self.bias))[0]
+            return self._average(features)
         self._catch_gradients()
-        own = self._outputs(features.detach(), self.weight, self.bias)
-        if features.requires_grad or self.rule.uses == "gains":
-            bias = None if self.bias is None else self.bias.detach()
-            average = self._average(self._outputs(features, self.weight.detach(), bias))
-        else:
-            average = self._average(own.detach())
-        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), own]), [self])
+        own = self._outputs(features.detach(), self.weight, self.bias).movedim(-2, 0)
+        return HeadwiseTensor.wrap(torch.cat([self._average(features).unsqueeze(0), own]), [self])
 
     def averaged_extra(self) -> Tensor:
         """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
         if self.extra is None:
             raise AttributeError("this output layer has no extra parameter")
+        extra, weights = self._usable(self.extra)
+        average = self._collapse(extra, weights)
         if not torch.is_grad_enabled():
-            return self._mix(self.extra, kind="mean")[0]
+            return average
         self._catch_gradients()
-        average = self._average(self.extra.detach(), kind="mean")
         return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self.extra]), [self])
 
+    def _average(self, features: Tensor) -> Tensor:
+        """Φ as a function of the features and of a, the heads' parameters detached: ``[…, I]`` to ``[…, O]``."""
+        weight, bias, weights = self._usable(self.weight, self.bias)
+        if self.kind in ("values", "mean"):
+            # Averaging outputs is averaging parameters: one layer instead of J.
+            return F.linear(features, self._collapse(weight, weights), self._collapse(bias, weights))
+        outputs = self._outputs(features, weight, bias)
+        if self.kind == "bernoulli":
+            return mix_bernoulli(outputs, weights)
+        if len(self.splits) == 1:
+            return mix_logits(outputs, weights)
+        return torch.cat([mix_logits(part, weights) for part in outputs.split(self.splits, -1)], -1)
+
     def _outputs(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Outputs of every head, ``[J, …, O]``, by one matrix product."""
+        """Outputs of every head, ``[…, J, O]``, by one matrix product."""
         n, out = self.n_heads, self.out_features
         flat = F.linear(features, weight.reshape(n * out, -1), None if bias is None else bias.reshape(n * out))
-        return flat.unflatten(-1, (n, out)).movedim(-2, 0)
+        return flat.unflatten(-1, (n, out))
 
-    def _average(self, outputs: Tensor, kind: str | None = None) -> Tensor:
-        average, weights = self._mix(outputs, kind)
-        if weights.requires_grad:
-            weights.register_hook(lambda gradient: self.evidence.gains.append(-gradient))
-        return average
+    def _collapse(self, parameter: Tensor | None, weights: Tensor) -> Any:
+        """Σ_j a_j θ_j: ``[J, …]`` to ``[…]``."""
+        if parameter is None:
+            return None
+        return (weights @ parameter.reshape(self.n_heads, -1)).view(parameter.shape[1:])
 
-    def _mix(self, outputs: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
-        """The average of ``[J, …, O]`` and the weights it was made with, without heads that are not finite."""
-        kind = kind or self.kind
-        finite = outputs.detach().isfinite().flatten(1).all(1)
-        weights = self.averaging_weights.detach() * finite
-        weights = weights / weights.sum()
-        # All heads with weight may be lost at once: then the other finite ones share it.
-        weights = torch.where(weights.isfinite(), weights, finite / finite.sum().clamp_min(1))
-        outputs = torch.where(finite.reshape(-1, *(1,) * (outputs.dim() - 1)), outputs, 0.0)
+    def _usable(self, *parameters: Tensor | None) -> tuple[Any, ...]:
+        """The parameters, detached, and averaging weights, without heads that are not finite.
+
+        When the loss decides on a, the weights are a leaf whose gradient is kept as evidence.
+        """
+        detached = [None if parameter is None else parameter.detach() for parameter in parameters]
+        weights = self.averaging_weights.detach()
+        if not all(parameter is None or all_finite(parameter) for parameter in detached):
+            finite = self.flatten([p for p in detached if p is not None]).isfinite().all(1)
+            weights = self._without(weights, finite)
+            detached = [None if p is None else torch.where(_per_head(finite, p), p, 0.0) for p in detached]
         if self.rule.uses == "gains" and torch.is_grad_enabled():
-            weights.requires_grad_()
-        if kind == "categorical":
-            parts = outputs.split(self.splits, -1) if len(self.splits) > 1 else [outputs]
-            mixed = [mix_logits(part, weights) for part in parts]
-            return mixed[0] if len(mixed) == 1 else torch.cat(mixed, -1), weights
-        return (mix_bernoulli if kind == "bernoulli" else mean)(outputs, weights), weights
+            weights = weights.clone().requires_grad_()
+            weights.register_hook(lambda gradient: self.evidence.gains.append(-gradient))
+        return *detached, weights
+
+    @staticmethod
+    def _without(weights: Tensor, finite: Tensor) -> Tensor:
+        """Share the weight of heads that are not finite among the others, by their weights if they have any."""
+        kept = weights * finite
+        kept = kept / kept.sum()
+        return torch.where(kept.isfinite(), kept, finite / finite.sum().clamp_min(1))
 
     # --- what arrives in the backward pass --------------------------------------------------------------------------
 
@@ -180,17 +195,16 @@ class OutputHeads(nn.Module):
     def _take_gradient(self, parameter: Tensor) -> None:
         for i, mine in enumerate(self.learned()):
             if mine is parameter and parameter.grad is not None:
-                before = self._gradients.get(str(i))
-                self._gradients[str(i)] = parameter.grad if before is None else before + parameter.grad
+                before = self.evidence.arrived.get(i)
+                self.evidence.arrived[i] = parameter.grad if before is None else before + parameter.grad
         parameter.grad = None
 
     def gradient(self) -> Tensor | None:
         """The gradients that have arrived, ``[J, P]``; None if there are none."""
-        if not self._gradients:
+        arrived = self.evidence.arrived
+        if not arrived:
             return None
-        found = [self._gradients.get(str(i)) for i in range(len(self.learned()))]
-        learned = self.learned()
-        return self.flatten([torch.zeros_like(p) if g is None else g for p, g in zip(learned, found, strict=True)])
+        return self.flatten([arrived.get(i, torch.zeros_like(p)) for i, p in enumerate(self.learned())])
 
     def watch(self, branches: Tensor, losses: Tensor, is_likelihood: bool = False) -> None:
         """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
@@ -210,8 +224,7 @@ class OutputHeads(nn.Module):
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
-        self.evidence = Evidence()
-        self._gradients = {}
+        self.evidence.clear()
 
     # --- updates ----------------------------------------------------------------------------------------------------
 
@@ -219,8 +232,7 @@ class OutputHeads(nn.Module):
     def update_averaging(self, gradient: Tensor) -> None:
         """Move the averaging weights by the evidence of this step, judged on outputs from before the step."""
         self.evidence.gradient = gradient
-        updated = self.rule.step(self.averaging_weights, self.evidence)
-        self.averaging_weights.copy_(torch.where(updated.isfinite().all(), updated, self.averaging_weights))
+        self.averaging_weights.copy_(self.rule.step(self.averaging_weights, self.evidence))
 
     @torch.no_grad()
     def reclone(self, lost: Tensor) -> None:
@@ -230,24 +242,26 @@ class OutputHeads(nn.Module):
         """
         learned = self.learned()
         finite = self.flatten(learned).isfinite().all(1)
-        weights = self.averaging_weights * finite
-        weights = weights / weights.sum()
-        weights = torch.where(weights.isfinite(), weights, finite / finite.sum().clamp_min(1))
+        weights = self._without(self.averaging_weights, finite)
         for parameter in learned:
-            mask = (self.n_heads, *(1,) * (parameter.dim() - 1))
-            average = mean(torch.where(finite.reshape(mask), parameter, 0.0), weights)
-            parameter.copy_(torch.where(lost.reshape(mask), average, parameter))
+            average = self._collapse(torch.where(_per_head(finite, parameter), parameter, 0.0), weights)
+            parameter.copy_(torch.where(_per_head(lost, parameter), average, parameter))
         self.rule.forget(lost)
 
     def stats(self) -> dict[str, Any]:
-        """Averaging weights ``[J]``, their entropy in nats, and the effective learning rate Π_j η_j^{a_j}."""
+        """Averaging weights and rates ``[J]``, the weights' entropy in nats, the effective learning rate Π_j η_j^{a_j}."""
         weights = self.averaging_weights.detach().double().cpu()
         rates = self.rates.double().cpu()
         return {
             "weights": weights.numpy(),
+            "rates": rates.numpy(),
             "entropy": float(torch.special.entr(weights).sum()),
             "effective_lr": float(torch.exp((weights * rates.log()).sum())),
         }
+
+
+def _per_head(mask: Tensor, parameter: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1,) * (parameter.dim() - 1))
 
 
 def _fresh(layer: nn.Linear, init: Callable[[nn.Linear], object] | None) -> nn.Linear:

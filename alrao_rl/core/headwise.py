@@ -339,7 +339,9 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     if options.keys() & {"weight", "reduce", "size_average"}:
         return _by_vmap(func, (*values,), options)
     reduction = options.pop("reduction", "mean")
-    shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
+    shape = values[0].shape
+    if shape != values[1].shape:
+        shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
     left, right = (_full_branches(value, first.branches.shape[0], shape) for value in values)
     result = _like(func(left, right, **options, reduction="none"), first)
     layers = [layer for layer in first.parts if layer.rule.uses == "losses"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alrao_rl.core.heads import OutputHeads
+from alrao_rl.core.heads import OutputHeads, all_finite
 from alrao_rl.core.rates import FeatureMap
 
 State = dict[str, Tensor]
@@ -265,62 +265,61 @@ class AlraoOptimizer(torch.optim.Optimizer):
             group["first_lr"] = lr
         return lr / group["first_lr"] if group["first_lr"] else 1.0
 
-    def _judge(self, layer: OutputHeads) -> tuple[Tensor | None, Tensor]:
+    def _judge(self, layer: OutputHeads) -> tuple[Tensor | None, Tensor | None]:
         """Let a layer's evidence move its weights; return its clipped gradient, flat, and which heads are broken."""
         gradient = layer.gradient()
         if gradient is None:
-            return None, torch.zeros_like(layer.averaging_weights, dtype=torch.bool)
-        norms = gradient.norm(dim=1)
-        broken = ~norms.isfinite()
-        gradient = torch.where(broken[:, None], 0.0, gradient)
+            return None, None
+        norms, broken = gradient.norm(dim=1), None
+        if not all_finite(norms):
+            broken = ~norms.isfinite()
+            gradient = torch.where(broken[:, None], 0.0, gradient)
+            norms = torch.where(broken, 0.0, norms)
         layer.update_averaging(gradient)
-        if self.config.head_max_grad_norm is not None:
+        if isinstance(limit := self.config.head_max_grad_norm, float):
             # As torch's clip_grad_norm_, for every head by itself.
-            factor = (self.config.head_max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-            gradient = gradient * torch.where(broken, 0.0, factor)[:, None]
-        return gradient.reshape(-1), broken
+            factor = (limit / (norms + 1e-6)).clamp_(max=1.0)
+            gradient = gradient * factor[:, None]
+        return gradient.view(-1), broken
 
     def _direction(self, gradients: list[Tensor | None], state: State) -> Tensor:
         """The base's direction, ``[N]``; what received no gradient does not move and keeps its state."""
         layout = self._layout
-        templates = [*layout.trunk, *(self._rates[where] for where in layout.slices)]
-        absent = [gradient is None for gradient in gradients]
-        g = torch.cat([
-            (torch.zeros_like(template) if gradient is None else gradient).reshape(-1)
-            for gradient, template in zip(gradients, templates, strict=True)
-        ])  # fmt: skip
         state["steps"] += 1
-        if not any(absent):
-            return self._base.direction(g, state, layout)
-        before = {name: state[name].clone() for name in self._base.buffers}
-        direction = self._base.direction(g, state, layout)
-        keep = torch.cat([
-            torch.full((template.numel(),), missing, device=g.device)
-            for missing, template in zip(absent, templates, strict=True)
+        if all(gradient is not None for gradient in gradients):
+            return self._base.direction(torch.cat([g.reshape(-1) for g in gradients]), state, layout)  # type: ignore[union-attr]
+        sizes = [p.numel() for p in layout.trunk] + [len(self._rates[where]) for where in layout.slices]
+        zeros = [self._rates.new_zeros(size) if g is None else g.reshape(-1) for g, size in zip(gradients, sizes, strict=True)]
+        absent = torch.cat([
+            torch.full((size,), g is None, device=self._rates.device) for g, size in zip(gradients, sizes, strict=True)
         ])  # fmt: skip
+        before = {name: state[name].clone() for name in self._base.buffers}
+        direction = self._base.direction(torch.cat(zeros), state, layout)
         for name, old in before.items():
-            state[name].copy_(torch.where(keep, old, state[name]))
-        return torch.where(keep, 0.0, direction)
+            state[name].copy_(torch.where(absent, old, state[name]))
+        return torch.where(absent, 0.0, direction)
 
-    def _reclone(self, state: State, lost: list[Tensor], n_updates: int) -> None:
+    def _reclone(self, state: State, broken: list[Tensor | None], n_updates: int) -> None:
         """Replace heads that broke in this step, and every ``reclone_interval`` steps those without weight.
 
         In the same step: a target network that copied a number that is not finite would keep it for ever.
         """
         interval = self.config.reclone_interval
+        due = bool(interval) and n_updates % interval == 0
+        if not due and all(one is None for one in broken) and all_finite(self._update):
+            return
         first = 1
-        for layer, where, broken in zip(self._layers, self._layout.slices, lost, strict=True):
+        for layer, where, lost in zip(self._layers, self._layout.slices, broken, strict=True):
             J = layer.n_heads
-            broken = broken | ~layer.flatten(layer.learned()).isfinite().all(1)
-            if interval and n_updates % interval == 0:
-                broken = broken | (layer.averaging_weights < 0.1 / J)
-            # Looking costs nothing on a CPU; on a GPU it would wait for it, so there the work is always done.
-            if broken.is_cuda or broken.any():
-                layer.reclone(broken)
-                for name in self._base.buffers:
-                    matrix = state[name][where].view(J, -1)
-                    matrix.copy_(torch.where(broken[:, None], 0.0, matrix))
-                state["steps"][first : first + J].masked_fill_(broken, 0.0)
+            not_finite = ~layer.flatten(layer.learned()).isfinite().all(1)
+            lost = not_finite if lost is None else lost | not_finite
+            if due:
+                lost = lost | (layer.averaging_weights < 0.1 / J)
+            layer.reclone(lost)
+            for name in self._base.buffers:
+                matrix = state[name][where].view(J, -1)
+                matrix.copy_(torch.where(lost[:, None], 0.0, matrix))
+            state["steps"][first : first + J].masked_fill_(lost, 0.0)
             first += J
 
 

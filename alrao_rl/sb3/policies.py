@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,14 +22,18 @@ from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 Options = Mapping[str, Any] | AlraoConfig | None
 
 
-class _AlraoMixin:
+class AlraoPolicyMixin:
     """What all Alrao policies share: options, optimizer, statistics."""
 
     default_features_extractor_class: type = FlattenExtractor
 
     def _take_options(self, alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keep the Alrao options and return the keywords for SB3's policy."""
-        self.alrao_options = AlraoConfig.from_options(alrao)
+        config, algorithm = AlraoConfig.from_options(alrao), _calling_algorithm()
+        if config.head_max_grad_norm == "auto":
+            config = replace(config, head_max_grad_norm=getattr(algorithm, "max_grad_norm", None))
+        self.alrao_options = config
+        _refuse_algorithm(type(self).__name__, algorithm)
         _refuse_optimizer(kwargs)
         kwargs.setdefault("activation_fn", nn.Tanh)
         if kwargs.get("features_extractor_class") is None:
@@ -46,12 +51,15 @@ class _AlraoMixin:
         raise NotImplementedError
 
     def alrao_stats(self) -> dict[str, dict[str, Any]]:
-        """For each output layer: averaging ``weights`` ``[J]``, their ``entropy`` in nats, and the ``effective_lr``,
-        the geometric mean of the heads' learning rates, weighted by their averaging weights."""
+        """How the heads of each output layer do.
+
+        For each: averaging ``weights`` ``[J]``, the heads' ``rates`` ``[J]``, the ``entropy`` of the weights in nats,
+        and the ``effective_lr``, the geometric mean of the rates, weighted by the averaging weights.
+        """
         return {name: layer.stats() for name, layer in self.alrao_layers().items()}
 
 
-class AlraoDQNPolicy(_AlraoMixin, DQNPolicy):
+class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
     """DQN's policy with Alrao; see :class:`AlraoPolicy`."""
 
     def __init__(
@@ -80,7 +88,7 @@ class AlraoDQNPolicy(_AlraoMixin, DQNPolicy):
         return {"q_net": self.q_net.q_net[-1]}
 
 
-class AlraoActorCriticPolicy(_AlraoMixin, ActorCriticPolicy):
+class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
     """A2C's and PPO's policy with Alrao; see :class:`AlraoPolicy`."""
 
     def __init__(
@@ -163,7 +171,7 @@ class AlraoPolicy:
     actor_critic_class: type[AlraoActorCriticPolicy] = AlraoActorCriticPolicy
 
     def __new__(cls, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any) -> Any:
-        _refuse_algorithm(cls.__name__)
+        _refuse_algorithm(cls.__name__, _calling_algorithm())
         # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
         concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
         return concrete(observation_space, action_space, *args, **kwargs)
@@ -213,19 +221,24 @@ class AlraoMultiInputPolicy(AlraoPolicy):
 _NOT_SERVED = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", "QRDQN", "RecurrentPPO", "MaskablePPO", "TRPO", "ARS")
 
 
-def _refuse_algorithm(policy: str) -> None:
-    """Refuse an algorithm of another kind, known by the frame that builds the policy: SB3 passes it no name."""
-    frame = sys._getframe(2)
-    for _ in range(4):
+def _calling_algorithm() -> BaseAlgorithm | None:
+    """The SB3 algorithm that is building this policy, which passes neither itself nor its name; None without one."""
+    frame = sys._getframe(1)
+    for _ in range(10):
         caller = frame.f_locals.get("self")
         if isinstance(caller, BaseAlgorithm):
-            name = next((base.__name__ for base in type(caller).__mro__ if base.__name__ in _NOT_SERVED), None)
-            if name is not None:
-                raise ValueError(f"{policy} does not serve {name}: expected DQN, A2C or PPO")
-            return
+            return caller
         if frame.f_back is None:
-            return
+            break
         frame = frame.f_back
+    return None
+
+
+def _refuse_algorithm(policy: str, algorithm: BaseAlgorithm | None) -> None:
+    """Refuse an algorithm of another kind."""
+    name = next((base.__name__ for base in type(algorithm).__mro__ if base.__name__ in _NOT_SERVED), None)
+    if name is not None:
+        raise ValueError(f"{policy} does not serve {name}: expected DQN, A2C or PPO")
 
 
 def _refuse_optimizer(kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,44 @@
+# README commands. Needs Python 3.11 or newer and git; everything else goes into .venv.
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train install install-test test test-long lint figures clean
+
+train: .venv/installed ## Train DQN without a learning rate on CartPole
+	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1
+
+install: .venv/installed ## Set up .venv
+
+install-test: .venv/installed-test
+
+test: .venv/installed-test lint ## Lint, types, fast and slow tests
+	$(PY) -m pytest -n 2
+
+test-long: .venv/installed-test ## Tests of minutes each
+	$(PY) -m pytest -n 2 -m long
+
+lint: .venv/installed-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+figures: .venv/installed-test ## Remake the README's figure from results/defaults/runs.csv
+	$(PY) results/defaults/figure.py
+
+# torch first and alone: with it in place nothing pulls another build of it.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} found, expected 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,283 @@
+"""Agents on disk: weights as safetensors, everything else as JSON. Loading executes nothing from the files.
+
+``NAME.safetensors`` is the whole agent: the policy's state, where observations are normalised their running statistics,
+and in its header the algorithm, the spaces, the options and a hash of the weights. ``NAME.json`` is a copy of that header
+for people. One file, replaced at once, cannot be half of one agent and half of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors.torch import load, save
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+from alrao_rl import recipes
+from alrao_rl.errors import UserError
+from alrao_rl.runs import read_json, write_atomically
+from alrao_rl.sb3.policies import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy
+
+FORMAT = "alrao-rl agent 1"
+_HEADER = "alrao-rl"
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"dqn": DQN, "a2c": A2C, "ppo": PPO}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky-relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+}
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def policy_class(agent: recipes.Agent, observation_space: spaces.Space) -> Any:
+    """The policy for an agent on these observations: plain, image or Dict; Alrao's class or the name of SB3's."""
+    from stable_baselines3.common.preprocessing import is_image_space
+
+    if isinstance(observation_space, spaces.Dict):
+        return AlraoMultiInputPolicy if agent.policy == "alrao" else "MultiInputPolicy"
+    if is_image_space(observation_space):
+        return AlraoCnnPolicy if agent.policy == "alrao" else "CnnPolicy"
+    return AlraoPolicy if agent.policy == "alrao" else "MlpPolicy"
+
+
+def policy_kwargs(agent: recipes.Agent, observation_space: spaces.Space) -> dict[str, Any]:
+    """Keywords of the policy in the form SB3 takes."""
+    kwargs: dict[str, Any] = agent.policy_options.model_dump(exclude_none=True)
+    if "activation_fn" in kwargs:
+        kwargs["activation_fn"] = ACTIVATIONS[kwargs["activation_fn"]]
+    if agent.algo == "dqn":
+        for name in ("ortho_init", "log_std_init", "share_features_extractor"):
+            if name in kwargs:
+                raise UserError(f"policy_options.{name} is for a2c and ppo, DQN's policy does not take it")
+        if isinstance(kwargs.get("net_arch"), dict):
+            raise UserError("policy_options.net_arch of DQN is a list of widths, such as [64, 64]")
+    if not isinstance(policy_class(agent, observation_space), str) and agent.policy == "alrao":
+        options = agent.alrao.model_dump(exclude_none=True)
+        if options.get("head_max_grad_norm") == "none":
+            options["head_max_grad_norm"] = None
+        kwargs["alrao"] = options
+    return kwargs
+
+
+def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu") -> BaseAlgorithm:
+    """Make the SB3 algorithm of an agent on a vectorised environment.
+
+    Raises:
+        UserError: SB3 or Alrao refuses a value or the environment's spaces, with their reason on one line.
+    """
+    if agent.algo == "dqn" and not isinstance(env.action_space, spaces.Discrete):
+        raise UserError(
+            f"DQN cannot act in {env.action_space}: it takes Discrete actions only; use --algo ppo or --algo a2c"
+        )
+    kwargs = dict(agent.hyperparameters)
+    try:
+        return ALGORITHMS[agent.algo](
+            policy_class(agent, env.observation_space),
+            env,
+            seed=seed,
+            device=device,
+            policy_kwargs=policy_kwargs(agent, env.observation_space),
+            **kwargs,
+        )
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise UserError(lines[0] if lines else f"{type(error).__name__} while building the agent") from error
+
+
+class _SpacesOnly(gym.Env[Any, Any]):
+    """An environment that has spaces and nothing else, to build a model on that only predicts."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        raise RuntimeError("this agent was loaded without an environment: call model.set_env(env) before learning")
+
+
+# --- saving and loading ---------------------------------------------------------------------------------------------
+
+
+def save_agent(model: BaseAlgorithm, agent: recipes.Agent, path: Path, **facts: Any) -> None:
+    """Write ``path``.safetensors and ``path``.json; ``facts`` (scores, timestep) go into both headers."""
+    tensors = {f"policy.{name}": tensor.contiguous() for name, tensor in model.policy.state_dict().items()}
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None and normalizer.norm_obs:
+        for key, statistics in _statistics(normalizer).items():
+            tensors[f"normalization.{key}.mean"] = torch.as_tensor(statistics.mean)
+            tensors[f"normalization.{key}.var"] = torch.as_tensor(statistics.var)
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    description = {
+        "format": FORMAT,
+        "sha256": _digest(save(tensors)),
+        "agent": agent.model_dump(exclude_none=True),
+        "observation_space": encode_space(model.observation_space),
+        "action_space": encode_space(model.action_space),
+        **facts,
+    }
+    data = save(tensors, metadata={_HEADER: json.dumps(description)})
+    write_atomically(path.with_suffix(".safetensors"), data)
+    write_atomically(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
+
+
+def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> BaseAlgorithm:
+    """Load a trained agent as an SB3 model. Nothing from the files is executed.
+
+    Args:
+        run: a run folder, or the path of an agent's ``.safetensors`` file.
+        which: ``"agent"``, the best one of the run, or ``"last"``.
+        device: torch device.
+
+    Returns:
+        An SB3 model for ``predict``, which takes raw observations even if the agent was trained on normalised ones.
+        To train it on, give it an environment with ``set_env``.
+
+    Raises:
+        UserError: there is no such agent, or the file is truncated or not ours.
+    """
+    path = Path(run)
+    path = path if path.suffix == ".safetensors" else path / f"{which}.safetensors"
+    description, tensors = read_agent(path)
+    try:
+        agent = recipes.Agent.model_validate(description["agent"])
+        observations = decode_space(description["observation_space"])
+        actions = decode_space(description["action_space"])
+        model = build(_small(agent), DummyVecEnv([lambda: _SpacesOnly(observations, actions)]), seed=None, device=device)
+        policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
+        model.policy.load_state_dict(policy)
+    except Exception as error:  # whatever a foreign file may hold
+        raise UserError(f"{path} is not a complete agent: {type(error).__name__}: {_first_line(error)}") from None
+    model.policy.set_training_mode(False)
+    _predict_raw(model, tensors)
+    return model
+
+
+def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The description and the tensors of an agent's file, checked against their hash.
+
+    Raises:
+        UserError: no such file, truncated, damaged or not ours.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        status = path.parent / "status.json"
+        state = f"; the run's state is {read_json(status).get('state')!r}" if status.exists() else ""
+        raise UserError(f"cannot read the agent {path}: {error.strerror}{state}") from None
+    try:
+        length = int.from_bytes(data[:8], "little")
+        description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER])
+        tensors = load(data)
+    except Exception:
+        raise UserError(f"{path} is not an agent of alrao-rl, or it is truncated") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{path} is not an agent of this version: expected the format {FORMAT!r}")
+    if _digest(data) != description.get("sha256"):
+        raise UserError(f"{path} is damaged: the hash of its weights is not the one it was saved with")
+    return description, tensors
+
+
+def _digest(data: bytes) -> str:
+    """Hash of the tensors in a safetensors file: what follows its header."""
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+
+
+def _small(agent: recipes.Agent) -> recipes.Agent:
+    """The same agent without a replay buffer of its training size: it is loaded to act."""
+    if agent.algo != "dqn":
+        return agent
+    return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+    rms = normalizer.obs_rms
+    return dict(rms) if isinstance(rms, dict) else {"": rms}
+
+
+def _predict_raw(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None:
+    """Let ``predict`` normalise what it is given, if the agent was trained on normalised observations."""
+    means = {name.split(".")[1]: value.numpy() for name, value in tensors.items() if name.endswith(".mean") and name.startswith("normalization.")}
+    if not means:
+        return
+    scales = {key: np.sqrt(tensors[f"normalization.{key}.var"].numpy() + 1e-8) for key in means}
+    plain: Callable[..., Any] = model.predict
+
+    def predict(observation: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(observation, dict):
+            observation = {key: normalize(value, key) if key in means else value for key, value in observation.items()}
+        else:
+            observation = normalize(observation, "")
+        return plain(observation, *args, **kwargs)
+
+    def normalize(value: Any, key: str) -> Any:
+        return np.clip((value - means[key]) / scales[key], -10.0, 10.0).astype(np.float32)
+
+    model.predict = predict  # type: ignore[method-assign]
+
+
+# --- spaces ---------------------------------------------------------------------------------------------------------
+
+
+def encode_space(space: spaces.Space) -> dict[str, Any]:
+    """A Gymnasium space as JSON."""
+    if isinstance(space, spaces.Box):
+        return {"type": "Box", "dtype": str(space.dtype), "shape": list(space.shape), **_bounds(space)}
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": np.asarray(space.n).tolist()}
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": {key: encode_space(inner) for key, inner in space.spaces.items()}}
+    raise UserError(f"cannot save an agent with a {type(space).__name__} space")
+
+
+def _bounds(space: spaces.Box) -> dict[str, Any]:
+    """Bounds of a Box; one number where all are equal. Infinities as JSON strings."""
+
+    def encode(bound: np.ndarray[Any, Any]) -> Any:
+        values = bound.reshape(-1).tolist()
+        values = [value if np.isfinite(value) else str(value) for value in values]
+        return values[0] if values and all(value == values[0] for value in values) else values
+
+    return {"low": encode(space.low), "high": encode(space.high)}
+
+
+def decode_space(data: dict[str, Any]) -> spaces.Space:
+    """The Gymnasium space that :func:`encode_space` wrote."""
+    kind = data["type"]
+    if kind == "Box":
+        shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
+        ends = [np.broadcast_to(np.asarray(data[end], dtype=np.float64).reshape(-1), (int(np.prod(shape)),)) for end in ("low", "high")]
+        return spaces.Box(*(end.reshape(shape).astype(dtype) for end in ends), dtype=dtype.type)  # type: ignore[arg-type]
+    if kind == "Discrete":
+        return spaces.Discrete(data["n"], start=data["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(data["nvec"], start=data["start"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(data["n"])
+    if kind == "Dict":
+        return spaces.Dict({key: decode_space(inner) for key, inner in data["spaces"].items()})
+    raise ValueError(f"unknown space {kind!r}")

@@ -1,0 +1,428 @@
+"""Recipes: agents/*.toml and envs/*.toml, found, read, merged and checked.
+
+An agent file holds an algorithm, a policy and hyperparameters, the same for every environment. An environment file holds
+facts only: id, wrappers, scores, timesteps. Merge order: SB3's defaults < agent < environment < ``--set``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alrao_rl.errors import UserError, suggest
+
+ALGORITHMS = ("dqn", "a2c", "ppo")
+ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "softplus")
+MAX_BYTES = 1_000_000
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DqnHyperparameters(_Table):
+    """Keywords of ``stable_baselines3.DQN``."""
+
+    learning_rate: NotNegative | None = None
+    buffer_size: Count | None = None
+    learning_starts: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Count | None = None
+    tau: Fraction | None = None
+    gamma: Fraction | None = None
+    train_freq: Count | None = None
+    gradient_steps: Annotated[int, Field(ge=-1)] | None = None
+    optimize_memory_usage: bool | None = None
+    n_steps: Count | None = None
+    target_update_interval: Count | None = None
+    exploration_fraction: Fraction | None = None
+    exploration_initial_eps: Fraction | None = None
+    exploration_final_eps: Fraction | None = None
+    max_grad_norm: Positive | None = None
+    stats_window_size: Count | None = None
+
+
+class _OnPolicyHyperparameters(_Table):
+    learning_rate: NotNegative | None = None
+    n_steps: Count | None = None
+    gamma: Fraction | None = None
+    gae_lambda: Fraction | None = None
+    ent_coef: Finite | None = None
+    vf_coef: NotNegative | None = None
+    max_grad_norm: Positive | None = None
+    normalize_advantage: bool | None = None
+    use_sde: bool | None = None
+    sde_sample_freq: Annotated[int, Field(ge=-1)] | None = None
+    stats_window_size: Count | None = None
+
+
+class A2cHyperparameters(_OnPolicyHyperparameters):
+    """Keywords of ``stable_baselines3.A2C``."""
+
+    rms_prop_eps: Positive | None = None
+    use_rms_prop: bool | None = None
+
+
+class PpoHyperparameters(_OnPolicyHyperparameters):
+    """Keywords of ``stable_baselines3.PPO``."""
+
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    n_epochs: Count | None = None
+    clip_range: Positive | None = None
+    clip_range_vf: Positive | None = None
+    target_kl: Positive | None = None
+
+
+HYPERPARAMETERS: dict[str, type[_Table]] = {
+    "dqn": DqnHyperparameters,
+    "a2c": A2cHyperparameters,
+    "ppo": PpoHyperparameters,
+}
+
+
+class PolicyOptions(_Table):
+    """Keywords of the policy that both stock and Alrao policies take."""
+
+    net_arch: Widths | dict[Literal["pi", "vf"], Widths] | None = None
+    activation_fn: Literal[ACTIVATIONS] | None = None  # type: ignore[valid-type]
+    ortho_init: bool | None = None
+    log_std_init: Finite | None = None
+    share_features_extractor: bool | None = None
+    normalize_images: bool | None = None
+
+
+class AlraoOptions(_Table):
+    """Options of Alrao; their ranges are checked by :class:`alrao_rl.core.AlraoConfig`."""
+
+    n_heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    lr_range: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    base: str | None = None
+    base_kwargs: dict[str, float | bool] | None = None
+    value_averaging: str | dict[str, str | float | bool] | None = None
+    policy_averaging: str | dict[str, str | float | bool] | None = None
+    head_max_grad_norm: Positive | Literal["none", "auto"] | None = None
+    reclone_interval: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+
+class Agent(_Table):
+    """An agent file."""
+
+    algo: Literal["dqn", "a2c", "ppo"]
+    policy: Literal["alrao", "stock"]
+    n_envs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    normalize_observations: bool = False
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    policy_options: PolicyOptions = PolicyOptions()
+    alrao: AlraoOptions = AlraoOptions()
+
+
+class Environment(_Table):
+    """An environment file."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+$")]
+    random_score: Finite | None = None
+    reference_score: Finite | None = None
+    floor: Finite | None = None
+    timesteps: dict[Literal["dqn", "a2c", "ppo"], Count] = Field(default_factory=dict)
+    wrappers: list[dict[str, Any]] = Field(default_factory=list)
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+DEFAULT_TIMESTEPS = {"dqn": 100_000, "a2c": 500_000, "ppo": 500_000}
+"""Budgets for an environment without a file."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved run: agent and environment, and where every value came from."""
+
+    agent_name: str
+    agent: Agent
+    environment: Environment
+    timesteps: int
+    origins: dict[str, tuple[Any, str]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that decides on the result of the run but the seed, for ``config.json``."""
+        return {
+            "agent": self.agent_name,
+            **self.agent.model_dump(exclude_none=True, exclude_defaults=False),
+            "env": self.environment.model_dump(exclude_none=True, exclude={"timesteps"}),
+            "timesteps": self.timesteps,
+        }
+
+
+# --- finding --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def recipe_folder() -> Path:
+    """The folder that holds ``agents/`` and ``envs/``: inside the installed package, else the checkout's root."""
+    package = Path(__file__).parent
+    if (package / "_recipes").is_dir():
+        return package / "_recipes"
+    root = package.parent
+    project = root / "pyproject.toml"
+    if project.is_file() and 'name = "alrao-rl"' in project.read_text():
+        return root
+    raise UserError(f"no recipes beside {package}: the installation is not complete; install alrao-rl again")
+
+
+def names(kind: str) -> list[str]:
+    """Names of the recipes that are shipped; ``kind`` is ``agents`` or ``envs``."""
+    return sorted(path.stem for path in (recipe_folder() / kind).glob("*.toml"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes, expected a recipe of a few lines")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise UserError(f"{path} is not a recipe: expected TOML text") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def load_agent_recipe(name: str) -> tuple[str, Agent, str]:
+    """Read an agent by name or by the path of a TOML file; return its name, its content and its origin."""
+    path = _locate(name, "agents", "agent")
+    agent = _validate(Agent, _read(path), str(path))
+    _validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, str(path), "hyperparameters.", _takes(agent.algo))
+    if agent.policy == "alrao" and "learning_rate" in agent.hyperparameters:
+        raise UserError(f"{path}: hyperparameters.learning_rate: {_no_learning_rate(path.stem)}")
+    return path.stem, agent, str(path)
+
+
+def _locate(name: str, kind: str, what: str) -> Path:
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{what} file {name!r} does not exist")
+        return path
+    if name not in names(kind):
+        choices = names(kind)
+        raise UserError(
+            f"unknown {what} {name!r}, expected one of {', '.join(choices)} or the path of a .toml file"
+            f"{suggest(name, choices)}"
+        )
+    return recipe_folder() / kind / f"{name}.toml"
+
+
+def load_environment(name: str) -> tuple[Environment, str]:
+    """Find an environment: a recipe's name, the path of a TOML file, or any Gymnasium id (``package:Id`` too)."""
+    if name.endswith(".toml") or name in names("envs"):
+        path = _locate(name, "envs", "environment")
+        return _validate(Environment, _read(path), str(path)), str(path)
+    package, _, env_id = name.rpartition(":")
+    if package:
+        root = package.split(".")[0]
+        if not root.isidentifier() or importlib.util.find_spec(root) is None:
+            raise UserError(f"environment {name!r}: there is no installed package {root!r} to import it from")
+    else:
+        _check_registered(env_id)
+    return _validate(Environment, {"id": name}, f"--env {name}"), "default"
+
+
+def _check_registered(env_id: str) -> None:
+    import gymnasium as gym
+
+    try:
+        gym.spec(env_id)
+    except (gym.error.Error, ValueError) as error:
+        known = [key for key in gym.registry if not key.startswith(("phys2d", "tabular"))]
+        hint = suggest(env_id, [*names("envs"), *known])
+        if isinstance(error, gym.error.DeprecatedEnv):
+            hint = f": {str(error).splitlines()[0]}"
+        raise UserError(
+            f"unknown environment {env_id!r}, expected a Gymnasium id such as 'CartPole-v1' or 'package:Id'{hint}"
+        ) from None
+
+
+# --- merging --------------------------------------------------------------------------------------------------------
+
+
+def resolve(
+    agent: str,
+    env: str,
+    overrides: Iterable[str] = (),
+    timesteps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Merge an agent, an environment and ``KEY=TOML`` overrides into one checked recipe.
+
+    Raises:
+        UserError: one line with the file or flag, the key and the nearest valid choice.
+    """
+    name, recipe, agent_origin = load_agent_recipe(agent)
+    environment, env_origin = load_environment(env)
+    origins: dict[str, tuple[Any, str]] = {}
+    _trace(origins, recipe.model_dump(exclude_none=True), agent_origin)
+    _trace(origins, {"env": environment.model_dump(exclude_none=True, exclude={"timesteps"})}, env_origin)
+    data = recipe.model_dump(exclude_none=True)
+    for override in overrides:
+        key, value = parse_override(override)
+        path = _place(key, recipe, name)
+        _insert(data, path, value, f"--set {override}")
+        _trace(origins, _nest(path, value), f"--set {override}")
+    recipe = _validate(Agent, data, "--set")
+    table = HYPERPARAMETERS[recipe.algo]
+    _validate(table, recipe.hyperparameters, "--set", "hyperparameters.", _takes(recipe.algo))
+    if env_kwargs:
+        environment = environment.model_copy(update={"kwargs": {**environment.kwargs, **env_kwargs}})
+        _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
+    budget, origin = timesteps, "--timesteps"
+    if budget is None:
+        known = environment.timesteps.get(recipe.algo)
+        budget, origin = (known, env_origin) if known else (DEFAULT_TIMESTEPS[recipe.algo], "default")
+    if budget < 1:
+        raise UserError(f"--timesteps is {budget}, expected a whole number of at least 1")
+    origins["timesteps"] = (budget, origin)
+    return Recipe(name, recipe, environment, budget, origins)
+
+
+def defaults(algorithm: type, agent: Agent) -> dict[str, tuple[Any, str]]:
+    """SB3's defaults of the keywords that the agent's algorithm takes."""
+    parameters = inspect.signature(algorithm).parameters
+    fields = HYPERPARAMETERS[agent.algo].model_fields
+    skip = ("learning_rate",) if agent.policy == "alrao" else ()
+    return {
+        f"hyperparameters.{name}": (parameters[name].default, "SB3's default") for name in fields if name not in skip
+    }
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``KEY=TOML``; what is no TOML value and a bare word is a string."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"--set {text!r}: expected KEY=VALUE, such as batch_size=64 or alrao.n_heads=20")
+    return key, parse_value(value.strip(), f"--set {key}")
+
+
+def parse_value(text: str, where: str) -> Any:
+    """A TOML literal, or a bare word as a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        if text and all(char.isalnum() or char in "-_." for char in text):
+            return text
+        raise UserError(f"{where}={text}: expected a TOML value: a number, true, \"text\", [1, 2] or a word") from None
+
+
+def parse_env_kwargs(text: str | None) -> dict[str, Any]:
+    """``--env-kwargs``: a TOML inline table ``{g = 9.8}`` or bare ``g=9.8`` pairs separated by commas."""
+    if not text:
+        return {}
+    table = text.strip()
+    table = table if table.startswith("{") else f"{{{table}}}"
+    value = parse_value(table, "--env-kwargs")
+    if not isinstance(value, dict):
+        raise UserError(f"--env-kwargs is {text!r}, expected TOML such as '{{gravity = -5.0}}'")
+    return value
+
+
+def _place(key: str, agent: Agent, agent_name: str) -> list[str]:
+    """Where a key of ``--set`` belongs: hyperparameters and policy options may be given without their table."""
+    hyperparameters = list(HYPERPARAMETERS[agent.algo].model_fields)
+    options, alrao = list(PolicyOptions.model_fields), list(AlraoOptions.model_fields)
+    top = ["n_envs", "normalize_observations"]
+    path = key.split(".")
+    if len(path) == 1 and key in hyperparameters:
+        path = ["hyperparameters", key]
+    elif len(path) == 1 and key in options:
+        path = ["policy_options", key]
+    valid = [*top, *(f"alrao.{name}" for name in alrao), *hyperparameters, *options]
+    known = {"hyperparameters": hyperparameters, "policy_options": options, "alrao": alrao}
+    nested = len(path) == 3 and path[0] == "alrao" and path[1] in ("base_kwargs", "value_averaging", "policy_averaging")
+    if not (key in top or len(path) == 2 and path[1] in known.get(path[0], ()) or nested):
+        hint = suggest(key, valid) or suggest(path[-1], valid)
+        raise UserError(f"--set {key}: no such key for {agent.algo}, expected one of {', '.join(valid)}{hint}")
+    if path[-1] == "learning_rate" and agent.policy == "alrao":
+        raise UserError(f"--set learning_rate: {_no_learning_rate(agent_name)}")
+    if path[0] == "alrao" and agent.policy == "stock":
+        raise UserError(f"--set {key}: the agent {agent_name!r} is stock SB3 and has no Alrao options")
+    return path
+
+
+def _no_learning_rate(name: str) -> str:
+    return (
+        f"the Alrao agent {name!r} has no learning rate to set: leave it out, set the interval with "
+        "alrao.lr_range=[1e-6, 0.1], or take a stock agent (dqn-adam, a2c-rmsprop, ppo-adam)"
+    )
+
+
+def _insert(data: dict[str, Any], path: list[str], value: Any, where: str) -> None:
+    for part in path[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"{where}: {part} is not a table")
+    data[path[-1]] = value
+
+
+def _nest(path: list[str], value: Any) -> dict[str, Any]:
+    return {path[0]: value if len(path) == 1 else _nest(path[1:], value)}
+
+
+def _trace(origins: dict[str, tuple[Any, str]], data: Mapping[str, Any], origin: str, prefix: str = "") -> None:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            _trace(origins, value, origin, f"{prefix}{key}.")
+        else:
+            origins[f"{prefix}{key}"] = (value, origin)
+
+
+# --- checking -------------------------------------------------------------------------------------------------------
+
+
+def _takes(algo: str) -> str:
+    return f"SB3's {algo.upper()} takes"
+
+
+def _validate(model: type[_Table], data: Any, where: str, prefix: str = "", takes: str = "expected") -> Any:
+    try:
+        # Strict, but a float may be written without its point and a tuple as a list.
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(model, error, prefix, takes)}") from None
+
+
+def _explain(model: type[_Table], error: ValidationError, prefix: str, takes: str) -> str:
+    first = error.errors(include_url=False)[0]
+    # Of a union only the first alternative is quoted; its tag is no key.
+    path = [str(part) for part in first["loc"]]
+    table: Any = model
+    for part in path[:-1]:
+        inner = table.model_fields.get(part) if hasattr(table, "model_fields") else None
+        inner_type = getattr(inner, "annotation", None)
+        if not (isinstance(inner_type, type) and issubclass(inner_type, BaseModel)):
+            break
+        table = inner_type
+    known = list(getattr(table, "model_fields", {}))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {prefix}{'.'.join(path)}, {takes} {', '.join(known)}{suggest(path[-1], known)}"
+    keys = [part for i, part in enumerate(path) if i == 0 or part in known or path[0] in ("timesteps", "kwargs")]
+    value = first.get("input")
+    hint = suggest(value, ALGORITHMS + ACTIVATIONS) if isinstance(value, str) else ""
+    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "missing":
+        return f"{prefix}{'.'.join(path)} is missing"
+    shown = repr(value)
+    return f"{prefix}{'.'.join(keys)} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message}{hint}"

@@ -1,0 +1,141 @@
+"""The run folder: what a run leaves on disk, and how it is written so that nothing is ever half there.
+
+``config.json`` (the resolved recipe, versions, command, git commit), ``status.json`` (queued, running, finished or
+failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only file that differs
+between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent) and ``last.*`` (the last one).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from alrao_rl.errors import UserError
+
+COLUMNS = {
+    "episodes.csv": ("timestep", "return", "length"),
+    "evaluations.csv": ("timestep", "episodes", "mean_return", "std_return", "min_return", "max_return"),
+    "heads.csv": ("timestep", "layer", "head", "learning_rate", "weight"),
+    "timing.csv": ("timestep", "wall_seconds", "steps_per_second"),
+}
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, finds the old one or the new one and nothing between.
+
+    A temporary file beside the target, fsync, rename.
+    """
+    data = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is not there, not JSON or not an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+class RunFolder:
+    """One run on disk. Opening it for writing takes a lock that dies with the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: dict[str, TextIO] = {}
+        self._lock: TextIO | None = None
+
+    def status(self) -> dict[str, Any] | None:
+        """What ``status.json`` says; None where there is none."""
+        path = self.path / "status.json"
+        return read_json(path) if path.exists() else None
+
+    def set_status(self, state: str, **details: Any) -> None:
+        """Write ``status.json``; ``state`` is queued, running, finished or failed."""
+        write_json(self.path / "status.json", {"state": state, **details})
+
+    def open(self) -> None:
+        """Create the folder if need be and lock it.
+
+        Raises:
+            UserError: it cannot be written, is a file, or another process is writing to it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"cannot write to {self.path}: {reason}; choose another folder with --out") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out") from None
+
+    def start_logs(self) -> None:
+        """Begin the CSV logs anew."""
+        for name, columns in COLUMNS.items():
+            file = (self.path / name).open("w", newline="")
+            csv.writer(file, lineterminator="\n").writerow(columns)
+            self._files[name] = file
+        self.flush()
+
+    def append(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Append rows to a CSV log."""
+        csv.writer(self._files[name], lineterminator="\n").writerows(rows)
+
+    def flush(self) -> None:
+        """Hand what was appended to the operating system."""
+        for file in self._files.values():
+            file.flush()
+
+    def close(self) -> None:
+        """Close the logs and give the lock back."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
+            self._lock.close()
+            self._lock = None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Lines ``key: old value -> new value`` for everything in which two nested mappings differ."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}"

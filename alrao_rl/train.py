@@ -1,0 +1,274 @@
+"""Train one agent on one environment: ``python -m alrao_rl.train --algo dqn --env CartPole-v1``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alrao_rl import __version__, recipes
+from alrao_rl.errors import UserError
+from alrao_rl.runs import RunFolder, differences, read_json, write_json
+
+if TYPE_CHECKING:
+    from alrao_rl.recipes import Recipe
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m alrao_rl.train",
+        description="Train an agent without a learning rate. Results go to results/train/ENV/AGENT/seed-N.",
+        epilog="Example: python -m alrao_rl.train --algo dqn --env CartPole-v1 --set alrao.n_heads=20",
+    )
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--algo", metavar="ALGO", help="dqn, a2c or ppo: the Alrao agent of that algorithm")
+    which.add_argument("--agent", metavar="NAME|PATH", help="an agent recipe by name (see --list) or a .toml file")
+    p.add_argument("--env", metavar="ID", help="environment: a recipe, any Gymnasium id, package:Id, or a .toml file")
+    p.add_argument("--env-kwargs", metavar="TOML", help="arguments of the environment, such as '{gravity = -5.0}'")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
+    p.add_argument("--timesteps", type=int, metavar="N", help="environment steps (default: the environment's budget)")
+    p.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=TOML",
+        help="override a value: batch_size=64, alrao.n_heads=20, n_envs=4; repeatable",
+    )  # fmt: skip
+    p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
+    p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
+    p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
+    p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
+    p.add_argument("--list", action="store_true", help="list agents and environments and stop")
+    p.add_argument("--quiet", action="store_true", help="print errors only")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 for a failed run, 2 for a mistake in the arguments."""
+    args = parser().parse_args(argv)
+    try:
+        if args.list:
+            print_list()
+            return 0
+        recipe = from_arguments(args)
+        if args.dry_run:
+            print_plan(recipe, args)
+            return 0
+        return train(recipe, args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; the run is marked as failed, the same command starts it anew", file=sys.stderr)
+        return 130
+
+
+def from_arguments(args: argparse.Namespace) -> Recipe:
+    """Resolve the recipe that the arguments name."""
+    if args.algo is not None and args.algo not in recipes.ALGORITHMS:
+        hint = recipes.suggest(args.algo, recipes.ALGORITHMS)
+        raise UserError(f"--algo is {args.algo!r}, expected one of {', '.join(recipes.ALGORITHMS)}{hint}")
+    agent = args.algo or args.agent
+    if agent is None or args.env is None:
+        missing = "--algo (or --agent)" if agent is None else "--env"
+        raise UserError(f"{missing} is missing: python -m alrao_rl.train --algo dqn --env CartPole-v1")
+    if args.timesteps is not None and args.timesteps < 1:
+        raise UserError(f"--timesteps is {args.timesteps}, expected a whole number of at least 1")
+    if args.eval_episodes < 1:
+        raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number of at least 1")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
+    kwargs = recipes.parse_env_kwargs(args.env_kwargs)
+    return recipes.resolve(agent, args.env, args.overrides, args.timesteps, kwargs)
+
+
+# --- printing -------------------------------------------------------------------------------------------------------
+
+
+def print_list() -> None:
+    """Print the agents and environments that are shipped."""
+    print("agents (--agent NAME; --algo dqn, a2c and ppo are the Alrao agents of that name):")
+    for name in recipes.names("agents"):
+        agent = recipes.load_agent_recipe(name)[1]
+        rate = agent.hyperparameters.get("learning_rate")
+        print(f"  {name:<14} {agent.algo:<4} {'no learning rate' if rate is None else f'learning rate {rate:g}'}")
+    print("environments (--env ID; any other Gymnasium id works too, with default budgets):")
+    for name in recipes.names("envs"):
+        environment = recipes.load_environment(name)[0]
+        steps = ", ".join(f"{algo} {n:,}" for algo, n in environment.timesteps.items())
+        print(f"  {name:<26} steps: {steps}; reference score {environment.reference_score}")
+
+
+def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
+    """Print every value and where it comes from."""
+    from alrao_rl.agent import ALGORITHMS, build
+    from alrao_rl.envs import make_env
+
+    env = make_env(recipe, args.seed, training=True)
+    model = build(recipe.agent, env, args.seed, "cpu")
+    env.close()
+    origins = dict(recipes.defaults(ALGORITHMS[recipe.agent.algo], recipe.agent)) | recipe.origins
+    width = max(len(key) for key in origins)
+    for key, (value, origin) in origins.items():
+        print(f"{key:<{width}} = {value!s:<22} {origin}")
+    if recipe.agent.policy == "alrao":
+        config = model.policy.alrao_options
+        print(f"Alrao: {config.n_heads} heads, rates {config.interval[0]:g} to {config.interval[1]:g}, base {config.base}")
+    print(f"run folder: {run_folder(recipe, args)}")
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def run_folder(recipe: Recipe, args: argparse.Namespace) -> Path:
+    """Where the run is written: ``--out``, or results/train/ENV/AGENT/seed-N."""
+    if args.out is not None:
+        return Path(args.out)
+    env = recipe.environment.id.replace(":", "-").replace("/", "-")
+    return Path("results", "train", env, recipe.agent_name, f"seed-{args.seed}")
+
+
+def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
+    """What decides on the result of a run."""
+    return {**recipe.as_dict(), "seed": args.seed, "eval_episodes": args.eval_episodes}
+
+
+def train(recipe: Recipe, args: argparse.Namespace) -> int:
+    """Train into the run folder; a finished run prints its summary, another configuration there is refused."""
+    folder = RunFolder(run_folder(recipe, args))
+    config = configuration(recipe, args)
+    if _is_finished(folder, config):
+        if not args.quiet:
+            print(f"{folder.path} is finished:")
+            print(_summary(recipe, folder))
+        return 0
+    from alrao_rl.agent import build
+    from alrao_rl.envs import make_env
+    from alrao_rl.training import TrainingCallback
+
+    _check_device(args.device)
+    _limit_threads()
+    env = make_env(recipe, args.seed, training=True)
+    model = build(recipe.agent, env, args.seed, args.device)
+    folder.open()
+    try:
+        write_json(folder.path / "config.json", {**config, "provenance": _provenance(args)})
+        folder.set_status("running", pid=os.getpid())
+        folder.start_logs()
+        started = time.perf_counter()
+        callback = TrainingCallback(recipe, folder, args.seed, args.eval_episodes, args.quiet)
+        try:
+            model.learn(recipe.timesteps, callback=callback)
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}".strip(": ")
+            folder.set_status("failed", reason=reason, timestep=model.num_timesteps)
+            if isinstance(error, Exception) and not isinstance(error, UserError):
+                import traceback
+
+                (folder.path / "traceback.txt").write_text(traceback.format_exc())
+                first = reason.splitlines()[0]
+                print(f"error: the run failed at step {model.num_timesteps}: {first}; see {folder.path}/traceback.txt", file=sys.stderr)
+                return 1
+            raise
+        folder.set_status(
+            "finished", timesteps=recipe.timesteps, wall_seconds=round(time.perf_counter() - started, 1), **callback.result()
+        )
+        if not args.quiet:
+            print(_summary(recipe, folder))
+        return 0
+    finally:
+        folder.close()
+        env.close()
+
+
+def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
+    """Whether this very run is finished.
+
+    Raises:
+        UserError: the folder holds another run.
+    """
+    if folder.path.is_file():
+        raise UserError(f"--out {folder.path} is a file, expected a folder")
+    if not (folder.path / "config.json").exists():
+        if folder.path.is_dir() and any(folder.path.iterdir()):
+            raise UserError(f"{folder.path} is not empty and no run folder: choose another with --out")
+        return False
+    old = {key: value for key, value in read_json(folder.path / "config.json").items() if key != "provenance"}
+    changed = list(differences(old, config))
+    if changed:
+        raise UserError(
+            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}"
+            f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}): choose another folder with --out"
+        )
+    return (folder.status() or {}).get("state") == "finished"
+
+
+def _limit_threads() -> None:
+    """One torch thread, unless the user asked for more: small networks only lose by sharing work."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        known = device == "auto" or torch.device(device).type in ("cpu", "cuda", "mps")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise UserError(f"--device is {device!r}, expected cpu, cuda, cuda:N or auto{recipes.suggest(device, ['cpu', 'cuda', 'auto'])}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device is {device!r}, but torch finds no CUDA device: use --device cpu")
+
+
+def _provenance(args: argparse.Namespace) -> dict[str, Any]:
+    packages = ("torch", "stable-baselines3", "gymnasium", "numpy")
+    return {
+        "command": shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
+        "versions": {"alrao-rl": __version__, **{name: importlib.metadata.version(name) for name in packages}},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": args.device,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout the package runs from, with ``+`` if it is changed; None outside of one."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _summary(recipe: Recipe, folder: RunFolder) -> str:
+    status = folder.status() or {}
+    environment = recipe.environment
+    reference = "no reference score" if environment.reference_score is None else f"reference {environment.reference_score:g}"
+    if environment.random_score is not None:
+        reference += f", random {environment.random_score:g}"
+    seconds = status.get("wall_seconds", 0.0)
+    return "\n".join([
+        f"{recipe.agent_name} on {environment.id}: best evaluation {status.get('best_return', float('nan')):.1f} at step "
+        f"{status.get('best_timestep', 0):,}, last {status.get('last_return', float('nan')):.1f} ({reference})",
+        f"{recipe.timesteps:,} steps in {seconds:.0f} s, {recipe.timesteps / max(seconds, 1e-9):,.0f} steps/s",
+        f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
+        f"play it: python -m alrao_rl.enjoy {shlex.quote(str(folder.path))}",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What happens beside SB3's own loop while an agent trains: logs, evaluations, the best agent, the display."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
+
+from alrao_rl.agent import save_agent
+from alrao_rl.envs import make_env
+from alrao_rl.recipes import Recipe
+from alrao_rl.runs import RunFolder
+from alrao_rl.sb3.callback import AlraoCallback
+from alrao_rl.sb3.policies import AlraoPolicyMixin
+
+N_EVALUATIONS = 20
+"""Evaluations in a run, evenly spaced, the last one at its end."""
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+class TrainingCallback(AlraoCallback):
+    """Writes a run folder: every episode, 20 evaluations on environments of their own, the best and the last agent."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, seed: int, eval_episodes: int, quiet: bool) -> None:
+        super().__init__()
+        self.recipe, self.folder, self.eval_episodes = recipe, folder, eval_episodes
+        self._evaluations = make_env(recipe, seed, training=False, n_envs=min(eval_episodes, 100))
+        self._interval = max(recipe.timesteps // N_EVALUATIONS, 1)
+        self._next = self._interval
+        self._best: tuple[float, int] | None = None
+        self._last: tuple[float, int] = (float("nan"), 0)
+        self._returns: deque[float] = deque(maxlen=100)
+        self._display = Display(recipe, quiet)
+        self._started = time.perf_counter()
+        self._evaluating = 0.0
+
+    def result(self) -> dict[str, Any]:
+        """Scores of the run for ``status.json``."""
+        best = self._best or self._last
+        return {
+            "best_return": best[0],
+            "best_timestep": best[1],
+            "last_return": self._last[0],
+            "seconds_evaluating": round(self._evaluating, 1),
+        }
+
+    def _on_training_start(self) -> None:
+        self._started = time.perf_counter()
+        self._display.start()
+
+    def _on_step(self) -> bool:
+        rows = []
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                rows.append((self.num_timesteps, info["episode"]["r"], info["episode"]["l"]))
+        if rows:
+            self.folder.append("episodes.csv", rows)
+            self._returns.extend(row[1] for row in rows)
+        # The last step has its evaluation in _on_training_end: there the last update is done.
+        if self.num_timesteps >= self._next and self.num_timesteps < self.recipe.timesteps:
+            self._next += self._interval
+            self._evaluate()
+        self._display.update(self.num_timesteps, self._returns, self._weights)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._evaluate()
+        save_agent(self.model, self.recipe.agent, self.folder.path / "last", **self._facts(*self._last))
+        self._display.update(self.recipe.timesteps, self._returns, self._weights, final=True)
+        self._display.stop()
+        self._evaluations.close()
+
+    def _weights(self) -> dict[str, Any]:
+        policy = self.model.policy
+        return policy.alrao_stats() if isinstance(policy, AlraoPolicyMixin) else {}
+
+    def _evaluate(self) -> None:
+        before = time.perf_counter()
+        if isinstance(self._evaluations, VecNormalize):
+            sync_envs_normalization(self.training_env, self._evaluations)
+        returns, _ = evaluate_policy(
+            self.model, self._evaluations, self.eval_episodes, deterministic=True, return_episode_rewards=True
+        )
+        now = time.perf_counter()
+        self._evaluating += now - before
+        returns = np.asarray(returns, dtype=np.float64)
+        mean, step = float(returns.mean()), self.num_timesteps
+        row = (step, len(returns), mean, float(returns.std()), float(returns.min()), float(returns.max()))
+        self.folder.append("evaluations.csv", [row])
+        self.folder.append(
+            "heads.csv",
+            [
+                (step, layer, number, float(rate), float(weight))
+                for layer, stats in self._weights().items()
+                for number, (rate, weight) in enumerate(zip(stats["rates"], stats["weights"], strict=True), start=1)
+            ],
+        )
+        training = now - self._started - self._evaluating
+        self.folder.append("timing.csv", [(step, round(now - self._started, 3), round(step / max(training, 1e-9), 1))])
+        self.folder.flush()
+        self._last = (mean, step)
+        # Of equals the later one: it has learned from more.
+        if self._best is None or mean >= self._best[0]:
+            self._best = self._last
+            save_agent(self.model, self.recipe.agent, self.folder.path / "agent", **self._facts(mean, step))
+        self._display.evaluated(step, mean)
+
+    def _facts(self, mean: float, step: int) -> dict[str, Any]:
+        environment = self.recipe.environment.model_dump(exclude_none=True, exclude={"timesteps"})
+        return {"environment": environment, "timestep": step, "mean_return": mean, "eval_episodes": self.eval_episodes}
+
+
+class Display:
+    """Progress: a live bar in a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, recipe: Recipe, quiet: bool) -> None:
+        self._name = f"{recipe.agent_name} on {recipe.environment.id}"
+        self._total, self._quiet = recipe.timesteps, quiet
+        console = Console()
+        self._live = console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]} steps/s"),
+            TimeRemainingColumn(),
+            TextColumn("return {task.fields[score]}"),
+            TextColumn("{task.fields[weights]}"),
+            console=console,
+            auto_refresh=False,
+        )
+        self._started = self._shown = 0.0
+        self._state = ("-", "-", "")
+
+    def start(self) -> None:
+        """Begin; the clock starts here."""
+        self._started = time.perf_counter()
+        if self._live:
+            self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-", weights="")
+            self._progress.start()
+        elif not self._quiet:
+            print(f"{self._name}: {self._total:,} steps", flush=True)
+
+    def update(self, step: int, returns: deque[float], weights: Any, final: bool = False) -> None:
+        """Show the state, in a terminal four times a second."""
+        if not self._live:
+            self._steps, self._returns, self._weights = step, returns, weights
+            return
+        now = time.perf_counter()
+        if now - self._shown < 0.25 and not final:
+            return
+        self._shown = now
+        score = f"{np.mean(returns):.1f}" if returns else "-"
+        rate = f"{step / max(now - self._started, 1e-9):,.0f}"
+        bars = "  ".join(f"{layer} {bar_chart(stats['weights'])}" for layer, stats in weights().items())
+        completed = min(step, self._total)
+        self._progress.update(self._task, completed=completed, rate=rate, score=score, weights=bars, refresh=True)
+
+    def evaluated(self, step: int, mean: float) -> None:
+        """Say the result of an evaluation where there is no live bar."""
+        if self._live or self._quiet:
+            return
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        left = (self._total - step) * seconds / max(step, 1)
+        returns = getattr(self, "_returns", ())
+        score = f"{np.mean(returns):.1f}" if returns else "-"
+        weights = getattr(self, "_weights", dict)()
+        bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights.items())
+        print(
+            f"step {min(step, self._total):,} of {self._total:,}: return {score}, evaluation {mean:.1f}, "
+            f"{step / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}",
+            flush=True,
+        )
+
+    def stop(self) -> None:
+        """End the live bar."""
+        if self._live:
+            self._progress.stop()
+
+
+def bar_chart(weights: Any) -> str:
+    """Averaging weights as one character a head, slowest first: ``▁▁▃█▂``."""
+    top = max(float(np.max(weights)), 1e-12)
+    return "".join(_BARS[round(float(weight) / top * 8)] for weight in weights)
+
+

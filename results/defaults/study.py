@@ -1,0 +1,143 @@
+"""Which single setting should be Alrao's default? Compare candidates with stock SB3 at three rates.
+
+    python results/defaults/study.py [-j 2]
+
+appends one row per finished run to runs.csv beside this file and skips the rows that are there, so it goes on where it
+was cut off. A run is ``python -m alrao_rl.train`` in a process of its own, with one torch thread. A failed run is a row
+too, at the environment's floor. First a cut at seeds 0 and 1, then seeds 2 to 4 for what was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+RUNS = HERE / "runs.csv"
+COLUMNS = ["algo", "setting", "env", "seed", "state", "auc", "final", "last_evaluation", "timesteps", "seconds"]
+TIMESTEPS = {"dqn": 30_000, "a2c": 150_000, "ppo": 60_000}
+FLOORS = {"CartPole-v1": 0.0, "Acrobot-v1": -500.0}
+STOCK = {"dqn": "dqn-adam", "a2c": "a2c-rmsprop", "ppo": "ppo-adam"}
+DEFAULT_RATES = {"dqn": "1e-4", "a2c": "7e-4", "ppo": "3e-4"}
+
+ALRAO: dict[str, list[str]] = {
+    "whiteness": ["alrao.value_averaging=whiteness"],
+    "whiteness, window 20": ['alrao.value_averaging={rule="whiteness", window=20}'],
+    "switch": ["alrao.value_averaging=switch"],
+    "whiteness, adam": ["alrao.value_averaging=whiteness", "alrao.base=adam"],
+    "whiteness, feature-normalized": ["alrao.value_averaging=whiteness", "alrao.base=feature-normalized"],
+}
+PAPER = "paper: sgd, (1e-5, 10), switch"
+KEPT = ["whiteness", "whiteness, window 20", "switch"]
+
+
+def settings(algo: str) -> dict[str, tuple[str, list[str]]]:
+    """Agent and overrides of every setting of an algorithm."""
+    rates = dict.fromkeys(["1e-4", DEFAULT_RATES[algo], "3e-3"])
+    stock = {f"stock {rate}": (STOCK[algo], [f"learning_rate={rate}"]) for rate in rates}
+    paper = {} if algo == "ppo" else {PAPER: (f"{algo}-paper", [])}
+    return {name: (algo, overrides) for name, overrides in ALRAO.items()} | stock | paper
+
+
+def plan() -> list[tuple[str, str, str, int]]:
+    """All runs, in the order they are made."""
+    first = [
+        (algo, name, env, seed)
+        for seed, algo, env in product((0, 1), TIMESTEPS, FLOORS)
+        for name in settings(algo)
+    ]
+    then = [
+        (algo, name, env, seed)
+        for seed, algo, env in product((2, 3, 4), TIMESTEPS, FLOORS)
+        for name in settings(algo)
+        if name in KEPT or name.startswith("stock")
+    ]
+    return first + then
+
+
+def score(episodes: Path, timesteps: int, floor: float) -> tuple[float, float]:
+    """Mean over the steps and over the last fifth of them: 100 bins, carried forward, the floor before any episode."""
+    with episodes.open() as file:
+        rows = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
+    bins: list[list[float]] = [[] for _ in range(100)]
+    for step, value in rows:
+        bins[min(step * 100 // timesteps, 99)].append(value)
+    curve, last = [], floor
+    for values in bins:
+        last = float(np.mean(values)) if values else last
+        curve.append(last)
+    return float(np.mean(curve)), float(np.mean(curve[80:]))
+
+
+def run(algo: str, name: str, env: str, seed: int) -> dict[str, Any]:
+    """Train once and return the row."""
+    agent, overrides = settings(algo)[name]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        command = [sys.executable, "-m", "alrao_rl.train", "--agent", agent, "--env", env, "--seed", str(seed)]
+        command += ["--timesteps", str(TIMESTEPS[algo]), "--out", str(out), "--quiet", "--eval-episodes", "5"]
+        command += [part for override in overrides for part in ("--set", override)]
+        started = time.perf_counter()
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        seconds = time.perf_counter() - started
+        row: dict[str, Any] = {"algo": algo, "setting": name, "env": env, "seed": seed, "timesteps": TIMESTEPS[algo]}
+        if done.returncode == 2:
+            raise SystemExit(f"{command}: {done.stderr}")
+        if done.returncode:
+            return row | {"state": "failed", "auc": FLOORS[env], "final": FLOORS[env], "seconds": round(seconds, 1)}
+        auc, final = score(out / "episodes.csv", TIMESTEPS[algo], FLOORS[env])
+        last = json.loads((out / "status.json").read_text())["last_return"]
+        return row | {
+            "state": "finished",
+            "auc": round(auc, 2),
+            "final": round(final, 2),
+            "last_evaluation": round(last, 2),
+            "seconds": round(seconds, 1),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-j", type=int, default=2, help="runs at a time")
+    jobs = parser.parse_args().j
+    done = set()
+    if RUNS.exists():
+        with RUNS.open() as file:
+            done = {(r["algo"], r["setting"], r["env"], int(r["seed"])) for r in csv.DictReader(file)}
+    todo = [one for one in plan() if one not in done]
+    lock, started = threading.Lock(), time.perf_counter()
+    finished = 0
+
+    def one(key: tuple[str, str, str, int]) -> None:
+        nonlocal finished
+        row = run(*key)
+        with lock:
+            new = not RUNS.exists()
+            with RUNS.open("a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+            finished += 1
+            left = (time.perf_counter() - started) / finished * (len(todo) - finished) / 60
+            print(f"{finished}/{len(todo)} {' / '.join(map(str, key))}: {row['auc']} ({left:.0f} min left)", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, todo))
+
+
+if __name__ == "__main__":
+    main()
