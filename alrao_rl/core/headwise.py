@@ -147,6 +147,8 @@ def _visible_ndim(value: Tensor) -> int:
 
 
 def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
+    if not kwargs and type(args[0]) is HeadwiseTensor and (len(args) == 1 or type(args[1]) in (int, float)):
+        return _like(func(args[0].branches, *args[1:]), args[0])
     args, kwargs, first = _resolve(func, args, kwargs)
     n_branches = first.branches.shape[0]
     gradients = torch.is_grad_enabled()
@@ -403,6 +405,8 @@ def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _visible(func: Any, args: Any, kwargs: Any) -> Any:
     """Read from the average branch."""
+    if len(args) == 1 and not kwargs:
+        return func(args[0].average)
 
     def plain(value: Any) -> Any:
         return value.average if isinstance(value, HeadwiseTensor) else value
@@ -498,7 +502,7 @@ for _handler, _names in {
     _gradients: "grad",
     _shape: "size",
     _visible: """
-        dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
+        dim ndimension _is_all_true _is_any_true numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
         __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
         element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
         multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
