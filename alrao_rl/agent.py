@@ -159,7 +159,9 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
         agent = recipes.Agent.model_validate(description["agent"])
         observations = decode_space(description["observation_space"])
         actions = decode_space(description["action_space"])
-        model = build(_small(agent), DummyVecEnv([lambda: _SpacesOnly(observations, actions)]), seed=None, device=device)
+        model = build(
+            _small(agent), DummyVecEnv([lambda: _SpacesOnly(observations, actions)]), seed=None, device=device
+        )
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         model.policy.load_state_dict(policy)
     except Exception as error:  # whatever a foreign file may hold
@@ -217,7 +219,11 @@ def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
 
 def _predict_raw(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None:
     """Let ``predict`` normalise what it is given, if the agent was trained on normalised observations."""
-    means = {name.split(".")[1]: value.numpy() for name, value in tensors.items() if name.endswith(".mean") and name.startswith("normalization.")}
+    means = {
+        name.split(".")[1]: value.numpy()
+        for name, value in tensors.items()
+        if name.endswith(".mean") and name.startswith("normalization.")
+    }
     if not means:
         return
     scales = {key: np.sqrt(tensors[f"normalization.{key}.var"].numpy() + 1e-8) for key in means}
@@ -270,7 +276,10 @@ def decode_space(data: dict[str, Any]) -> spaces.Space:
     kind = data["type"]
     if kind == "Box":
         shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
-        ends = [np.broadcast_to(np.asarray(data[end], dtype=np.float64).reshape(-1), (int(np.prod(shape)),)) for end in ("low", "high")]
+        ends = [
+            np.broadcast_to(np.asarray(data[end], dtype=np.float64).reshape(-1), (int(np.prod(shape)),))
+            for end in ("low", "high")
+        ]
         return spaces.Box(*(end.reshape(shape).astype(dtype) for end in ends), dtype=dtype.type)  # type: ignore[arg-type]
     if kind == "Discrete":
         return spaces.Discrete(data["n"], start=data["start"])

@@ -13,7 +13,9 @@ from alrao_rl.errors import UserError
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m alrao_rl.enjoy", description="Play a trained agent and print its returns.")
+    p = argparse.ArgumentParser(
+        prog="python -m alrao_rl.enjoy", description="Play a trained agent and print its returns."
+    )
     p.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as results/train/CartPole-v1/dqn/seed-0")
     p.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes to play (default 10)")
     p.add_argument("--seed", type=int, default=2_000_000, metavar="N", help="seed of the environment")

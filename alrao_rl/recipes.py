@@ -324,7 +324,7 @@ def parse_value(text: str, where: str) -> Any:
     except (tomllib.TOMLDecodeError, RecursionError):
         if text and all(char.isalnum() or char in "-_." for char in text):
             return text
-        raise UserError(f"{where}={text}: expected a TOML value: a number, true, \"text\", [1, 2] or a word") from None
+        raise UserError(f'{where}={text}: expected a TOML value: a number, true, "text", [1, 2] or a word') from None
 
 
 def parse_env_kwargs(text: str | None) -> dict[str, Any]:

@@ -118,7 +118,9 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
         print(f"{key:<{width}} = {value!s:<22} {origin}")
     if recipe.agent.policy == "alrao":
         config = model.policy.alrao_options
-        print(f"Alrao: {config.n_heads} heads, rates {config.interval[0]:g} to {config.interval[1]:g}, base {config.base}")
+        print(
+            f"Alrao: {config.n_heads} heads, rates {config.interval[0]:g} to {config.interval[1]:g}, base {config.base}"
+        )
     print(f"run folder: {run_folder(recipe, args)}")
 
 
@@ -172,11 +174,17 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
 
                 (folder.path / "traceback.txt").write_text(traceback.format_exc())
                 first = reason.splitlines()[0]
-                print(f"error: the run failed at step {model.num_timesteps}: {first}; see {folder.path}/traceback.txt", file=sys.stderr)
+                print(
+                    f"error: the run failed at step {model.num_timesteps}: {first}; see {folder.path}/traceback.txt",
+                    file=sys.stderr,
+                )
                 return 1
             raise
         folder.set_status(
-            "finished", timesteps=recipe.timesteps, wall_seconds=round(time.perf_counter() - started, 1), **callback.result()
+            "finished",
+            timesteps=recipe.timesteps,
+            wall_seconds=round(time.perf_counter() - started, 1),
+            **callback.result(),
         )
         if not args.quiet:
             print(_summary(recipe, folder))
@@ -224,7 +232,9 @@ def _check_device(device: str) -> None:
     except RuntimeError:
         known = False
     if not known:
-        raise UserError(f"--device is {device!r}, expected cpu, cuda, cuda:N or auto{recipes.suggest(device, ['cpu', 'cuda', 'auto'])}")
+        raise UserError(
+            f"--device is {device!r}, expected cpu, cuda, cuda:N or auto{recipes.suggest(device, ['cpu', 'cuda', 'auto'])}"
+        )
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device is {device!r}, but torch finds no CUDA device: use --device cpu")
 
@@ -247,8 +257,12 @@ def _git_commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True)
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
@@ -257,7 +271,9 @@ def _git_commit() -> str | None:
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
     status = folder.status() or {}
     environment = recipe.environment
-    reference = "no reference score" if environment.reference_score is None else f"reference {environment.reference_score:g}"
+    reference = (
+        "no reference score" if environment.reference_score is None else f"reference {environment.reference_score:g}"
+    )
     if environment.random_score is not None:
         reference += f", random {environment.random_score:g}"
     seconds = status.get("wall_seconds", 0.0)

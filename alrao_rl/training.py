@@ -189,5 +189,3 @@ def bar_chart(weights: Any) -> str:
     """Averaging weights as one character a head, slowest first: ``▁▁▃█▂``."""
     top = max(float(np.max(weights)), 1e-12)
     return "".join(_BARS[round(float(weight) / top * 8)] for weight in weights)
-
-

@@ -179,7 +179,9 @@ class Layout:
         cached: tuple[Tensor, Tensor] | None = getattr(self, "_cache", None)
         if cached is None or cached[0].device != device:
             n, heads = self.features.n_features, self.sizes[1:].cpu()
-            index = torch.cat([*(self._index(p) for p in self.trunk), n + torch.arange(len(heads)).repeat_interleave(heads)])
+            index = torch.cat(
+                [*(self._index(p) for p in self.trunk), n + torch.arange(len(heads)).repeat_interleave(heads)]
+            )
             count = torch.bincount(index, minlength=n + len(heads)).clamp_min(1).float()
             cached = self._cache = index.to(device), count.to(device)
         return cached
@@ -289,7 +291,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if all(gradient is not None for gradient in gradients):
             return self._base.direction(torch.cat([g.reshape(-1) for g in gradients]), state, layout)  # type: ignore[union-attr]
         sizes = [p.numel() for p in layout.trunk] + [len(self._rates[where]) for where in layout.slices]
-        zeros = [self._rates.new_zeros(size) if g is None else g.reshape(-1) for g, size in zip(gradients, sizes, strict=True)]
+        zeros = [
+            self._rates.new_zeros(size) if g is None else g.reshape(-1)
+            for g, size in zip(gradients, sizes, strict=True)
+        ]
         absent = torch.cat([
             torch.full((size,), g is None, device=self._rates.device) for g, size in zip(gradients, sizes, strict=True)
         ])  # fmt: skip

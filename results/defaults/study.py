@@ -55,9 +55,7 @@ def settings(algo: str) -> dict[str, tuple[str, list[str]]]:
 def plan() -> list[tuple[str, str, str, int]]:
     """All runs, in the order they are made."""
     first = [
-        (algo, name, env, seed)
-        for seed, algo, env in product((0, 1), TIMESTEPS, FLOORS)
-        for name in settings(algo)
+        (algo, name, env, seed) for seed, algo, env in product((0, 1), TIMESTEPS, FLOORS) for name in settings(algo)
     ]
     then = [
         (algo, name, env, seed)
