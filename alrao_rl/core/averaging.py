@@ -62,6 +62,9 @@ class Uniform(nn.Module):
         """Return the weights after one update, shape ``[J]``."""
         return weights
 
+    def prepare(self, n_parameters: int) -> None:
+        """Make room for what the rule keeps of each of a head's ``n_parameters``."""
+
     def forget(self, lost: Tensor) -> None:
         """Clear the statistics of the heads where the mask ``lost``, ``[J]``, is true."""
 
@@ -201,9 +204,9 @@ class Whiteness(Uniform):
     A tracker at its best rate has uncorrelated innovations. Per head,
     ρ_j = running mean ⟨g_t, g_{t−1}⟩ / running mean ‖g_t‖² of the head's own gradient: near +1 for a head that is too
     slow (it keeps asking for the same change), near −1 for one that overshoots, monotone in the rate between them.
-    κ a_j max(ρ_j − ρ*, 0) flows from j to j+1 and κ a_j max(ρ* − ρ_j, 0) from j to j−1, at most ``max_flow`` a_j a step;
-    ρ* = 0, or the slowest head's ρ where that is negative. It needs no likelihood, no variance and no scale, and does
-    not care who made the labels.
+    κ a_j max(ρ_j − ρ*, 0) flows from j to j+1 and κ a_j max(ρ* − ρ_j, 0) from j to j−1, at most ``max_flow`` a_j a
+    step; ρ* = 0, or the slowest head's ρ where that is negative. It needs no likelihood, no variance and no scale, and
+    does not care who made the labels.
     """
 
     uses = "gradients"
@@ -223,7 +226,7 @@ class Whiteness(Uniform):
         self.register_buffer("faster", (rates[1:] > rates[:-1]).float())
 
     def prepare(self, n_parameters: int) -> None:
-        """Make room for gradients of ``n_parameters`` a head."""
+        """Make room for the last gradient."""
         self.previous = torch.zeros(self.n_heads, n_parameters)
 
     def correlation(self) -> Tensor:
@@ -287,6 +290,6 @@ def _positive(name: str, value: float) -> float:
 
 
 def _fraction(name: str, value: float, closed: bool = False) -> float:
-    if not (0 < value < 1 or closed and value == 1):
+    if not (0 < value < 1 or (closed and value == 1)):
         raise ValueError(f"{name} is {value!r}, expected a number in (0, 1{']' if closed else ')'}")
     return float(value)

@@ -57,7 +57,7 @@ class AlraoConfig:
         if self.lr_range is not None:
             object.__setattr__(self, "lr_range", _interval(self.lr_range))
         norm = self.head_max_grad_norm
-        if norm not in (None, "auto") and not (_is_number(norm) and norm > 0):
+        if norm not in (None, "auto") and not (_is_number(norm) and float(norm) > 0):
             raise ValueError(f"alrao.head_max_grad_norm is {norm!r}, expected a positive number, None or 'auto'")
         if _is_number(norm):
             object.__setattr__(self, "head_max_grad_norm", float(norm))  # type: ignore[arg-type]
@@ -139,9 +139,7 @@ def _options(what: str, cls: type, options: Any, skip: tuple[str, ...] = ()) -> 
     """Check keyword options against the constructor of ``cls``: known names, right types."""
     if not isinstance(options, Mapping):
         raise TypeError(f"{what} is {options!r}, expected a dict")
-    known = {}
-    if cls.__init__ is not object.__init__:
-        known = {name: p for name, p in inspect.signature(cls).parameters.items() if name not in skip}
+    known = {name: p for name, p in inspect.signature(cls).parameters.items() if name not in skip}
     for name, value in options.items():
         if not known:
             raise ValueError(f"{what} takes no options, {name!r} was given")

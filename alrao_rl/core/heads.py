@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alrao_rl.core.averaging import Evidence, make_rule
 from alrao_rl.core.headwise import HeadwiseTensor
@@ -95,12 +95,12 @@ class OutputHeads(nn.Module):
         self.averaging_weights = nn.Parameter(torch.full((n_heads,), 1.0 / n_heads), requires_grad=False)
         self.register_buffer("rates", head_rates(n_heads, lr_range))
         self.rule = make_rule(rule, self.rates)
-        if hasattr(self.rule, "prepare"):
-            self.rule.prepare(self.flatten([p for p in self.learned()]).shape[1])
+        self.rule.prepare(self.flatten(self.learned()).shape[1])
         self.to(layer.weight)
         self.evidence = Evidence()
 
     def extra_repr(self) -> str:
+        """Shapes and kind, for ``print(network)``."""
         return f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, kind={self.kind!r}"
 
     # --- forward ----------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class OutputHeads(nn.Module):
         others. The hooks are checked in every forward pass because ``deepcopy`` drops them.
         """
         for parameter in self.learned():
-            if not parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+            if not parameter._post_accumulate_grad_hooks:
                 parameter.register_post_accumulate_grad_hook(self._take_gradient)
 
     def _take_gradient(self, parameter: Tensor) -> None:
@@ -249,7 +249,7 @@ class OutputHeads(nn.Module):
         self.rule.forget(lost)
 
     def stats(self) -> dict[str, Any]:
-        """Averaging weights and rates ``[J]``, the weights' entropy in nats, the effective learning rate Π_j η_j^{a_j}."""
+        """Weights and rates ``[J]``, the entropy of the weights in nats, the effective learning rate Π_j η_j^{a_j}."""
         weights = self.averaging_weights.detach().double().cpu()
         rates = self.rates.double().cpu()
         return {

@@ -25,8 +25,11 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 _PLACEHOLDER = torch.empty(0)
 
 
-class HeadwiseError(TypeError):
-    """An operation that has no meaning, or no implementation, per output head."""
+class HeadwiseError(RuntimeError):
+    """An operation that has no meaning, or no implementation, per output head.
+
+    Not a TypeError: operators would take that for "not implemented" and hide the message.
+    """
 
 
 class HeadwiseTensor(torch.Tensor):
@@ -196,48 +199,51 @@ def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _extremum(func: Any, args: Any, kwargs: Any) -> Any:
     """max and min: of two tensors, along a dimension, or over everything."""
-    if len(args) > 1 and isinstance(args[1], Tensor) or isinstance(kwargs.get("other"), Tensor):
-        return _elementwise(func, args, kwargs)
-    return _reduction(func, args, kwargs)
+    two = (len(args) > 1 and isinstance(args[1], Tensor)) or "other" in kwargs
+    return (_elementwise if two else _along)(func, args, kwargs)
+
+
+_FULL_REDUCTIONS = {"sum", "mean", "all", "any", "amax", "amin", "max", "min"}
+
+
+def _along(func: Any, args: Any, kwargs: Any) -> Any:
+    """Functions along a dimension, ``f(x, dim, …)``, and reductions over everything, ``f(x)``."""
+    (x, *rest), kwargs, name = args, dict(kwargs), func.__name__
+    if not isinstance(x, HeadwiseTensor) or isinstance(kwargs.get("out"), Tensor):
+        return _by_vmap(func, args, kwargs)
+    branches, key = x.branches, "axis" if "axis" in kwargs else "dim"
+    position, everything = 1 if name in ("split", "chunk") else 0, False
+    if kwargs.get(key) is not None:
+        kwargs[key] = _shift(kwargs[key])
+    elif len(rest) > position and rest[position] is not None:
+        rest[position] = _shift(rest[position])
+    elif everything := name in _FULL_REDUCTIONS and not rest and not kwargs.get("keepdim"):
+        branches, rest = branches.reshape(branches.shape[0], -1), [1]
+        kwargs.pop(key, None)
+    elif name in ("split", "chunk", "unbind"):
+        kwargs[key] = 1
+    else:
+        return _by_vmap(func, args, kwargs)
+    if branches.dim() == 1 and name != "unsqueeze":  # a dimension of a scalar: 0 and -1 stand for none
+        return _by_vmap(func, args, kwargs if key not in kwargs else {**kwargs, key: 0})
+    if name == "gather":
+        index = kwargs["index"] if "index" in kwargs else rest.pop()
+        if isinstance(index, HeadwiseTensor):
+            return _by_vmap(func, args, kwargs)
+        kwargs["index"] = index.unsqueeze(0).expand(branches.shape[0], *index.shape)
+    result = func(branches, *rest, **kwargs)
+    if isinstance(result, Tensor):
+        return _like(result, x)
+    if everything:  # max and min, which then give no index
+        return _like(result[0], x)
+    pieces = [_like(piece, x) for piece in result]
+    return tuple(pieces) if type(result) in (tuple, list) else type(result)(pieces)
 
 
 def _shift(dim: Any) -> Any:
     if isinstance(dim, (tuple, list)):
         return tuple(_shift(one) for one in dim)
     return dim + 1 if isinstance(dim, int) and dim >= 0 else dim
-
-
-def _reduction(func: Any, args: Any, kwargs: Any) -> Any:
-    """Functions ``f(x, dim, …)`` and, where ``dim`` is missing, over all visible dimensions."""
-    (x, *rest), kwargs = args, dict(kwargs)
-    if not isinstance(x, HeadwiseTensor):
-        return _by_vmap(func, args, kwargs)
-    key = "axis" if "axis" in kwargs else "dim"
-    dim = rest.pop(0) if rest else kwargs.pop(key, None)
-    if dim is None:
-        branches, dim = (x.branches.flatten(1) if x.branches.dim() > 1 else x.branches.unsqueeze(1)), 1
-        if kwargs.get("keepdim") or rest or "softmax" in func.__name__:
-            return _by_vmap(func, args, kwargs)
-        result = func(branches, dim, **kwargs)
-        result = result if isinstance(result, Tensor) else result[0]  # max() and min() over everything give no index
-        return _like(result, x)
-    if x.branches.dim() == 1:  # a reduction over dim 0 or -1 of a scalar
-        return _like(x.branches, x) if func.__name__ in ("sum", "mean") else _by_vmap(func, args, kwargs)
-    result = func(x.branches, _shift(dim), *rest, **kwargs)
-    if isinstance(result, Tensor):
-        return _like(result, x)
-    return type(result)([_like(one, x) for one in result])
-
-
-def _gather(func: Any, args: Any, kwargs: Any) -> Any:
-    def gather(x: Any, dim: int, index: Tensor, **unused: Any) -> Any:
-        if isinstance(index, HeadwiseTensor) or not isinstance(x, HeadwiseTensor):
-            return _by_vmap(func, args, kwargs)
-        branches = x.branches
-        index = index.unsqueeze(0).expand(branches.shape[0], *index.shape)
-        return _like(torch.gather(branches, _shift(dim), index), x)
-
-    return gather(*args, **kwargs)
 
 
 def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
@@ -264,28 +270,6 @@ def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
         return _like(x.branches.flatten(_shift(start_dim), _shift(end_dim)), x)
 
     return flatten(*args, **kwargs)
-
-
-def _one_dim(func: Any, args: Any, kwargs: Any) -> Any:
-    """squeeze and unsqueeze along one dimension."""
-    if len(args) + len(kwargs) != 2 or not isinstance(args[0], HeadwiseTensor):
-        return _by_vmap(func, args, kwargs)
-    x, dim = args[0], args[1] if len(args) > 1 else kwargs["dim"]
-    if not isinstance(dim, int) or (x.branches.dim() == 1 and func.__name__ == "squeeze"):
-        return _by_vmap(func, args, kwargs)
-    return _like(func(x.branches, _shift(dim)), x)
-
-
-def _pieces(func: Any, args: Any, kwargs: Any) -> Any:
-    """split, chunk and unbind."""
-    x, *rest = args
-    default = 0 if func.__name__ == "unbind" and not rest else None
-    dim = kwargs.get("dim", default)
-    if dim is None:
-        dim = rest.pop() if func.__name__ == "unbind" or len(rest) > 1 else 0
-    others = {key: value for key, value in kwargs.items() if key != "dim"}
-    plain = {"split": torch.split, "chunk": torch.chunk, "unbind": torch.unbind}[func.__name__]
-    return tuple(_like(piece, x) for piece in plain(x.branches, *rest, dim=_shift(dim), **others))
 
 
 def _join(func: Any, args: Any, kwargs: Any) -> Any:
@@ -350,7 +334,7 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     if layers:
         squared = (left.detach() - right.detach()).square().flatten(1).mean(1)
     if reduction != "none":
-        result = _reduction(getattr(torch, reduction), (result,), {})
+        result = _along(getattr(torch, reduction), (result,), {})
     for layer in layers:
         layer.watch(result.branches, squared)
     return result
@@ -371,7 +355,12 @@ def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _bce_with_logits(func: Any, args: Any, kwargs: Any) -> Any:
     options = {key: value for key, value in kwargs.items() if value is not None}
-    return (_elementwise if options == {"reduction": "none"} else _by_vmap)(func, args, options)
+    if options != {"reduction": "none"} or len(args) != 2:
+        return _by_vmap(func, args, options)
+    args, _, first = _resolve(func, args, {})
+    return _like(
+        func(*(_full_branches(x, first.branches.shape[0], args[0].shape) for x in args), reduction="none"), first
+    )
 
 
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
@@ -476,21 +465,20 @@ _HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {}
 for _handler, _names in {
     _elementwise: """
         sub subtract __sub__ __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide __truediv__
-        __rtruediv__ __rdiv__ pow __pow__ __rpow__ exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square abs absolute __abs__ neg
-        negative __neg__ sign reciprocal sigmoid tanh sin cos erf relu softplus logsigmoid maximum minimum where
+        __rtruediv__ __rdiv__ pow __pow__ __rpow__ exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square abs
+        absolute __abs__ neg negative __neg__ sign reciprocal sigmoid tanh sin cos erf relu softplus logsigmoid maximum
+        minimum where
         logaddexp lt le gt ge eq ne less greater __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isfinite isnan isinf
         logical_and logical_or logical_not __and__ __or__ __invert__ bitwise_and bitwise_or nan_to_num masked_fill float
         double half long int bool to type_as detach clone contiguous cpu cuda round floor ceil xlogy""",
     _add: "add __add__ __radd__",
     _clamp: "clamp clip clamp_min clamp_max",
     _extremum: "max min",
-    _reduction: "sum mean logsumexp softmax log_softmax amax amin all any",
-    _gather: "gather",
+    _along: """
+        sum mean logsumexp softmax log_softmax amax amin all any gather squeeze unsqueeze split chunk unbind""",
     _reshape: "reshape view",
     _expand: "expand",
     _flatten: "flatten",
-    _one_dim: "squeeze unsqueeze",
-    _pieces: "split chunk unbind",
     _join: "cat concat concatenate stack",
     _getitem: "__getitem__",
     _broadcast_tensors: "broadcast_tensors",
@@ -502,10 +490,11 @@ for _handler, _names in {
     _gradients: "grad",
     _shape: "size",
     _visible: """
-        dim ndimension _is_all_true _is_any_true numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
+        dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
         __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
         element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
         multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
-        new_zeros new_ones new_empty new_full new_tensor argmax argmin""",
+        new_zeros new_ones new_empty new_full new_tensor argmax argmin
+        _is_all_true _is_any_true""",
 }.items():
     _HANDLERS.update(dict.fromkeys(_names.split(), _handler))

@@ -11,13 +11,17 @@ vector, trunk first, then the heads of each output layer, one head after the oth
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from alrao_rl.core.heads import OutputHeads, all_finite
 from alrao_rl.core.rates import FeatureMap
+
+if TYPE_CHECKING:
+    from alrao_rl.core.config import AlraoConfig
 
 State = dict[str, Tensor]
 
@@ -32,6 +36,7 @@ class Base:
     buffers: tuple[str, ...] = ()
 
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
+        """Turn a flat gradient ``[N]`` into a direction ``[N]``; updates ``state`` in place."""
         raise NotImplementedError
 
 
@@ -44,6 +49,7 @@ class Sgd(Base):
         self.momentum = _check("momentum", momentum, 0.0, 1.0)
         self.buffers = ("momentum_buffer",) if momentum else ()
 
+    @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         if not self.momentum:
             return g
@@ -60,6 +66,7 @@ class Adam(Base):
         self.beta1, self.beta2 = _check("beta1", beta1, 0.0, 1.0), _check("beta2", beta2, 0.0, 1.0)
         self.eps = _check("eps", eps, 0.0, 1.0)
 
+    @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         m.lerp_(g, 1 - self.beta1)
@@ -84,6 +91,7 @@ class RmsProp(Base):
         self.decay, self.eps = _check("decay", decay, 0.0, 1.0), _check("eps", eps, 0.0, 1.0)
         self.eps_inside, self.bias_correction = eps_inside, bias_correction
 
+    @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         v = state["square_avg"]
         v.mul_(self.decay).addcmul_(g, g, value=1 - self.decay)
@@ -101,6 +109,7 @@ class FeatureNormalized(Base):
     def __init__(self, beta: float = 0.99, eps: float = 1e-8) -> None:
         self.beta, self.eps = _check("beta", beta, 0.0, 1.0), _check("eps", eps, 0.0, 1.0)
 
+    @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         v = state["square_avg"]
         v.mul_(self.beta).addcmul_(g, g, value=1 - self.beta)
@@ -205,7 +214,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
     def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
         if not hasattr(network, "alrao_config"):
             raise ValueError(f"{type(network).__name__} is not an Alrao network: pass it through convert() first")
-        self._network, self.config = network, network.alrao_config
+        self._network = network
+        self.config: AlraoConfig = network.alrao_config  # type: ignore[assignment]
         self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
         self._layout = Layout(network, self._layers)
         self._base: Base = self.config.make_base()
@@ -220,7 +230,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             layer.drop_evidence()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of averaging weights, trunk and heads, in this order: weights judge the outputs from before."""
         result = None
         if closure is not None:
@@ -247,9 +257,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def _prepare(self, group: dict[str, Any]) -> State:
         """Make the flat buffers on first use and whenever the network has moved to another device."""
-        device = self._network.alrao_rates.device
+        feature_rates: Tensor = self._network.alrao_rates  # type: ignore[assignment]
+        device = feature_rates.device
         if self._rates.device != device or not self._rates.numel():
-            self._rates = self._layout.rates(self._network.alrao_rates)
+            self._rates = self._layout.rates(feature_rates)
             self._update = torch.empty_like(self._rates)
             self._views = self._layout.views(self._update)
         state: State = self.state[group["params"][0]]

@@ -5,7 +5,7 @@ A *feature* is what one learning rate belongs to: a unit, a filter, a hidden uni
 
     log η_{l,i} ~ U(log η_min, log η_max)
 
-See "Learning with Random Learning Rates" (Blier, Wolinski, Ollivier, 2019), https://arxiv.org/abs/1810.01322, section 2.
+See "Learning with Random Learning Rates" (Blier, Wolinski, Ollivier, 2019), https://arxiv.org/abs/1810.01322.
 One rate per weight would give every feature a few weights with a far too large rate, and those alone derail it.
 """
 
