@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
@@ -23,7 +25,9 @@ class AlraoNatureCNN(NatureCNN):
     Arguments and errors are NatureCNN's; images are at least 36 pixels a side.
     """
 
-    def __init__(self, observation_space: gym.Space, features_dim: int = 512, normalized_image: bool = False) -> None:
+    def __init__(
+        self, observation_space: gym.Space[Any], features_dim: int = 512, normalized_image: bool = False
+    ) -> None:
         super().__init__(observation_space, features_dim, normalized_image)
         _bound_units(self)
 

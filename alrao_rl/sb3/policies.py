@@ -6,17 +6,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
+from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
+from alrao_rl.core.optim import BASES
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 
 Options = Mapping[str, Any] | AlraoConfig | None
@@ -25,16 +28,18 @@ Options = Mapping[str, Any] | AlraoConfig | None
 class AlraoPolicyMixin:
     """What all Alrao policies share: options, optimizer, statistics."""
 
+    serves: tuple[type[BaseAlgorithm], ...]
     default_features_extractor_class: type = FlattenExtractor
 
     def _take_options(self, alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keep the Alrao options and return the keywords for SB3's policy."""
-        config, algorithm = AlraoConfig.from_options(alrao), _calling_algorithm()
+        algorithm = _calling_algorithm()
+        _refuse_algorithm(type(self).__name__, self.serves, algorithm)
+        _refuse_optimizer(kwargs, algorithm)
+        config = AlraoConfig.from_options(alrao)
         if config.head_max_grad_norm == "auto":
             config = replace(config, head_max_grad_norm=getattr(algorithm, "max_grad_norm", None))
         self.alrao_options = config
-        _refuse_algorithm(type(self).__name__, algorithm)
-        _refuse_optimizer(kwargs)
         kwargs.setdefault("activation_fn", nn.Tanh)
         if kwargs.get("features_extractor_class") is None:
             kwargs["features_extractor_class"] = self.default_features_extractor_class
@@ -44,7 +49,10 @@ class AlraoPolicyMixin:
         return kwargs
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"alrao": self.alrao_options}  # type: ignore[misc]
+        """What ``policy.load`` builds the policy from: SB3's own, less the optimizer, which is not to be chosen."""
+        parameters = super()._get_constructor_parameters()  # type: ignore[misc]
+        own = {name: value for name, value in parameters.items() if not name.startswith("optimizer_")}
+        return own | {"alrao": self.alrao_options}
 
     def alrao_layers(self) -> dict[str, OutputHeads]:
         """The duplicated output layers by name."""
@@ -62,8 +70,10 @@ class AlraoPolicyMixin:
 class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
     """DQN's policy with Alrao; see :class:`AlraoPolicy`."""
 
+    serves = (DQN,)
+
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any,
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if not isinstance(action_space, spaces.Discrete):
@@ -85,14 +95,17 @@ class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
         self.optimizer = AlraoOptimizer(self.q_net, lr=lr_schedule(1))
 
     def alrao_layers(self) -> dict[str, OutputHeads]:
-        return {"q_net": self.q_net.q_net[-1]}
+        """``q_net``."""
+        return {"q_net": cast(OutputHeads, self.q_net.q_net[-1])}
 
 
 class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
     """A2C's and PPO's policy with Alrao; see :class:`AlraoPolicy`."""
 
+    serves = (OnPolicyAlgorithm,)
+
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any,
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         kwargs = _named(ActorCriticPolicy, args, kwargs)
@@ -100,15 +113,12 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     @property
-    def log_std(self) -> Tensor:
+    def log_std(self) -> Tensor:  # type: ignore[override]
         """log σ of a Gaussian policy: every head has its own copy, averaged as the means are."""
         heads = self._modules.get("action_net")
         if isinstance(heads, OutputHeads):
             return heads.averaged_extra()
-        parameter = self._parameters.get("log_std")
-        if parameter is None:
-            raise AttributeError(f"{type(self).__name__} has no log_std: its actions are not Gaussian")
-        return parameter
+        return cast(Tensor, nn.Module.__getattr__(self, "log_std"))  # the stock one, not converted yet, or an error
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
@@ -130,11 +140,16 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
         with torch.no_grad():
             super().reset_noise(n_envs)
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # SB3 forgets this one: a policy loaded from its own file would share its extractor.
+        return super()._get_constructor_parameters() | {"share_features_extractor": self.share_features_extractor}
+
     def alrao_layers(self) -> dict[str, OutputHeads]:
-        return {"action_net": self.action_net, "value_net": self.value_net}
+        """``action_net`` and ``value_net``."""
+        return {name: cast(OutputHeads, getattr(self, name)) for name in ("action_net", "value_net")}
 
 
-def _policy_output(action_space: spaces.Space) -> dict[str, Any]:
+def _policy_output(action_space: spaces.Space[Any]) -> dict[str, Any]:
     """How the output layer of a policy on this action space is averaged."""
     if isinstance(action_space, spaces.Discrete):
         return {"kind": "categorical"}
@@ -170,8 +185,12 @@ class AlraoPolicy:
     dqn_class: type[AlraoDQNPolicy] = AlraoDQNPolicy
     actor_critic_class: type[AlraoActorCriticPolicy] = AlraoActorCriticPolicy
 
-    def __new__(cls, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any) -> Any:
-        _refuse_algorithm(cls.__name__, _calling_algorithm())
+    def __new__(
+        cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Make the concrete policy."""
+        serves = cls.dqn_class.serves + cls.actor_critic_class.serves
+        _refuse_algorithm(cls.__name__, serves, _calling_algorithm())
         # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
         concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
         return concrete(observation_space, action_space, *args, **kwargs)
@@ -217,8 +236,8 @@ class AlraoMultiInputPolicy(AlraoPolicy):
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
-# Algorithms whose policies have another structure, or that write the parameters past the optimizer.
-_NOT_SERVED = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", "QRDQN", "RecurrentPPO", "MaskablePPO", "TRPO", "ARS")
+# On-policy algorithms whose policies have another structure, or that write the parameters past the optimizer.
+_NOT_SERVED = ("RecurrentPPO", "MaskablePPO", "TRPO")
 
 
 def _calling_algorithm() -> BaseAlgorithm | None:
@@ -234,23 +253,26 @@ def _calling_algorithm() -> BaseAlgorithm | None:
     return None
 
 
-def _refuse_algorithm(policy: str, algorithm: BaseAlgorithm | None) -> None:
+def _refuse_algorithm(policy: str, serves: tuple[type[BaseAlgorithm], ...], algorithm: BaseAlgorithm | None) -> None:
     """Refuse an algorithm of another kind."""
-    name = next((base.__name__ for base in type(algorithm).__mro__ if base.__name__ in _NOT_SERVED), None)
-    if name is not None:
-        raise ValueError(f"{policy} does not serve {name}: expected DQN, A2C or PPO")
+    names = [base.__name__ for base in type(algorithm).__mro__]
+    if algorithm is None or (isinstance(algorithm, serves) and not set(names) & set(_NOT_SERVED)):
+        return
+    expected = [name for kind, name in ((DQN, "DQN"), (OnPolicyAlgorithm, "A2C or PPO")) if kind in serves]
+    raise ValueError(f"{policy} does not serve {names[0]}: expected {', '.join(expected)}")
 
 
-def _refuse_optimizer(kwargs: dict[str, Any]) -> None:
-    """Drop the optimizer that an algorithm puts into ``policy_kwargs`` by itself; refuse a user's own."""
-    optimizer_class, options = kwargs.pop("optimizer_class", None), kwargs.pop("optimizer_kwargs", None) or {}
-    from_a2c = optimizer_class is torch.optim.RMSprop and set(options) == {"alpha", "eps", "weight_decay"}
-    default = optimizer_class in (None, torch.optim.Adam) and set(options) <= {"eps"}
-    if not from_a2c and not default:
-        name = getattr(optimizer_class, "__name__", optimizer_class)
+def _refuse_optimizer(kwargs: dict[str, Any], algorithm: BaseAlgorithm | None) -> None:
+    """Refuse a user's own optimizer; drop the one that A2C puts into ``policy_kwargs`` by itself."""
+    optimizer, options = kwargs.pop("optimizer_class", None), kwargs.pop("optimizer_kwargs", None)
+    from_a2c = isinstance(algorithm, A2C) and optimizer is torch.optim.RMSprop
+    if from_a2c and set(options or {}) == {"alpha", "eps", "weight_decay"}:
+        return
+    if optimizer is not None or options:
+        given = f"optimizer_class={getattr(optimizer, '__name__', optimizer)} with optimizer_kwargs={options}"
         raise ValueError(
-            f"optimizer_class={name} with {options} has no effect on an Alrao policy: choose the base update instead, "
-            "policy_kwargs=dict(alrao=dict(base='rmsprop')) or 'adam', 'sgd', 'feature-normalized'"
+            f"{given} has no effect on an Alrao policy: choose the base update instead, "
+            f"policy_kwargs=dict(alrao=dict(base='rmsprop')), one of {', '.join(BASES)}, and its base_kwargs"
         )
 
 
