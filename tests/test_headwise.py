@@ -181,7 +181,7 @@ def test_backward_starts_from_the_sum_of_all_branches():
     (x**2).mean().backward()
     torch.testing.assert_close(x.branches.grad, 2 * x.branches.detach() / 4)
     y = headwise(4)
-    torch.autograd.grad((y**2).sum(), [y.branches])[0].sub(2 * y.branches).abs().max().item() == 0
+    torch.testing.assert_close(torch.autograd.grad((y**2).sum(), [y.branches])[0], 2 * y.branches.detach())
     z = headwise(2)
     (z * 3).backward(torch.tensor([1.0, 2.0]))
     assert z.branches.grad.tolist() == [[3.0, 6.0]] * 4
@@ -245,8 +245,7 @@ def test_what_cannot_be_done_names_the_function():
     with pytest.raises(HeadwiseError, match="nonzero"):
         torch.nonzero(headwise(4))
     with pytest.raises(HeadwiseError, match="sub"):
-        plain = torch.zeros(4)
-        plain -= headwise(4)
+        torch.zeros(4).sub_(headwise(4))
 
 
 def test_cross_entropy_of_a_classifier():

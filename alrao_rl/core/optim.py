@@ -293,14 +293,19 @@ class AlraoOptimizer(torch.optim.Optimizer):
             # As torch's clip_grad_norm_, for every head by itself.
             factor = (limit / (norms + 1e-6)).clamp_(max=1.0)
             gradient = gradient * factor[:, None]
-        return gradient.view(-1), broken
+        # Where no head has a finite gradient the fault is in the data: the heads are as good as they were.
+        return gradient.reshape(-1), None if broken is None else broken & ~broken.all()
 
     def _direction(self, gradients: list[Tensor | None], state: State) -> Tensor:
-        """The base's direction, ``[N]``; what received no gradient does not move and keeps its state."""
+        """The base's direction, ``[N]``; what received no gradient does not move and keeps its state.
+
+        A number that is not finite moves nothing and reaches no state.
+        """
         layout = self._layout
         state["steps"] += 1
         if all(gradient is not None for gradient in gradients):
-            return self._base.direction(torch.cat([g.reshape(-1) for g in gradients]), state, layout)  # type: ignore[union-attr]
+            g = torch.cat([gradient.reshape(-1) for gradient in gradients if gradient is not None])
+            return self._base.direction(g if all_finite(g) else g.nan_to_num_(0.0, 0.0, 0.0), state, layout)
         sizes = [p.numel() for p in layout.trunk] + [len(self._rates[where]) for where in layout.slices]
         zeros = [
             self._rates.new_zeros(size) if g is None else g.reshape(-1)
@@ -310,7 +315,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             torch.full((size,), g is None, device=self._rates.device) for g, size in zip(gradients, sizes, strict=True)
         ])  # fmt: skip
         before = {name: state[name].clone() for name in self._base.buffers}
-        direction = self._base.direction(torch.cat(zeros), state, layout)
+        direction = self._base.direction(torch.cat(zeros).nan_to_num_(0.0, 0.0, 0.0), state, layout)
         for name, old in before.items():
             state[name].copy_(torch.where(absent, old, state[name]))
         return torch.where(absent, 0.0, direction)

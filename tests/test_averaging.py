@@ -1,0 +1,299 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from alrao_rl.core.averaging import (
+    RULES,
+    Bayes,
+    Evidence,
+    ExponentiatedGradient,
+    Likelihood,
+    Switch,
+    Uniform,
+    Whiteness,
+    make_rule,
+)
+from alrao_rl.core.rates import head_rates
+
+RATES = torch.tensor([1e-3, 1e-2, 1e-1])
+
+
+def uniform(n=3):
+    return torch.full((n,), 1.0 / n)
+
+
+# --- by hand --------------------------------------------------------------------------------------------------------
+
+
+def test_uniform_never_moves():
+    rule = Uniform(RATES)
+    assert torch.equal(rule.step(uniform(), Evidence(gradient=torch.ones(3, 2))), uniform())
+
+
+def test_bayes_by_hand():
+    rule = Bayes(torch.tensor([1e-3, 1e-2]), discount=1.0)
+    weights = rule.step(uniform(2), Evidence(nll=torch.tensor([0.0, -math.log(0.6), -math.log(0.2)])))
+    assert weights.tolist() == pytest.approx([0.75, 0.25])
+    weights = rule.step(weights, Evidence(nll=torch.tensor([0.0, -math.log(0.1), -math.log(0.9)])))
+    assert weights.tolist() == pytest.approx([0.06 / (0.06 + 0.18), 0.18 / (0.06 + 0.18)])
+
+
+def test_bayes_discount_by_hand():
+    rule = Bayes(torch.tensor([1e-3, 1e-2]), discount=0.5)
+    nll = torch.tensor([0.0, 0.0, math.log(4.0)])
+    first = rule.step(uniform(2), Evidence(nll=nll))
+    assert first.tolist() == pytest.approx([0.8, 0.2])
+    second = rule.step(first, Evidence(nll=torch.zeros(3)))  # no evidence: square roots of 0.8 and 0.2
+    assert second.tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_switch_first_step_by_hand():
+    theta, p = 0.9, (0.6, 0.2)
+    rule = Switch(torch.tensor([1e-3, 1e-2]), theta=theta)
+    weights = rule.step(uniform(2), Evidence(nll=torch.tensor([0.0, *(-math.log(q) for q in p)])))
+    # w^a = θ/J, w^b = (1−θ)/J, times p; t = 1: hazard 1/2
+    wa, wb = [theta / 2 * q for q in p], [(1 - theta) / 2 * q for q in p]
+    pool = 0.5 * sum(wa)
+    wa, wb = [0.5 * w + theta * pool / 2 for w in wa], [w + (1 - theta) * pool / 2 for w in wb]
+    total = sum(wa) + sum(wb)
+    assert weights.tolist() == pytest.approx([(a + b) / total for a, b in zip(wa, wb, strict=True)])
+
+
+def test_regression_likelihood_by_hand():
+    rule = Bayes(torch.tensor([1e-3, 1e-2]), discount=1.0, n=2.0)
+    # σ² = 4 after one step (bias-corrected), log p = −n/2 · r/σ² = −1, −2
+    weights = rule.step(uniform(2), Evidence(residual=torch.tensor([4.0, 4.0, 8.0])))
+    assert weights.tolist() == pytest.approx([1 / (1 + math.exp(-1)), math.exp(-1) / (1 + math.exp(-1))])
+
+
+def test_other_losses_by_hand():
+    rule = Bayes(torch.tensor([1e-3, 1e-2]), discount=1.0, n=3.0)
+    weights = rule.step(uniform(2), Evidence(loss=torch.tensor([2.0, 2.0, 4.0])))  # log p = −3·1, −3·2
+    assert weights.tolist() == pytest.approx([1 / (1 + math.exp(-3)), math.exp(-3) / (1 + math.exp(-3))], rel=1e-5)
+
+
+def test_variance_is_the_averages_so_a_diverged_head_cannot_inflate_it():
+    rules = [Bayes(torch.tensor([1e-3, 1e-2])), Bayes(torch.tensor([1e-3, 1e-2]))]
+    for rule, third in zip(rules, (1.0, math.inf), strict=True):
+        rule.step(uniform(2), Evidence(residual=torch.tensor([1.0, 1.0, third])))
+    assert rules[0].scale == rules[1].scale
+    assert rules[1].log_weights.exp().tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_exponentiated_gradient_by_hand():
+    rule = ExponentiatedGradient(torch.tensor([1e-3, 1e-2]), beta=0.5, alpha=0.1, clip=10.0)
+    weights = rule.step(uniform(2), Evidence(gains=[torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])]))
+    # g = (4, 2), d = (1, −1), v = 1: weights ∝ e^0.5, e^−0.5, mixed with 10 % of uniform
+    a = math.exp(0.5) / (math.exp(0.5) + math.exp(-0.5))
+    assert weights.tolist() == pytest.approx([0.9 * a + 0.05, 0.9 * (1 - a) + 0.05])
+
+
+def test_whiteness_by_hand():
+    rule = Whiteness(RATES, window=2.0, kappa=0.25)
+    rule.prepare(2)
+    first = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
+    assert torch.equal(rule.step(uniform(), Evidence(gradient=first)), uniform())  # nothing to compare with yet
+    second = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [1.0, -1.0]])
+    weights = rule.step(uniform(), Evidence(gradient=second))
+    # ⟨g₁, g₂⟩ = 1, −4, 0 at ½; ‖g‖² = 1, 4, 1 … 2 at ¼ and ½: ρ = ½·(1, −4, 0) / (¾·(1, 4), ¼·2 + ½·2)
+    assert rule.correlation().tolist() == pytest.approx([2 / 3, -2 / 3, 0.0])
+    # κρa = ¼·⅔·⅓ flows from the first head up and as much from the second down
+    assert weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    weights = rule.step(torch.tensor([0.6, 0.2, 0.2]), Evidence(gradient=second * 0))  # both means halve, ρ stays
+    up, down = 0.25 * 2 / 3 * 0.6, 0.25 * 2 / 3 * 0.2
+    assert weights.tolist() == pytest.approx([0.6 - up + down, 0.2 + up - down, 0.2])
+
+
+def test_whiteness_measures_from_the_slowest_head_where_that_is_negative():
+    rule = Whiteness(RATES, window=1.0)
+    rule.prepare(1)
+    g = torch.ones(3, 1)
+    rule.step(uniform(), Evidence(gradient=g))
+    weights = rule.step(uniform(), Evidence(gradient=-g))  # all ρ = −1: no head stands out
+    assert rule.correlation().tolist() == [-1.0, -1.0, -1.0]
+    assert torch.equal(weights, uniform())
+
+
+def test_whiteness_moves_at_most_max_flow_and_never_between_equal_rates():
+    rule = Whiteness(torch.tensor([1e-3, 1e-3, 1e-2]), window=1.0, kappa=5.0, max_flow=0.3)
+    rule.prepare(1)
+    g = torch.ones(3, 1)
+    rule.step(uniform(), Evidence(gradient=g))
+    weights = rule.step(uniform(), Evidence(gradient=g))
+    assert weights.tolist() == pytest.approx([1 / 3, 1 / 3 - 0.1, 1 / 3 + 0.1])
+
+
+# --- against brute force ----------------------------------------------------------------------------------------------
+
+
+@given(
+    n_heads=st.integers(1, 3),
+    likelihoods=st.lists(st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3), min_size=1, max_size=6),
+)
+def test_switch_is_the_mixture_over_all_sequences_of_heads(n_heads, likelihoods):
+    """Enumerate every sequence of heads and of switching decisions, with its prior times its likelihood."""
+    theta = 0.8
+    rule = Switch(head_rates(n_heads, (1e-3, 1e-1)), theta=theta)
+    weights = uniform(n_heads)
+    for row in likelihoods:
+        weights = rule.step(weights, Evidence(nll=torch.tensor([0.0, *(-math.log(p) for p in row[:n_heads])])))
+    mass = [0.0] * n_heads
+    T = len(likelihoods)
+    # A state is (head, settled). At every step an unsettled sequence stays with 1 − h or switches with h: then it
+    # picks a head anew, at random, and settles for good with probability 1 − θ.
+    states = list(itertools.product(range(n_heads), (False, True)))
+    for path in itertools.product(states, repeat=T + 1):
+        head, settled = path[0]
+        probability = ((1 - theta) if settled else theta) / n_heads
+        for t in range(1, T + 1):
+            probability *= likelihoods[t - 1][head]
+            hazard, (next_head, next_settled) = 1 / (t + 1), path[t]
+            if settled:
+                move = 1.0 if (next_head, next_settled) == (head, True) else 0.0
+            else:
+                move = hazard * ((1 - theta) if next_settled else theta) / n_heads
+                move += (1 - hazard) if (next_head, next_settled) == (head, False) else 0.0
+            probability *= move
+            if probability == 0.0:
+                break
+            head, settled = next_head, next_settled
+        mass[path[-1][0]] += probability
+    assert weights.tolist() == pytest.approx([m / sum(mass) for m in mass], rel=1e-4, abs=1e-6)
+
+
+@given(rows=st.lists(st.lists(st.floats(0.0, 5.0), min_size=3, max_size=3), min_size=1, max_size=10))
+def test_switch_without_hazard_is_bayes(rows):
+    switch, bayes = Switch(RATES, hazard=False), Bayes(RATES, discount=1.0)
+    for row in rows:
+        evidence = Evidence(nll=torch.tensor([0.0, *row]))
+        a, b = switch.step(uniform(), evidence), bayes.step(uniform(), evidence)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+
+def evidence(generator, scale=1.0):
+    residual = torch.rand(4, generator=generator)
+    return Evidence(
+        residual=residual * scale**2,
+        gains=[torch.randn(3, generator=generator) * scale],
+        gradient=torch.randn(3, 5, generator=generator) * scale,
+    )
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(power=st.integers(-20, 20), seed=st.integers(0, 5))
+def test_scaling_residuals_by_a_power_of_two_changes_no_bit(name, power, seed):
+    results = []
+    for scale in (1.0, 2.0**power):
+        rule, weights, generator = make_rule(name, RATES), uniform(), torch.Generator().manual_seed(seed)
+        rule.prepare(5)
+        for _ in range(30):
+            weights = rule.step(weights, evidence(generator, scale))
+        results.append(weights)
+    assert torch.equal(*results)
+
+
+EXTREME = st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e15, -1e15, math.nan, math.inf, -math.inf])
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(rows=st.lists(st.lists(EXTREME, min_size=4, max_size=4), min_size=1, max_size=8))
+def test_weights_stay_a_distribution_whatever_the_evidence(name, rows):
+    rule, weights = make_rule(name, RATES), uniform()
+    rule.prepare(1)
+    for row in rows:
+        losses = torch.tensor(row).abs()
+        gradient = torch.tensor(row)[1:, None].nan_to_num(0.0, 1e15, -1e15)  # the optimizer masks what is not finite
+        weights = rule.step(weights, Evidence(residual=losses, gains=[torch.tensor(row[1:])], gradient=gradient))
+        assert weights.isfinite().all()
+        assert (weights >= 0).all()
+        assert weights.sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["switch", "bayes"])
+def test_a_better_head_takes_over_and_another_comes_back(name):
+    rule, weights = make_rule(name, RATES), uniform()
+    for _ in range(300):
+        weights = rule.step(weights, Evidence(residual=torch.tensor([1.0, 1.0, 3.0, 3.0])))
+    assert weights.argmax() == 0
+    assert weights[0] > 0.9
+    for _ in range(600):
+        weights = rule.step(weights, Evidence(residual=torch.tensor([1.0, 3.0, 3.0, 1.0])))
+    assert weights.argmax() == 2
+    assert weights[2] > 0.9
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_whiteness_finds_the_rate_of_a_moving_target(scale):
+    """A scalar tracks a random walk through noise; weight goes within a factor 3 of the best fixed rate."""
+    rates = head_rates(10, (1e-4, 1.0))
+    generator = torch.Generator().manual_seed(1)
+    n_steps = 20_000
+    targets = torch.cumsum(0.1 * torch.randn(n_steps, generator=generator), 0)
+    labels = targets + torch.randn(n_steps, generator=generator)
+    # Error of every fixed rate, by simulation on a finer grid than the heads'.
+    fine = head_rates(41, (1e-4, 1.0))
+    x, errors = torch.zeros(41), torch.zeros(41)
+    for t in range(n_steps):
+        errors += (x - targets[t]) ** 2
+        x += fine * (labels[t] - x)
+    best = fine[errors.argmin()].item()
+    rule, weights, x = Whiteness(rates), uniform(10), torch.zeros(10)
+    rule.prepare(1)
+    chosen = []
+    for t in range(n_steps):
+        gradient = scale * (x - labels[t])
+        weights = rule.step(weights, Evidence(gradient=gradient[:, None]))
+        x -= rates * (x - labels[t])
+        chosen.append((weights * rates.log()).sum().item())
+    effective = math.exp(sum(chosen[n_steps // 2 :]) / (n_steps // 2))
+    assert best / 3 < effective < best * 3
+
+
+def test_forgetting_clears_only_the_lost_heads():
+    rule = Whiteness(RATES)
+    rule.prepare(2)
+    for _ in range(3):
+        rule.step(uniform(), Evidence(gradient=torch.ones(3, 2)))
+    rule.forget(torch.tensor([False, True, False]))
+    assert rule.previous.tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert rule.correlation()[1] == 0
+    assert rule.correlation()[0] > 0
+
+
+def test_no_evidence_leaves_the_weights():
+    for name in RULES:
+        rule = make_rule(name, RATES)
+        assert torch.equal(rule.step(uniform(), Evidence()), uniform())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"rule": "bayes", "discount": 1.5},
+        {"rule": "whiteness", "window": -1.0},
+        {"rule": "exponentiated-gradient", "alpha": 0.0},
+        {"rule": "switch", "theta": 1.0},
+    ],
+)
+def test_options_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match="expected a"):
+        make_rule(bad, RATES)
+
+
+def test_rules_are_modules_whose_state_is_saved():
+    rule = Switch(RATES)
+    rule.step(uniform(), Evidence(nll=torch.tensor([0.0, 1.0, 2.0, 3.0])))
+    other = Switch(RATES)
+    other.load_state_dict(rule.state_dict())
+    next_evidence = Evidence(nll=torch.tensor([0.0, 2.0, 1.0, 1.0]))
+    assert torch.equal(rule.step(uniform(), next_evidence), other.step(uniform(), next_evidence))
+    assert isinstance(rule, nn.Module)
+    assert isinstance(rule, Likelihood)

@@ -1,0 +1,144 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def test_same_seed_same_rates_and_heads():
+    a, b, c = (convert(network(), {"2": "values"}, {"seed": seed}) for seed in (1, 1, 2))
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name])
+    assert not torch.equal(a.alrao_rates, c.alrao_rates)
+    assert not torch.equal(a[2].weight[1], c[2].weight[1])
+
+
+def test_seed_comes_from_the_global_generator_without_advancing_it():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = convert(network_unseeded(before), {"2": "values"})
+    assert torch.equal(torch.get_rng_state(), before)
+    again = convert(network_unseeded(before), {"2": "values"})
+    assert torch.equal(first.alrao_rates, again.alrao_rates)
+    torch.manual_seed(4)
+    other = convert(network_unseeded(torch.get_rng_state()), {"2": "values"})
+    assert not torch.equal(first.alrao_rates, other.alrao_rates)
+
+
+def network_unseeded(state):
+    net = network()
+    torch.set_rng_state(state)
+    return net
+
+
+def test_rates_are_saved_with_the_network():
+    a, b = convert(network(), {"2": "values"}, {"seed": 1}), convert(network(), {"2": "values"}, {"seed": 2})
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a.alrao_rates, b.alrao_rates)
+    assert torch.equal(a[2].rates, b[2].rates)
+    assert "2.averaging_weights" in dict(a.named_parameters())  # target networks copy parameters
+
+
+def test_a_shared_output_layer_is_replaced_everywhere():
+    shared = nn.Linear(4, 4)
+    net = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 4), shared), "b": nn.Sequential(nn.Tanh(), shared)})
+    convert(net, {"a.1": "values"})
+    assert isinstance(net["a"][1], OutputHeads)
+    assert net["a"][1] is net["b"][1]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"7": "values"}, "does not exist, expected a Linear layer: one of 0, 2"),
+        ({"1": "values"}, "is a Tanh"),
+        ({"2": "vlaues"}, "kind is 'vlaues'"),
+        ({}, "outputs is empty"),
+    ],
+)
+def test_bad_outputs(outputs, message):
+    with pytest.raises(ValueError, match=message):
+        convert(network(), outputs)
+
+
+def test_converting_twice_is_refused():
+    net = convert(network(), {"2": "values"})
+    with pytest.raises(ValueError, match="already"):
+        convert(net, {"0": "values"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_heads": 0}, "n_heads is 0"),
+        ({"n_heads": 2.5}, "n_heads is 2.5"),
+        ({"lr_range": (1.0, 0.1)}, r"did you mean \(0.1, 1.0\)"),
+        ({"lr_range": (0.0, 0.1)}, "lr_range"),
+        ({"lr_range": (-1.0, 0.1)}, "lr_range"),
+        ({"lr_range": (float("nan"), 0.1)}, "lr_range"),
+        ({"lr_range": 0.1}, "lr_range is 0.1"),
+        ({"base": "rmsporp"}, "did you mean 'rmsprop'"),
+        ({"base_kwargs": {"momentum": 0.9}}, "momentum"),
+        ({"base": "sgd", "base_kwargs": {"momentum": 1.5}}, "momentum is 1.5"),
+        ({"base_kwargs": {"eps_inside": 1}}, "eps_inside is 1"),
+        ({"value_averaging": "whitness"}, "did you mean 'whiteness'"),
+        ({"value_averaging": {"rule": "whiteness", "widnow": 3}}, "did you mean 'window'"),
+        ({"value_averaging": 3}, "value_averaging is 3"),
+        ({"policy_averaging": "switch"}, "needs labels"),
+        ({"head_max_grad_norm": -1.0}, "head_max_grad_norm is -1.0"),
+        ({"reclone_interval": -1}, "reclone_interval is -1"),
+        ({"nheads": 3}, "did you mean 'n_heads'"),
+    ],
+)
+def test_bad_options_are_one_line_that_names_value_and_choice(options, message):
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        convert(network(), {"2": "values"}, options)
+    assert "\n" not in str(error.value)
+
+
+def test_default_interval_belongs_to_the_base():
+    assert AlraoConfig().interval == (1e-6, 1e-1)
+    assert AlraoConfig(base="sgd").interval == (1e-5, 10.0)
+    assert AlraoConfig(base="sgd", lr_range=[1e-3, 1.0]).interval == (1e-3, 1.0)
+
+
+def test_supervised_classifier_as_published():
+    """SGD on (1e-5, 10) with switch: learns without a learning rate."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 4)
+    y = (x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > 0).long()
+    net = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 3))
+    net = convert(net, {"2": Output("categorical", rule="switch")}, {"base": "sgd", "lr_range": (1e-5, 10.0)})
+    optimizer = AlraoOptimizer(net)
+    for _ in range(60):
+        for batch in torch.randperm(400).split(50):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[batch]), y[batch]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        accuracy = (net(x).argmax(1) == y).float().mean().item()
+        assert net(x).exp().sum(1).allclose(torch.ones(400), atol=1e-4)  # log-probabilities of the mixture
+    assert accuracy > 0.85
+    assert net[2].averaging_weights.max() > 0.3
+
+
+def test_closure_as_other_optimizers_take_it():
+    net = convert(network(), {"2": "values"})
+    optimizer, x = AlraoOptimizer(net), torch.randn(5, 4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    for _ in range(20):
+        last = optimizer.step(closure)
+    assert last.item() < first.item()

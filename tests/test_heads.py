@@ -1,0 +1,387 @@
+"""Averages of every kind, gradient isolation, the policy's gain, and heads that are lost."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import Bernoulli, Categorical, Normal
+
+from alrao_rl.core import AlraoOptimizer, HeadwiseTensor, OutputHeads, convert
+from alrao_rl.core.heads import mix_bernoulli, mix_logits
+
+
+def heads(kind="values", n_heads=3, n_out=3, rule="uniform", **options):
+    torch.manual_seed(0)
+    return OutputHeads(nn.Linear(4, n_out), n_heads, (1e-3, 1e-1), kind, rule, **options)
+
+
+def outputs_of(layer, x):
+    """Outputs of every head by J separate layers, ``[J, B, O]``."""
+    return torch.stack([F.linear(x, w, b) for w, b in zip(layer.weight, layer.bias, strict=True)])
+
+
+# --- averages -------------------------------------------------------------------------------------------------------
+
+
+def test_mixtures_by_hand():
+    logits = torch.log(torch.tensor([[[0.8, 0.2], [0.4, 0.6]]]))  # [1, J = 2, K = 2]
+    mixed = mix_logits(logits, torch.tensor([0.25, 0.75])).exp()
+    assert mixed.flatten().tolist() == pytest.approx([0.5, 0.5])
+    logits = torch.logit(torch.tensor([[0.8], [0.4]]))
+    assert torch.sigmoid(mix_bernoulli(logits, torch.tensor([0.25, 0.75]))).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["values", "mean", "categorical", "bernoulli"])
+def test_average_of_each_kind(kind):
+    layer, x, a = heads(kind), torch.randn(5, 4), torch.tensor([0.5, 0.2, 0.3])
+    layer.averaging_weights.copy_(a)
+    out = outputs_of(layer, x)
+    with torch.no_grad():
+        average = layer(x)
+    if kind in ("values", "mean"):
+        torch.testing.assert_close(average, torch.einsum("j,jbo->bo", a, out))
+    elif kind == "categorical":
+        torch.testing.assert_close(average.exp(), torch.einsum("j,jbo->bo", a, out.softmax(-1)))
+    else:
+        torch.testing.assert_close(average.sigmoid(), torch.einsum("j,jbo->bo", a, out.sigmoid()))
+
+
+def test_multi_discrete_is_a_product_of_mixtures():
+    layer, x = heads("categorical", n_out=5, splits=[2, 3]), torch.randn(6, 4)
+    with torch.no_grad():
+        average, out = layer(x), outputs_of(layer, x)
+    torch.testing.assert_close(average[:, :2].exp(), out[..., :2].softmax(-1).mean(0))
+    torch.testing.assert_close(average[:, 2:].exp(), out[..., 2:].softmax(-1).mean(0))
+
+
+@pytest.mark.parametrize("kind", ["values", "mean", "categorical", "bernoulli"])
+@given(batch=st.integers(1, 4), n_heads=st.integers(1, 5))
+def test_output_without_gradients_is_the_average_branch_bit_for_bit(kind, batch, n_heads):
+    layer, x = heads(kind, n_heads), torch.randn(batch, 4)
+    with torch.no_grad():
+        plain = layer(x)
+    headwise = layer(x.requires_grad_())
+    assert type(plain) is torch.Tensor
+    assert isinstance(headwise, HeadwiseTensor)
+    assert torch.equal(plain, headwise.average)
+    torch.testing.assert_close(headwise.branches[1:], outputs_of(layer, x))
+
+
+def test_extra_parameter_is_averaged_as_the_means_are():
+    layer = heads("mean", extra=torch.tensor([0.1, 0.2]), rule="exponentiated-gradient")
+    with torch.no_grad():
+        layer.extra[1] += 3.0
+        torch.testing.assert_close(layer.averaged_extra(), torch.tensor([1.1, 1.2]))
+    torch.testing.assert_close(layer.averaged_extra().branches[2], torch.tensor([3.1, 3.2]))
+    with pytest.raises(AttributeError, match="no extra"):
+        heads().averaged_extra()
+
+
+def test_first_head_keeps_the_weights_and_the_others_are_drawn_anew():
+    torch.manual_seed(0)
+    plain = nn.Linear(4, 3)
+    layer = OutputHeads(plain, 4, (1e-3, 1e-1))
+    assert torch.equal(layer.weight[0], plain.weight)
+    assert torch.equal(layer.bias[0], plain.bias)
+    bound = 1 / 4**0.5  # of Linear's own initialisation
+    for j in range(1, 4):
+        assert not torch.equal(layer.weight[j], plain.weight)
+        assert layer.weight[j].abs().max() <= bound
+    layer = OutputHeads(plain, 3, (1e-3, 1e-1), init=lambda fresh: nn.init.constant_(fresh.weight, 7.0))
+    assert (layer.weight[1:] == 7.0).all()
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_are_isolated():
+    """The trunk learns from the average alone, every head from itself alone."""
+    layer, trunk = heads(), nn.Linear(2, 4)
+    x, y = torch.randn(6, 2), torch.randn(6, 3)
+    F.smooth_l1_loss(layer(trunk(x)), y).backward()
+    gradient = layer.gradient()
+    trunk_gradient = trunk.weight.grad.clone()
+    trunk.weight.grad = None
+    average = F.linear(trunk(x), layer.weight.detach().mean(0), layer.bias.detach().mean(0))
+    F.smooth_l1_loss(average, y).backward()
+    torch.testing.assert_close(trunk_gradient, trunk.weight.grad)
+    for j in range(3):
+        w, b = layer.weight[j].detach().requires_grad_(), layer.bias[j].detach().requires_grad_()
+        F.smooth_l1_loss(F.linear(trunk(x).detach(), w, b), y).backward()
+        torch.testing.assert_close(gradient[j], torch.cat([w.grad.flatten(), b.grad]))
+
+
+@pytest.mark.parametrize("kind", ["values", "categorical", "bernoulli"])
+def test_trunk_gradient_is_that_of_the_average_for_every_kind(kind):
+    layer, x = heads(kind), torch.randn(5, 4, requires_grad=True)
+    target = torch.randn(5, 3)
+    F.mse_loss(layer(x), target).backward()
+    out = outputs_of(layer, other := x.detach().requires_grad_())
+    if kind == "values":
+        average = out.mean(0)
+    elif kind == "categorical":
+        average = out.softmax(-1).mean(0).log()
+    else:
+        average = torch.logit(out.sigmoid().mean(0))
+    F.mse_loss(average, target).backward()
+    torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_log_std_of_each_head_learns_from_itself():
+    layer = heads("mean", n_out=2, extra=torch.zeros(2), rule="exponentiated-gradient")
+    x, actions = torch.randn(6, 4), torch.randn(6, 2)
+
+    def loss(mean, log_std):
+        return -Normal(mean, torch.ones_like(mean) * log_std.exp()).log_prob(actions).sum(1).mean()
+
+    loss(layer(x), layer.averaged_extra()).backward()
+    gradient = layer.gradient()
+    for j in range(3):
+        log_std = torch.zeros(2, requires_grad=True)
+        loss(F.linear(x, layer.weight[j], layer.bias[j]).detach(), log_std).backward()
+        torch.testing.assert_close(gradient[j, -2:], log_std.grad)
+
+
+def ppo_loss(distribution, actions, advantages, old):
+    log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
+    if log_prob.dim() > 1:
+        log_prob, entropy = log_prob.sum(1), entropy.sum(1)
+    ratio = torch.exp(log_prob - old)
+    surrogate = torch.min(advantages * ratio, advantages * torch.clamp(ratio, 0.9, 1.1))
+    return -surrogate.mean() - 0.05 * entropy.mean()
+
+
+@pytest.mark.parametrize("space", ["categorical", "multi-discrete", "bernoulli", "gaussian"])
+def test_the_gain_is_the_finite_difference_along_the_weights(space):
+    torch.manual_seed(4)
+    x, advantages = torch.randn(64, 4), torch.randn(64)
+    if space == "gaussian":
+        layer = heads("mean", n_out=2, rule="exponentiated-gradient", extra=torch.zeros(2)).double()
+        with torch.no_grad():
+            layer.extra.normal_(0, 0.3)
+        actions = torch.randn(64, 2).double()
+    elif space == "bernoulli":
+        layer, actions = (
+            heads("bernoulli", rule="exponentiated-gradient").double(),
+            torch.randint(0, 2, (64, 3)).double(),
+        )
+    else:
+        splits = [2, 3] if space == "multi-discrete" else None
+        layer = heads("categorical", n_out=5, rule="exponentiated-gradient", splits=splits).double()
+        actions = torch.randint(0, 2, (64,))
+    with torch.no_grad():
+        layer.weight *= 3
+    x, advantages = x.double(), advantages.double()
+
+    def loss(average, log_std=None):
+        if space == "gaussian":
+            distribution = Normal(average, torch.ones_like(average) * log_std.exp())
+        elif space == "bernoulli":
+            distribution = Bernoulli(logits=average)
+        elif space == "categorical":
+            distribution = Categorical(logits=average)
+        else:
+            left, right = average.split([2, 3], dim=1)
+            one, other = Categorical(logits=left), Categorical(logits=right)
+            ratio = torch.exp(torch.stack([one.log_prob(actions), other.log_prob(actions)], dim=1).sum(dim=1) - old)
+            surrogate = torch.min(advantages * ratio, advantages * torch.clamp(ratio, 0.9, 1.1))
+            entropy = torch.stack([one.entropy(), other.entropy()], dim=1).sum(dim=1)
+            return -surrogate.mean() - 0.05 * entropy.mean()
+        return ppo_loss(distribution, actions, advantages, old)
+
+    # The clip is active: the old log-probabilities are some way off.
+    old = -torch.rand(64).double() * 3
+    (loss(layer(x), layer.averaged_extra()) if space == "gaussian" else loss(layer(x))).backward()
+    gain = torch.stack(layer.evidence.gains).sum(0)
+
+    def at(a):
+        out = torch.stack([F.linear(x, w, b) for w, b in zip(layer.weight, layer.bias, strict=True)]).detach()
+        if space == "gaussian":
+            return loss(torch.einsum("j,jbo->bo", a, out), torch.einsum("j,jo->o", a, layer.extra.detach()))
+        if space == "bernoulli":
+            yes, no = (torch.einsum("j,jbo->bo", a, torch.sigmoid(s * out)) for s in (1, -1))
+            return loss(yes.log() - no.log())
+        parts = out.split([2, 3], -1) if space == "multi-discrete" else [out]
+        return loss(torch.cat([torch.einsum("j,jbo->bo", a, part.softmax(-1)).log() for part in parts], -1))
+
+    base, step = layer.averaging_weights.detach(), 1e-6
+    for j in range(3):
+        change = torch.zeros(3).double()
+        change[j] = step
+        difference = -(at(base + change) - at(base - change)).item() / (2 * step)
+        assert gain[j].item() == pytest.approx(difference, rel=1e-3, abs=1e-6)
+
+
+def test_gain_of_a2c_by_hand():
+    """g_j = Σ_i A_i π_j(a_i)/π(a_i) for the loss −Σ_i A_i log π(a_i)."""
+    layer, x = heads("categorical", rule="exponentiated-gradient"), torch.randn(5, 4)
+    actions, advantages = torch.tensor([0, 2, 1, 1, 0]), torch.randn(5)
+    (-(advantages * Categorical(logits=layer(x)).log_prob(actions))).sum().backward()
+    p = outputs_of(layer, x).softmax(-1)[:, torch.arange(5), actions].detach()
+    expected = (advantages * p / p.mean(0)).sum(1)
+    gain = layer.evidence.gains[0]  # up to a constant: a Categorical normalises its logits once more
+    torch.testing.assert_close(gain - gain.mean(), expected - expected.mean(), rtol=1e-4, atol=1e-5)
+
+
+# --- evidence -------------------------------------------------------------------------------------------------------
+
+
+def test_residual_is_read_before_any_clipping_from_either_argument():
+    for swapped in (False, True):
+        layer, x, y = heads(rule="switch"), torch.randn(5, 4), torch.randn(5, 3) * 100
+        out = layer(x)
+        loss = F.smooth_l1_loss(y, out) if swapped else F.smooth_l1_loss(out, y)
+        assert layer.evidence.residual is None  # not before the backward pass
+        (0.5 * loss).backward()
+        expected = (out.branches.detach() - y).square().flatten(1).mean(1)
+        torch.testing.assert_close(layer.evidence.residual, expected)
+        layer.drop_evidence()
+        assert layer.evidence.residual is None
+        assert layer.gradient() is None
+
+
+def test_likelihood_of_a_classifier_is_that_of_the_batch():
+    layer, x, y = heads("categorical", rule="switch"), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    F.cross_entropy(layer(x), y).backward()
+    expected = torch.stack([F.cross_entropy(out, y, reduction="sum") for out in outputs_of(layer, x)])
+    torch.testing.assert_close(layer.evidence.nll[1:], expected)
+
+
+def test_any_other_loss_is_evidence_too():
+    layer, x = heads(rule="bayes"), torch.randn(5, 4)
+    (layer(x).exp().mean() * 3).backward()
+    torch.testing.assert_close(layer.evidence.loss[1:], 3 * outputs_of(layer, x).exp().mean((1, 2)))
+    assert layer.evidence.residual is None
+
+
+def test_each_layer_keeps_its_own_part_of_a_sum_of_losses():
+    policy, value, x = (
+        heads("categorical", rule="exponentiated-gradient"),
+        heads(rule="bayes", n_out=1),
+        torch.randn(5, 4),
+    )
+    loss = -policy(x).mean() + 0.5 * value(x).square().mean()
+    (loss * 2).backward()
+    torch.testing.assert_close(value.evidence.loss[1:], 0.5 * outputs_of(value, x).square().mean((1, 2)))
+    assert len(policy.evidence.gains) == 1
+    assert value.evidence.gains == []
+
+
+# --- lost heads -----------------------------------------------------------------------------------------------------
+
+
+def lossy(n_heads, rule="uniform", **options):
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    return convert(net, {"2": "values"}, {"n_heads": n_heads, "value_averaging": rule, "seed": 1, **options})
+
+
+@pytest.mark.parametrize("rule", ["uniform", "switch"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_lost_head_without_weight_changes_nothing(rule, value):
+    """With a_j = 0 and head j not finite: Φ, trunk gradient and σ² are those of the model without it."""
+    net, smaller = lossy(3, rule), lossy(2, rule)
+    smaller[0].load_state_dict(net[0].state_dict())
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(smaller[2], name).copy_(getattr(net[2], name)[[0, 2]])
+            getattr(net[2], name)[1] = value
+        net[2].averaging_weights.copy_(torch.tensor([0.5, 0.0, 0.5]))
+    x, y = torch.randn(6, 4), torch.randn(6, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), smaller(x))
+    optimizers = AlraoOptimizer(net), AlraoOptimizer(smaller)
+    for one in (net, smaller):
+        F.mse_loss(one(x), y).backward()
+    torch.testing.assert_close(net[0].weight.grad, smaller[0].weight.grad)
+    for optimizer in optimizers:
+        optimizer.step()
+    if rule == "switch":
+        torch.testing.assert_close(net[2].rule.scale, smaller[2].rule.scale)
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_a_head_that_is_not_finite_is_recloned_in_the_same_step_and_values_stay():
+    net = lossy(3)
+    x, y = torch.randn(6, 4), torch.randn(6, 2)
+    optimizer = AlraoOptimizer(net)
+    F.mse_loss(net(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        net[2].weight[1] = float("nan")
+        before = net(x)  # the average of the other two, by their weights
+    assert before.isfinite().all()
+    lost = torch.tensor([False, True, False])
+    net[2].reclone(lost)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), before)
+        net[2].weight[1] = float("nan")
+    F.mse_loss(net(x), y).backward()
+    optimizer.step()
+    assert all(p.isfinite().all() for p in net.parameters())
+    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    assert state["steps"].tolist() == [2.0, 2.0, 0.0, 2.0]  # fresh state for the new head
+
+
+def test_heads_without_weight_are_recloned_from_the_average_every_interval():
+    net = lossy(4, reclone_interval=3, lr_range=(1e-12, 1e-12))
+    a = torch.tensor([0.5, 0.01, 0.48, 0.01])  # 0.1/J = 0.025
+    net[2].averaging_weights.copy_(a)
+    average = torch.einsum("j,joi->oi", a, net[2].weight.detach())
+    optimizer = AlraoOptimizer(net)
+    for step in range(1, 4):
+        before = net[2].weight.detach().clone()
+        optimizer.zero_grad()
+        F.mse_loss(net(torch.randn(6, 4)), torch.randn(6, 2)).backward()
+        optimizer.step()
+        if step < 3:
+            torch.testing.assert_close(net[2].weight.detach(), before)
+    torch.testing.assert_close(net[2].weight[1].detach(), average)
+    torch.testing.assert_close(net[2].weight[3].detach(), average)
+    torch.testing.assert_close(net[2].weight[[0, 2]].detach(), before[[0, 2]])
+
+
+def test_all_heads_lost_at_once_leaves_a_finite_output():
+    net = lossy(3)
+    with torch.no_grad():
+        net[2].weight.fill_(float("inf"))
+        assert net(torch.randn(2, 4)).isfinite().all()
+
+
+def test_an_exploding_head_does_no_harm_to_the_others():
+    """SGD up to 10, heads clipped: the fast ones diverge again and again, the model learns."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    convert(
+        net,
+        {"2": "values"},
+        {"base": "sgd", "lr_range": (1e-3, 10.0), "value_averaging": "switch", "head_max_grad_norm": 1.0},
+    )
+    net.alrao_rates.fill_(1e-2)
+    optimizer, x = AlraoOptimizer(net), torch.randn(64, 4)
+    y = x.sum(1, keepdim=True)
+    losses = []
+    for _ in range(300):
+        loss = F.mse_loss(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        assert all(p.isfinite().all() for p in net.parameters())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_huge_gradient_of_one_head_is_set_aside():
+    net = lossy(3)
+    x, y = torch.randn(6, 4), torch.randn(6, 2)
+    optimizer = AlraoOptimizer(net)
+    with torch.no_grad():
+        net[2].bias[1] = 1e30
+        net[2].averaging_weights.copy_(torch.tensor([0.5, 0.0, 0.5]))
+    F.mse_loss(net(x), y).backward()
+    optimizer.step()
+    assert all(p.isfinite().all() for p in net.parameters())
+    assert net[2].bias.abs().max() < 1e3
