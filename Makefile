@@ -23,8 +23,8 @@ lint: .venv/installed-test
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-figures: .venv/installed-test ## Remake the README's figure from results/defaults/runs.csv
-	$(PY) results/defaults/figure.py
+figures: .venv/installed-test ## Remake the figure and tables from results/defaults/runs.csv
+	$(PY) results/defaults/report.py
 
 # torch first and alone: with it in place nothing pulls another build of it.
 .venv/bin/python:
