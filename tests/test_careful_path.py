@@ -1,0 +1,55 @@
+"""On a GPU nothing may look whether all numbers are finite: the branch-free path has to do the same as the short one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import alrao_rl.core.heads
+import alrao_rl.core.optim
+from alrao_rl.core import AlraoOptimizer, Output, convert
+
+
+def train(kind, steps=90):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    rule = "whiteness" if kind == "values" else "exponentiated-gradient"
+    convert(net, {"2": Output(kind, rule=rule)}, {"seed": 1, "reclone_interval": 50, "head_max_grad_norm": 0.5})
+    optimizer, x, y = AlraoOptimizer(net), torch.randn(16, 4), torch.randint(0, 3, (16,))
+    for step in range(steps):
+        optimizer.zero_grad()
+        out = net(x)
+        loss = F.mse_loss(out, F.one_hot(y, 3).float()) if kind == "values" else F.cross_entropy(out, y)
+        loss.backward()
+        if step == 70:
+            with torch.no_grad():
+                net[2].weight[4] = float("nan")
+        optimizer.step()
+    return net.state_dict()
+
+
+@pytest.mark.parametrize("kind", ["values", "categorical"])
+def test_the_path_that_never_looks_does_the_same(kind, monkeypatch):
+    short = train(kind)
+    monkeypatch.setattr(alrao_rl.core.heads, "all_finite", lambda tensor: False)
+    monkeypatch.setattr(alrao_rl.core.optim, "all_finite", lambda tensor: False)
+    careful = train(kind)
+    for name, tensor in short.items():
+        assert tensor.isfinite().all()
+        torch.testing.assert_close(tensor, careful[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_trains_on_a_gpu_without_waiting_for_it():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).cuda()
+    convert(net, {"2": "values"})
+    optimizer, x, y = AlraoOptimizer(net), torch.randn(16, 4).cuda(), torch.randn(16, 3).cuda()
+    for step in range(20):
+        if step == 3:
+            torch.cuda.set_sync_debug_mode("error")
+        loss = F.mse_loss(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(p.isfinite().all() for p in net.parameters())
