@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -22,17 +22,14 @@ def train_and_play(algo, seed, folder):
     out = str(folder / f"{algo}-{seed}")
     command("alrao_rl.train", "--algo", algo, "--env", "CartPole-v1", "--seed", str(seed), "--out", out, "--quiet")
     last = command("alrao_rl.enjoy", out, "--episodes", "100").strip().splitlines()[-1]
-    with open(f"{out}/status.json") as file:
-        return float(last.split(":")[1]), json.load(file)["wall_seconds"]
+    return float(last.split(":")[1]), json.loads(Path(out, "status.json").read_text())["wall_seconds"]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("algo", ["dqn", "a2c", "ppo"])
 def test_ten_seeds_of_cartpole(algo, tmp_path, capsys):
-    # One run at a time here: `make test-long` runs two tests side by side.
-    with ThreadPoolExecutor(1) as pool:
-        results = list(pool.map(lambda seed: train_and_play(algo, seed, tmp_path), range(10)))
+    results = [train_and_play(algo, seed, tmp_path) for seed in range(10)]
     with capsys.disabled():
         print(f"\n{algo}: return over 100 episodes and seconds, seeds 0 to 9: {results}")
     assert sum(score >= 475 for score, _ in results) >= 8, results
