@@ -394,12 +394,14 @@ def test_set_parameters(algo):
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_policy_save_and_load(algo, tmp_path):
+@pytest.mark.parametrize("by", ["concrete", "AlraoPolicy"])
+def test_policy_save_and_load(algo, by, tmp_path):
     model = make(algo, alrao=OPTIONS, net_arch=[8], activation_fn=nn.Sigmoid)
     model.learn(16)
     model.policy.save(tmp_path / "policy")
     concrete = AlraoDQNPolicy if algo == "dqn" else AlraoActorCriticPolicy
-    loaded = concrete.load(tmp_path / "policy", device="cpu")
+    loaded = (concrete if by == "concrete" else AlraoPolicy).load(tmp_path / "policy", device="cpu")
+    assert type(loaded) is concrete
     assert_same(snapshot(loaded), snapshot(model.policy))
     assert loaded.alrao_options == model.policy.alrao_options
     observation = torch.randn(5, 3)
@@ -423,6 +425,15 @@ def test_same_seed_is_the_same_run(algo):
     assert_same(snapshot(one.policy), snapshot(two.policy))
     name = "q_net.alrao_rates" if algo == "dqn" else "alrao_rates"
     assert not torch.equal(one.policy.state_dict()[name], other.policy.state_dict()[name])
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_seed_of_the_rates_alone(algo):
+    one, two, three = (make(algo, seed=seed, alrao={"seed": rates}).policy for seed, rates in ((0, 5), (1, 5), (0, 6)))
+    rates = [(policy.q_net if algo == "dqn" else policy).alrao_rates for policy in (one, two, three)]
+    assert torch.equal(rates[0], rates[1])
+    assert not torch.equal(rates[0], rates[2])
+    assert not torch.equal(trunk(one)[0], trunk(two)[0])
 
 
 STOCK = {"dqn": {"activation_fn": nn.Tanh}, "a2c": {}, "ppo": {}}
@@ -780,8 +791,16 @@ def test_heads_are_clipped_at_the_algorithms_own_norm(algo, norm):
     assert make(algo, alrao={"head_max_grad_norm": 3}).policy.alrao_options.head_max_grad_norm == 3.0
 
 
-def test_ppo_value_clipping_trains():
-    model = PPO(AlraoPolicy, RandomEnv(), clip_range_vf=0.2, seed=0, device="cpu", **TINY["ppo"])
+@pytest.mark.parametrize("algorithm", [DQN, A2C, PPO])
+def test_clipping_switched_off(algorithm):
+    """``max_grad_norm=inf`` is SB3's way to say it."""
+    model = algorithm(AlraoPolicy, RandomEnv(), max_grad_norm=math.inf, device="cpu")
+    assert model.policy.alrao_options.head_max_grad_norm is None
+
+
+@pytest.mark.parametrize("options", [{"clip_range_vf": 0.2}, {"target_kl": 0.5}, {"normalize_advantage": False}])
+def test_options_of_ppo(options):
+    model = PPO(AlraoPolicy, RandomEnv(), seed=0, device="cpu", **TINY["ppo"], **options)
     before = snapshot(model.policy)
     assert_trained(model.learn(16), before)
 

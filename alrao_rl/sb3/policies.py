@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class AlraoPolicyMixin:
         _refuse_optimizer(kwargs, algorithm)
         config = AlraoConfig.from_options(alrao)
         if config.head_max_grad_norm == "auto":
-            config = replace(config, head_max_grad_norm=getattr(algorithm, "max_grad_norm", None))
+            norm = getattr(algorithm, "max_grad_norm", None)
+            config = replace(config, head_max_grad_norm=None if norm in (None, math.inf) else float(norm))
         self.alrao_options = config
         kwargs.setdefault("activation_fn", nn.Tanh)
         if kwargs.get("features_extractor_class") is None:
@@ -194,6 +196,11 @@ class AlraoPolicy:
         # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
         concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
         return concrete(observation_space, action_space, *args, **kwargs)
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "auto") -> Any:
+        """Load what ``policy.save`` wrote. As in SB3 this unpickles: it executes what it is given."""
+        return BaseModel.load.__func__(cls, path, device)  # type: ignore[attr-defined]
 
 
 class AlraoDQNCnnPolicy(AlraoDQNPolicy):

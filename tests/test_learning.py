@@ -1,0 +1,43 @@
+"""Learning, last and least: with the shipped recipes, no learning rate given, every algorithm solves CartPole."""
+
+from __future__ import annotations
+
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from alrao_rl import recipes
+from alrao_rl.agent import build
+from alrao_rl.envs import make_env
+from alrao_rl.sb3.policies import AlraoPolicyMixin
+
+GOAL = 400.0
+# Steps between evaluations, and the budget; training stops at the goal.
+PLANS = {"dqn": (2_500, 50_000), "a2c": (10_000, 150_000), "ppo": (10_000, 100_000)}
+
+
+class StopAtGoal(BaseCallback):
+    """Evaluate every so many timesteps, between rollouts; stop once the mean return is above the goal."""
+
+    def __init__(self, env, interval):
+        super().__init__()
+        self.env, self.interval, self.returns = env, interval, []
+
+    def _on_step(self):
+        return not self.returns or self.returns[-1] < GOAL
+
+    def _on_rollout_start(self):
+        if self.num_timesteps >= self.interval * (len(self.returns) + 1):
+            self.returns.append(evaluate_policy(self.model, self.env, n_eval_episodes=10)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", PLANS)
+def test_cartpole(algo):
+    recipe = recipes.resolve(algo, "CartPole-v1")
+    interval, budget = PLANS[algo]
+    model = build(recipe.agent, make_env(recipe, seed=0, training=True), seed=0)
+    assert isinstance(model.policy, AlraoPolicyMixin)
+    stop = StopAtGoal(make_env(recipe, seed=1_000, training=False, n_envs=1), interval)
+    model.learn(budget, callback=stop)
+    assert max(stop.returns) >= GOAL, stop.returns

@@ -1,0 +1,117 @@
+"""The plan of the house (DESIGN.md): which way imports point, what lies where, and how large the method may be."""
+
+from __future__ import annotations
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "alrao_rl"
+# What a folder may import besides the standard library; of alrao_rl, the listed parts only.
+ALLOWED = {
+    "core": {"torch", "typing_extensions", "alrao_rl.core"},
+    "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib", "alrao_rl.core", "alrao_rl.sb3"},
+}
+# Commands in the order of the imports: none imports one to its right.
+COMMANDS = ["train", "sweep", "report"]
+
+
+def imports(path):
+    """Every module that a file imports, anywhere in it; ``from a import b`` gives ``a.b``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_imports_point_one_way(folder):
+    files = sorted((PACKAGE / folder).rglob("*.py"))
+    assert len(files) >= 3
+    for path in files:
+        for name in imports(path):
+            standard = name.split(".")[0] in sys.stdlib_module_names
+            assert standard or any(f"{name}.".startswith(f"{ok}.") for ok in ALLOWED[folder]), (
+                f"{path.name} imports {name}"
+            )
+
+
+def test_nothing_imports_a_later_command():
+    for i, command in enumerate(COMMANDS):
+        later = {f"alrao_rl.{name}" for name in COMMANDS[i + 1 :]}
+        path = PACKAGE / f"{command}.py"
+        if path.exists():
+            assert not any(f"{name}.".startswith(f"{one}.") for name in imports(path) for one in later)
+
+
+@pytest.mark.parametrize("folder", ["agents", "envs"])
+def test_recipes_are_toml_only(folder):
+    """A top-level ``agents`` package would collide with another distribution's."""
+    files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert len(files) >= 6
+    assert {path.suffix for path in files} == {".toml"}
+
+
+def test_import_is_light():
+    """The command line answers before torch is loaded; a public name loads it."""
+    script = (
+        "import sys, alrao_rl; heavy = {'torch', 'stable_baselines3', 'pandas', 'numpy'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
+        "assert 'AlraoPolicy' in dir(alrao_rl);"
+        "alrao_rl.AlraoConfig; assert 'torch' in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_public_names_exist():
+    import alrao_rl
+
+    for name in alrao_rl.__all__:
+        assert getattr(alrao_rl, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'AlraoPolice'"):
+        _ = alrao_rl.AlraoPolice
+
+
+def code_lines(source):
+    """Number of lines that hold code: not blank, not only a comment, not a docstring."""
+    strings = {
+        (node.value.lineno, node.value.col_offset)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in layout and token.start not in strings:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines)
+
+
+def test_code_lines_by_hand():
+    source = [
+        '"""Doc',
+        'string."""',
+        "",
+        "# why",
+        "x = 1  # one",
+        "def f():",
+        '    """Doc."""',
+        '    return """a',
+        'b"""',
+    ]
+    assert code_lines("\n".join(source)) == 4
+
+
+def test_the_method_is_small():
+    """Read in ten minutes: under 600 lines of code in all."""
+    sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
+    assert sum(sizes.values()) < 600, sizes
