@@ -1,8 +1,8 @@
 """Agents on disk: weights as safetensors, everything else as JSON. Loading executes nothing from the files.
 
-``NAME.safetensors`` is the whole agent: the policy's state, where observations are normalised their running statistics,
-and in its header the algorithm, the spaces, the options and a hash of the weights. ``NAME.json`` is a copy of that header
-for people. One file, replaced at once, cannot be half of one agent and half of another.
+``NAME.safetensors`` is the whole agent: the policy's state, where observations are normalised their running
+statistics, and in its header the algorithm, the spaces, the options and a hash of the weights. ``NAME.json`` is a copy
+of that header for people. One file, replaced at once, cannot be half of one agent and half of another.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from gymnasium import spaces
 from safetensors.torch import load, save
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from alrao_rl import recipes
-from alrao_rl.errors import UserError
+from alrao_rl.errors import UserError, first_line
 from alrao_rl.runs import read_json, write_atomically
 from alrao_rl.sb3.policies import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy
 
@@ -47,10 +48,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 # --- building -------------------------------------------------------------------------------------------------------
 
 
-def policy_class(agent: recipes.Agent, observation_space: spaces.Space) -> Any:
+def policy_class(agent: recipes.Agent, observation_space: spaces.Space[Any]) -> Any:
     """The policy for an agent on these observations: plain, image or Dict; Alrao's class or the name of SB3's."""
-    from stable_baselines3.common.preprocessing import is_image_space
-
     if isinstance(observation_space, spaces.Dict):
         return AlraoMultiInputPolicy if agent.policy == "alrao" else "MultiInputPolicy"
     if is_image_space(observation_space):
@@ -58,22 +57,13 @@ def policy_class(agent: recipes.Agent, observation_space: spaces.Space) -> Any:
     return AlraoPolicy if agent.policy == "alrao" else "MlpPolicy"
 
 
-def policy_kwargs(agent: recipes.Agent, observation_space: spaces.Space) -> dict[str, Any]:
+def policy_kwargs(agent: recipes.Agent) -> dict[str, Any]:
     """Keywords of the policy in the form SB3 takes."""
-    kwargs: dict[str, Any] = agent.policy_options.model_dump(exclude_none=True)
+    kwargs = dict(agent.policy_options)
     if "activation_fn" in kwargs:
         kwargs["activation_fn"] = ACTIVATIONS[kwargs["activation_fn"]]
-    if agent.algo == "dqn":
-        for name in ("ortho_init", "log_std_init", "share_features_extractor"):
-            if name in kwargs:
-                raise UserError(f"policy_options.{name} is for a2c and ppo, DQN's policy does not take it")
-        if isinstance(kwargs.get("net_arch"), dict):
-            raise UserError("policy_options.net_arch of DQN is a list of widths, such as [64, 64]")
-    if not isinstance(policy_class(agent, observation_space), str) and agent.policy == "alrao":
-        options = agent.alrao.model_dump(exclude_none=True)
-        if options.get("head_max_grad_norm") == "none":
-            options["head_max_grad_norm"] = None
-        kwargs["alrao"] = options
+    if agent.policy == "alrao":
+        kwargs["alrao"] = recipes.alrao_options(agent)
     return kwargs
 
 
@@ -87,29 +77,28 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
         raise UserError(
             f"DQN cannot act in {env.action_space}: it takes Discrete actions only; use --algo ppo or --algo a2c"
         )
-    kwargs = dict(agent.hyperparameters)
     try:
         return ALGORITHMS[agent.algo](
             policy_class(agent, env.observation_space),
             env,
             seed=seed,
             device=device,
-            policy_kwargs=policy_kwargs(agent, env.observation_space),
-            **kwargs,
+            policy_kwargs=policy_kwargs(agent),
+            **agent.hyperparameters,
         )
-    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(lines[0] if lines else f"{type(error).__name__} while building the agent") from error
+    except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError, MemoryError) as error:
+        raise UserError(f"cannot build {agent.algo.upper()}: {first_line(error)}") from error
 
 
 class _SpacesOnly(gym.Env[Any, Any]):
     """An environment that has spaces and nothing else, to build a model on that only predicts."""
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        raise RuntimeError("this agent was loaded without an environment: call model.set_env(env) before learning")
+        """Refuse: there is nothing to learn on."""
+        raise RuntimeError("load_agent makes an agent that acts; its file holds no optimizer to learn on with")
 
 
 # --- saving and loading ---------------------------------------------------------------------------------------------
@@ -147,7 +136,7 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
 
     Returns:
         An SB3 model for ``predict``, which takes raw observations even if the agent was trained on normalised ones.
-        To train it on, give it an environment with ``set_env``.
+        It is there to act: the file holds no optimizer state and no replay buffer.
 
     Raises:
         UserError: there is no such agent, or the file is truncated or not ours.
@@ -156,17 +145,21 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
     path = path if path.suffix == ".safetensors" else path / f"{which}.safetensors"
     description, tensors = read_agent(path)
     try:
-        agent = recipes.Agent.model_validate(description["agent"])
+        agent = recipes.check_agent(description["agent"], "its header")
         observations = decode_space(description["observation_space"])
         actions = decode_space(description["action_space"])
-        model = build(
-            _small(agent), DummyVecEnv([lambda: _SpacesOnly(observations, actions)]), seed=None, device=device
-        )
+        # As many environments as in training, or SB3 would complain of a rollout shorter than a minibatch.
+        env = DummyVecEnv([lambda: _SpacesOnly(observations, actions)] * agent.n_envs)
+        model = build(_small(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         model.policy.load_state_dict(policy)
     except Exception as error:  # whatever a foreign file may hold
-        raise UserError(f"{path} is not a complete agent: {type(error).__name__}: {_first_line(error)}") from None
+        raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
+    if isinstance(model, DQN):
+        model.exploration_rate = model.exploration_final_eps
+        # No buffer is better than one of size 1, on which a model that is given an environment would learn nonsense.
+        model.replay_buffer = None
     _predict_raw(model, tensors)
     return model
 
@@ -208,10 +201,6 @@ def _small(agent: recipes.Agent) -> recipes.Agent:
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
-
-
 def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
     rms = normalizer.obs_rms
     return dict(rms) if isinstance(rms, dict) else {"": rms}
@@ -220,7 +209,7 @@ def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
 def _predict_raw(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None:
     """Let ``predict`` normalise what it is given, if the agent was trained on normalised observations."""
     means = {
-        name.split(".")[1]: value.numpy()
+        name.removeprefix("normalization.").removesuffix(".mean"): value.numpy()
         for name, value in tensors.items()
         if name.endswith(".mean") and name.startswith("normalization.")
     }
@@ -245,7 +234,7 @@ def _predict_raw(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None
 # --- spaces ---------------------------------------------------------------------------------------------------------
 
 
-def encode_space(space: spaces.Space) -> dict[str, Any]:
+def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
     """A Gymnasium space as JSON."""
     if isinstance(space, spaces.Box):
         return {"type": "Box", "dtype": str(space.dtype), "shape": list(space.shape), **_bounds(space)}
@@ -271,16 +260,13 @@ def _bounds(space: spaces.Box) -> dict[str, Any]:
     return {"low": encode(space.low), "high": encode(space.high)}
 
 
-def decode_space(data: dict[str, Any]) -> spaces.Space:
+def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
     """The Gymnasium space that :func:`encode_space` wrote."""
     kind = data["type"]
     if kind == "Box":
         shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
-        ends = [
-            np.broadcast_to(np.asarray(data[end], dtype=np.float64).reshape(-1), (int(np.prod(shape)),))
-            for end in ("low", "high")
-        ]
-        return spaces.Box(*(end.reshape(shape).astype(dtype) for end in ends), dtype=dtype.type)  # type: ignore[arg-type]
+        low, high = (_bound(data[end], shape, dtype) for end in ("low", "high"))
+        return spaces.Box(low, high, dtype=dtype.type)
     if kind == "Discrete":
         return spaces.Discrete(data["n"], start=data["start"])
     if kind == "MultiDiscrete":
@@ -290,3 +276,8 @@ def decode_space(data: dict[str, Any]) -> spaces.Space:
     if kind == "Dict":
         return spaces.Dict({key: decode_space(inner) for key, inner in data["spaces"].items()})
     raise ValueError(f"unknown space {kind!r}")
+
+
+def _bound(data: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    flat = np.asarray(data, dtype=np.float64).reshape(-1)
+    return np.broadcast_to(flat, (int(np.prod(shape)),)).reshape(shape).astype(dtype)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alrao_rl.errors import UserError
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error
+
+if TYPE_CHECKING:
+    from alrao_rl.recipes import Environment
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m alrao_rl.enjoy", description="Play a trained agent and print its returns."
+    p = CommandLine(prog="python -m alrao_rl.enjoy", description="Play a trained agent and print its returns.")
+    p.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run folder, such as results/train/CartPole-v1/dqn/seed-0, or a .safetensors file",
     )
-    p.add_argument("run", type=Path, metavar="RUN", help="a run folder, such as results/train/CartPole-v1/dqn/seed-0")
     p.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes to play (default 10)")
     p.add_argument("--seed", type=int, default=2_000_000, metavar="N", help="seed of the environment")
     p.add_argument("--last", action="store_true", help="the last agent of the run instead of the best one")
@@ -27,24 +34,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    args = parser().parse_args(argv)
+    """Run the command; return its exit status: 0, 1 if the environment failed, 2 for a mistake in the arguments."""
     try:
+        args = parser().parse_args(argv)
         _check(args)
         returns = play(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
+    except PlayError as error:
+        print_error(error)
+        return 1
     except KeyboardInterrupt:
         return 130
-    mean = sum(returns) / len(returns)
-    print(f"mean return over {len(returns)} episodes: {mean:.1f}")
+    print(f"mean return over {len(returns)} episodes: {sum(returns) / len(returns):.1f}")
     return 0
+
+
+class PlayError(Exception):
+    """The environment raised an error while it was played."""
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}, expected a whole number of at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}, expected a whole number of at least 0")
     if args.render and args.video:
         raise UserError("--render and --video exclude each other: choose one")
     if args.video and args.video.suffix != ".mp4":
@@ -56,54 +71,72 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def play(args: argparse.Namespace) -> list[float]:
-    """Play episodes and return their returns."""
-    from alrao_rl.agent import load_agent, read_agent
-    from alrao_rl.envs import make_one
-    from alrao_rl.recipes import Environment
+    """Play episodes and return their returns.
 
-    which = "last" if args.last else "agent"
-    model = load_agent(args.run, which)
-    description, _ = read_agent(args.run / f"{which}.safetensors")
-    environment = Environment.model_validate(description["environment"])
+    Raises:
+        UserError: there is no such agent, or its environment cannot be made, shown or recorded.
+        PlayError: the environment raised an error, with its first line.
+    """
+    from alrao_rl.agent import load_agent
+    from alrao_rl.envs import make_one
+
+    path = (
+        args.run if args.run.suffix == ".safetensors" else args.run / f"{'last' if args.last else 'agent'}.safetensors"
+    )
+    model = load_agent(path)
+    environment = _environment(path)
     mode = "human" if args.render else "rgb_array" if args.video else None
     if args.video:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = make_one(environment, **({"render_mode": mode} if mode else {}))
     if args.video and env.render_mode != "rgb_array":
         raise UserError(f"{environment.id} cannot be recorded: it has no rgb_array rendering")
-    from stable_baselines3.common.preprocessing import is_image_space_channels_first
-
     frames: list[Any] = []
     returns: list[float] = []
-    transpose = model.observation_space.shape != env.observation_space.shape and not is_image_space_channels_first(
-        env.observation_space  # type: ignore[arg-type]
-    )
     for episode in range(args.episodes):
-        observation, _ = env.reset(seed=args.seed if episode == 0 else None)
-        total, done = 0.0, False
-        while not done:
-            if args.video and episode == 0:
-                frames.append(env.render())
-            observation = observation.transpose(2, 0, 1) if transpose else observation
-            action, _ = model.predict(observation, deterministic=not args.stochastic)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total += float(reward)
-            done = terminated or truncated
-        returns.append(total)
-        print(f"episode {episode + 1}: return {total:.1f}", flush=True)
+        try:
+            record = frames if args.video and episode == 0 else None
+            returns.append(_episode(model, env, args.seed if episode == 0 else None, args.stochastic, record))
+        except Exception as error:
+            raise PlayError(f"{environment.id} failed: {type(error).__name__}: {first_line(error)}") from error
+        print(f"episode {episode + 1}: return {returns[-1]:.1f}", flush=True)
+    env.close()
     if args.video:
         _write_video(args.video, frames, env.metadata.get("render_fps", 30))
         print(f"video: {args.video}")
-    env.close()
     return returns
+
+
+def _environment(path: Path) -> Environment:
+    """The environment that the agent's file says it was trained on."""
+    from alrao_rl.agent import read_agent
+    from alrao_rl.recipes import Environment
+
+    try:
+        return Environment.model_validate(read_agent(path)[0]["environment"])
+    except (KeyError, ValueError):
+        raise UserError(f"{path} does not say which environment it plays: it was not saved by alrao_rl.train") from None
+
+
+def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: list[Any] | None) -> float:
+    """Play one episode, collect its frames if asked, return its return."""
+    observation, _ = env.reset(seed=seed)
+    total, done = 0.0, False
+    while not done:
+        if frames is not None:
+            frames.append(env.render())
+        action, _ = model.predict(observation, deterministic=not stochastic)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total += float(reward)
+        done = terminated or truncated
+    return total
 
 
 def _import_moviepy() -> Any:
     try:
-        from moviepy import ImageSequenceClip
+        return importlib.import_module("moviepy").ImageSequenceClip
     except ImportError:
         raise UserError("--video needs moviepy; install it with: pip install 'alrao-rl[video]'") from None
-    return ImageSequenceClip
 
 
 def _write_video(path: Path, frames: list[Any], fps: float) -> None:

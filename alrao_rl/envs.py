@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from alrao_rl.errors import UserError, suggest
+from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.recipes import Environment, Recipe
 
 EVALUATION_SEED_OFFSET = 1_000_000
 """Evaluation environments are seeded this far from the training ones."""
+
+_BOX2D = ("LunarLander", "BipedalWalker", "CarRacing")
 
 
 def make_env(recipe: Recipe, seed: int, training: bool, n_envs: int | None = None) -> VecEnv:
@@ -30,44 +34,56 @@ def make_env(recipe: Recipe, seed: int, training: bool, n_envs: int | None = Non
     n = n_envs or recipe.agent.n_envs
     env: VecEnv = DummyVecEnv([lambda: make_one(recipe.environment) for _ in range(n)])
     if recipe.agent.normalize_observations:
-        env = VecNormalize(env, training=training, norm_obs=True, norm_reward=False)
+        env = _normalized(env, training)
     env.seed(seed + (0 if training else EVALUATION_SEED_OFFSET))
     return env
 
 
+def _normalized(env: VecEnv, training: bool) -> VecEnv:
+    """Normalise what has a mean and a variance: Box observations, but for images, which SB3 scales by itself."""
+    space = env.observation_space
+    if isinstance(space, spaces.Dict):
+        keys = [key for key, inner in space.spaces.items() if _has_statistics(inner)]
+        return VecNormalize(env, training=training, norm_reward=False, norm_obs_keys=keys) if keys else env
+    return VecNormalize(env, training=training, norm_reward=False) if _has_statistics(space) else env
+
+
+def _has_statistics(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and not is_image_space(space)
+
+
 def make_one(environment: Environment, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make one environment with its wrappers, under a Monitor."""
+    """Make one environment with its wrappers, under a Monitor.
+
+    Args:
+        environment: what to make.
+        kwargs: arguments for it beside those of the recipe, such as ``render_mode``.
+
+    Raises:
+        UserError: it cannot be made, with the reason and what to install.
+    """
+    given = {**environment.kwargs, **kwargs}
     try:
-        env = gym.make(environment.id, **{**environment.kwargs, **kwargs})
-    except ImportError as error:
-        raise UserError(f"{environment.id} cannot be made: {_missing(environment.id, error)}") from None
-    except gym.error.DependencyNotInstalled as error:
-        raise UserError(f"{environment.id} cannot be made: {_missing(environment.id, error)}") from None
+        env = gym.make(environment.id, **given)
     except TypeError as error:
-        given = {**environment.kwargs, **kwargs}
-        raise UserError(f"{environment.id} does not take {given}: {error}") from None
+        raise UserError(f"{environment.id} does not take {given}: {first_line(error)}") from None
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{environment.id} cannot be made: {line}") from None
+        missing = isinstance(error, (ImportError, gym.error.DependencyNotInstalled))
+        box2d = missing and environment.id.split("/")[-1].startswith(_BOX2D)
+        reason = "it needs Box2D; install it with: pip install 'gymnasium[box2d]'" if box2d else first_line(error)
+        raise UserError(f"{environment.id} cannot be made: {reason}") from None
     for spec in environment.wrappers:
-        env = _wrap(env, dict(spec))
+        env = _wrap(env, environment.id, dict(spec))
     return Monitor(env)
 
 
-def _missing(env_id: str, error: BaseException) -> str:
-    name = env_id.split("/")[-1]
-    if name.startswith(("LunarLander", "BipedalWalker", "CarRacing")):
-        return "it needs Box2D; install it with: pip install 'gymnasium[box2d]'"
-    return (str(error).strip().splitlines() or ["a package is missing"])[0]
-
-
-def _wrap(env: gym.Env[Any, Any], spec: dict[str, Any]) -> gym.Env[Any, Any]:
+def _wrap(env: gym.Env[Any, Any], env_id: str, spec: dict[str, Any]) -> gym.Env[Any, Any]:
     """Apply one wrapper of ``gymnasium.wrappers``, given as ``{name = "…", option = …}``; no other code is reached."""
     name = spec.pop("name", None)
     known = sorted(key for key, value in vars(gym.wrappers).items() if isinstance(value, type))
     if name not in known:
-        raise UserError(f"wrapper {name!r} is not in gymnasium.wrappers{suggest(str(name), known)}")
+        raise UserError(f"{env_id}: wrapper {name!r} is not in gymnasium.wrappers{suggest(str(name), known)}")
     try:
         return getattr(gym.wrappers, name)(env, **spec)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"wrapper {name} does not take {spec}: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise UserError(f"{env_id}: wrapper {name} does not take {spec}: {first_line(error)}") from None

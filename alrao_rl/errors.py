@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """A mistake in what the user gave; commands print it as one line and exit with status 2."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser whose errors are one line too, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a :class:`UserError` in place of printing the usage."""
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        hint = suggest(unknown.split("=")[0].split()[0], self._option_string_actions) if unknown.strip() else ""
+        raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
 
 def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
@@ -15,3 +28,14 @@ def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(value.lower(), by_lower, 1, cutoff)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or the name of its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def print_error(message: object) -> None:
+    """Print one line ``error: …`` to stderr, whatever line ends a quoted value holds."""
+    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)

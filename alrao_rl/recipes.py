@@ -1,23 +1,24 @@
 """Recipes: agents/*.toml and envs/*.toml, found, read, merged and checked.
 
-An agent file holds an algorithm, a policy and hyperparameters, the same for every environment. An environment file holds
-facts only: id, wrappers, scores, timesteps. Merge order: SB3's defaults < agent < environment < ``--set``.
+An agent file holds an algorithm, a policy and hyperparameters, the same for every environment. An environment file
+holds facts only: id, wrappers, scores, timesteps. Merge order: SB3's defaults < agent < environment < ``--set``.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from alrao_rl.errors import UserError, suggest
+from alrao_rl.errors import UserError, first_line, suggest
 
 ALGORITHMS = ("dqn", "a2c", "ppo")
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "softplus")
@@ -29,6 +30,18 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what ``config.json`` could not hold: TOML's dates and times, nan and inf."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected numbers, text, true or false, lists and tables: {error}") from None
+    return value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class _Table(BaseModel):
@@ -46,7 +59,6 @@ class DqnHyperparameters(_Table):
     gamma: Fraction | None = None
     train_freq: Count | None = None
     gradient_steps: Annotated[int, Field(ge=-1)] | None = None
-    optimize_memory_usage: bool | None = None
     n_steps: Count | None = None
     target_update_interval: Count | None = None
     exploration_fraction: Fraction | None = None
@@ -94,8 +106,16 @@ HYPERPARAMETERS: dict[str, type[_Table]] = {
 }
 
 
-class PolicyOptions(_Table):
-    """Keywords of the policy that both stock and Alrao policies take."""
+class DqnPolicyOptions(_Table):
+    """Keywords of DQN's policy that both stock and Alrao policies take."""
+
+    net_arch: Widths | None = None
+    activation_fn: Literal[ACTIVATIONS] | None = None  # type: ignore[valid-type]
+    normalize_images: bool | None = None
+
+
+class OnPolicyOptions(_Table):
+    """Keywords of A2C's and PPO's policy that both stock and Alrao policies take."""
 
     net_arch: Widths | dict[Literal["pi", "vf"], Widths] | None = None
     activation_fn: Literal[ACTIVATIONS] | None = None  # type: ignore[valid-type]
@@ -105,8 +125,11 @@ class PolicyOptions(_Table):
     normalize_images: bool | None = None
 
 
+POLICY_OPTIONS: dict[str, type[_Table]] = {"dqn": DqnPolicyOptions, "a2c": OnPolicyOptions, "ppo": OnPolicyOptions}
+
+
 class AlraoOptions(_Table):
-    """Options of Alrao; their ranges are checked by :class:`alrao_rl.core.AlraoConfig`."""
+    """Options of Alrao: their types. :class:`~alrao_rl.core.AlraoConfig` has the defaults and checks the rest."""
 
     n_heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
     lr_range: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
@@ -120,14 +143,17 @@ class AlraoOptions(_Table):
 
 
 class Agent(_Table):
-    """An agent file."""
+    """An agent file. Its hyperparameters and policy options are checked by the tables of its algorithm.
+
+    ``normalize_observations`` concerns Box observations; images and discrete ones are left as they are.
+    """
 
     algo: Literal["dqn", "a2c", "ppo"]
     policy: Literal["alrao", "stock"]
     n_envs: Annotated[int, Field(ge=1, le=10_000)] = 1
     normalize_observations: bool = False
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
-    policy_options: PolicyOptions = PolicyOptions()
+    policy_options: dict[str, Any] = Field(default_factory=dict)
     alrao: AlraoOptions = AlraoOptions()
 
 
@@ -139,8 +165,8 @@ class Environment(_Table):
     reference_score: Finite | None = None
     floor: Finite | None = None
     timesteps: dict[Literal["dqn", "a2c", "ppo"], Count] = Field(default_factory=dict)
-    wrappers: list[dict[str, Any]] = Field(default_factory=list)
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    wrappers: list[Options] = Field(default_factory=list)
+    kwargs: Options = Field(default_factory=dict)
 
 
 DEFAULT_TIMESTEPS = {"dqn": 100_000, "a2c": 500_000, "ppo": 500_000}
@@ -161,7 +187,7 @@ class Recipe:
         """Everything that decides on the result of the run but the seed, for ``config.json``."""
         return {
             "agent": self.agent_name,
-            **self.agent.model_dump(exclude_none=True, exclude_defaults=False),
+            **self.agent.model_dump(exclude_none=True),
             "env": self.environment.model_dump(exclude_none=True, exclude={"timesteps"}),
             "timesteps": self.timesteps,
         }
@@ -204,21 +230,42 @@ def _read(path: Path) -> dict[str, Any]:
 def load_agent_recipe(name: str) -> tuple[str, Agent, str]:
     """Read an agent by name or by the path of a TOML file; return its name, its content and its origin."""
     path = _locate(name, "agents", "agent")
-    agent = _validate(Agent, _read(path), str(path))
-    _validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, str(path), "hyperparameters.", _takes(agent.algo))
+    return path.stem, check_agent(_read(path), str(path)), str(path)
+
+
+def check_agent(data: Any, where: str) -> Agent:
+    """Make an agent of plain data.
+
+    Args:
+        data: what an agent file holds.
+        where: the file or flag that an error names.
+
+    Raises:
+        UserError: an unknown key, a wrong type, a value out of range.
+    """
+    agent: Agent = _validate(Agent, data, where)
+    takes = f"SB3's {agent.algo.upper()} takes"
+    _validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, where, "hyperparameters.", takes)
+    _validate(POLICY_OPTIONS[agent.algo], agent.policy_options, where, "policy_options.", f"{takes} for its policy")
     if agent.policy == "alrao" and "learning_rate" in agent.hyperparameters:
-        raise UserError(f"{path}: hyperparameters.learning_rate: {_no_learning_rate(path.stem)}")
-    return path.stem, agent, str(path)
+        raise UserError(f"{where}: hyperparameters.learning_rate: {_NO_LEARNING_RATE}")
+    if agent.policy == "stock" and agent.alrao != AlraoOptions():
+        raise UserError(f"{where}: alrao: {_NO_ALRAO}")
+    return agent
+
+
+_NO_LEARNING_RATE = (
+    "an Alrao agent has no learning rate to set: leave it out, set the interval with alrao.lr_range=[1e-6, 0.1], "
+    "or take a stock agent (dqn-adam, a2c-rmsprop, ppo-adam)"
+)
+_NO_ALRAO = 'a stock agent has no Alrao options: leave them out, or take policy = "alrao" (dqn, a2c, ppo)'
 
 
 def _locate(name: str, kind: str, what: str) -> Path:
     if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"{what} file {name!r} does not exist")
-        return path
-    if name not in names(kind):
-        choices = names(kind)
+        return Path(name)
+    choices = names(kind)
+    if name not in choices:
         raise UserError(
             f"unknown {what} {name!r}, expected one of {', '.join(choices)} or the path of a .toml file"
             f"{suggest(name, choices)}"
@@ -231,28 +278,32 @@ def load_environment(name: str) -> tuple[Environment, str]:
     if name.endswith(".toml") or name in names("envs"):
         path = _locate(name, "envs", "environment")
         return _validate(Environment, _read(path), str(path)), str(path)
+    return Environment.model_construct(id=name), "--env"
+
+
+def _check_id(name: str) -> None:
+    """Refuse an id that Gymnasium does not know, or whose package is not installed; imports no such package."""
+    import gymnasium as gym
+
     package, _, env_id = name.rpartition(":")
     if package:
         root = package.split(".")[0]
         if not root.isidentifier() or importlib.util.find_spec(root) is None:
             raise UserError(f"environment {name!r}: there is no installed package {root!r} to import it from")
-    else:
-        _check_registered(env_id)
-    return _validate(Environment, {"id": name}, f"--env {name}"), "default"
-
-
-def _check_registered(env_id: str) -> None:
-    import gymnasium as gym
-
+        return
     try:
         gym.spec(env_id)
-    except (gym.error.Error, ValueError) as error:
-        known = [key for key in gym.registry if not key.startswith(("phys2d", "tabular"))]
-        hint = suggest(env_id, [*names("envs"), *known])
-        if isinstance(error, gym.error.DeprecatedEnv):
-            hint = f": {str(error).splitlines()[0]}"
+    except gym.error.DeprecatedEnv as error:
+        raise UserError(f"environment {env_id!r} is gone: {first_line(error)}") from None
+    except gym.error.NamespaceNotFound:
         raise UserError(
-            f"unknown environment {env_id!r}, expected a Gymnasium id such as 'CartPole-v1' or 'package:Id'{hint}"
+            f"unknown environment {env_id!r}: name the package that registers it, such as 'ale_py:ALE/Pong-v5'"
+        ) from None
+    except (gym.error.Error, ValueError):
+        known = [key for key in gym.registry if not key.startswith(("phys2d", "tabular"))]
+        raise UserError(
+            f"unknown environment {env_id!r}, expected a Gymnasium id such as 'CartPole-v1' or 'package:Id'"
+            f"{suggest(env_id, [*names('envs'), *known])}"
         ) from None
 
 
@@ -273,19 +324,25 @@ def resolve(
     """
     name, recipe, agent_origin = load_agent_recipe(agent)
     environment, env_origin = load_environment(env)
-    origins: dict[str, tuple[Any, str]] = {}
-    _trace(origins, recipe.model_dump(exclude_none=True), agent_origin)
-    _trace(origins, {"env": environment.model_dump(exclude_none=True, exclude={"timesteps"})}, env_origin)
+    _check_id(environment.id)
     data = recipe.model_dump(exclude_none=True)
+    origins: dict[str, tuple[Any, str]] = {}
+    _with_defaults(recipe, agent_origin)
+    _trace(origins, data, agent_origin)
+    _trace(origins, {"env": environment.model_dump(exclude_none=True, exclude={"timesteps"})}, env_origin)
     for override in overrides:
         key, value = parse_override(override)
-        path = _place(key, recipe, name)
+        path = _place(key, recipe)
         _insert(data, path, value, f"--set {override}")
+        # What is set replaces a whole table, if there was one.
+        origins = {old: origin for old, origin in origins.items() if not old.startswith(f"{'.'.join(path)}.")}
         _trace(origins, _nest(path, value), f"--set {override}")
-    recipe = _validate(Agent, data, "--set")
-    table = HYPERPARAMETERS[recipe.algo]
-    _validate(table, recipe.hyperparameters, "--set", "hyperparameters.", _takes(recipe.algo))
+    recipe = _with_defaults(check_agent(data, "--set"), "--set")
+    for option, value in recipe.alrao.model_dump(exclude_none=True).items():
+        if not any(key == f"alrao.{option}" or key.startswith(f"alrao.{option}.") for key in origins):
+            _trace(origins, {"alrao": {option: value}}, "Alrao's default")
     if env_kwargs:
+        _validate(Environment, {"id": environment.id, "kwargs": dict(env_kwargs)}, "--env-kwargs")
         environment = environment.model_copy(update={"kwargs": {**environment.kwargs, **env_kwargs}})
         _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
     budget, origin = timesteps, "--timesteps"
@@ -296,6 +353,28 @@ def resolve(
         raise UserError(f"--timesteps is {budget}, expected a whole number of at least 1")
     origins["timesteps"] = (budget, origin)
     return Recipe(name, recipe, environment, budget, origins)
+
+
+def alrao_options(agent: Agent) -> dict[str, Any]:
+    """The options that an Alrao policy is given; TOML has no None, its word is "none"."""
+    options = agent.alrao.model_dump(exclude_none=True)
+    return {name: None if value == "none" else value for name, value in options.items()}
+
+
+def _with_defaults(agent: Agent, where: str) -> Agent:
+    """Check Alrao's options and write out its defaults: a run on disk outlives the code that made it."""
+    if agent.policy == "stock":
+        return agent
+    # Here, not above: torch is for those who train.
+    from alrao_rl.core import AlraoConfig
+
+    try:
+        config = AlraoConfig.from_options(alrao_options(agent))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {first_line(error)}") from None
+    options = {name: value for name, value in asdict(config).items() if value is not None}
+    options = {"head_max_grad_norm": "none", **options, "lr_range": list(config.interval)}
+    return agent.model_copy(update={"alrao": AlraoOptions.model_validate(options)})
 
 
 def defaults(algorithm: type, agent: Agent) -> dict[str, tuple[Any, str]]:
@@ -320,11 +399,15 @@ def parse_override(text: str) -> tuple[str, Any]:
 def parse_value(text: str, where: str) -> Any:
     """A TOML literal, or a bare word as a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
+        table = {}
         if text and all(char.isalnum() or char in "-_." for char in text):
             return text
-        raise UserError(f'{where}={text}: expected a TOML value: a number, true, "text", [1, 2] or a word') from None
+    # A line end in the text would begin another key.
+    if table.keys() != {"value"}:
+        raise UserError(f'{where}={text}: expected a TOML value: a number, true, "text", [1, 2] or a word')
+    return table["value"]
 
 
 def parse_env_kwargs(text: str | None) -> dict[str, Any]:
@@ -333,16 +416,16 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
         return {}
     table = text.strip()
     table = table if table.startswith("{") else f"{{{table}}}"
-    value = parse_value(table, "--env-kwargs")
-    if not isinstance(value, dict):
-        raise UserError(f"--env-kwargs is {text!r}, expected TOML such as '{{gravity = -5.0}}'")
-    return value
+    try:
+        return dict(parse_value(table, "--env-kwargs"))
+    except UserError:
+        raise UserError(f"--env-kwargs is {text!r}, expected TOML such as '{{gravity = -5.0}}'") from None
 
 
-def _place(key: str, agent: Agent, agent_name: str) -> list[str]:
+def _place(key: str, agent: Agent) -> list[str]:
     """Where a key of ``--set`` belongs: hyperparameters and policy options may be given without their table."""
     hyperparameters = list(HYPERPARAMETERS[agent.algo].model_fields)
-    options, alrao = list(PolicyOptions.model_fields), list(AlraoOptions.model_fields)
+    options, alrao = list(POLICY_OPTIONS[agent.algo].model_fields), list(AlraoOptions.model_fields)
     top = ["n_envs", "normalize_observations"]
     path = key.split(".")
     if len(path) == 1 and key in hyperparameters:
@@ -352,21 +435,14 @@ def _place(key: str, agent: Agent, agent_name: str) -> list[str]:
     valid = [*top, *(f"alrao.{name}" for name in alrao), *hyperparameters, *options]
     known = {"hyperparameters": hyperparameters, "policy_options": options, "alrao": alrao}
     nested = len(path) == 3 and path[0] == "alrao" and path[1] in ("base_kwargs", "value_averaging", "policy_averaging")
-    if not (key in top or len(path) == 2 and path[1] in known.get(path[0], ()) or nested):
-        hint = suggest(key, valid) or suggest(path[-1], valid)
-        raise UserError(f"--set {key}: no such key for {agent.algo}, expected one of {', '.join(valid)}{hint}")
+    if not (key in top or (len(path) == 2 and path[1] in known.get(path[0], ())) or nested):
+        hint = suggest(key, valid, 0.6) or suggest(path[-1], valid, 0.6) or f", expected one of {', '.join(valid)}"
+        raise UserError(f"--set {key}: no such key for {agent.algo}{hint}")
     if path[-1] == "learning_rate" and agent.policy == "alrao":
-        raise UserError(f"--set learning_rate: {_no_learning_rate(agent_name)}")
+        raise UserError(f"--set learning_rate: {_NO_LEARNING_RATE}")
     if path[0] == "alrao" and agent.policy == "stock":
-        raise UserError(f"--set {key}: the agent {agent_name!r} is stock SB3 and has no Alrao options")
+        raise UserError(f"--set {key}: {_NO_ALRAO}")
     return path
-
-
-def _no_learning_rate(name: str) -> str:
-    return (
-        f"the Alrao agent {name!r} has no learning rate to set: leave it out, set the interval with "
-        "alrao.lr_range=[1e-6, 0.1], or take a stock agent (dqn-adam, a2c-rmsprop, ppo-adam)"
-    )
 
 
 def _insert(data: dict[str, Any], path: list[str], value: Any, where: str) -> None:
@@ -384,16 +460,14 @@ def _nest(path: list[str], value: Any) -> dict[str, Any]:
 def _trace(origins: dict[str, tuple[Any, str]], data: Mapping[str, Any], origin: str, prefix: str = "") -> None:
     for key, value in data.items():
         if isinstance(value, Mapping):
+            # A table takes the place of a plain value.
+            origins.pop(f"{prefix}{key}", None)
             _trace(origins, value, origin, f"{prefix}{key}.")
         else:
             origins[f"{prefix}{key}"] = (value, origin)
 
 
 # --- checking -------------------------------------------------------------------------------------------------------
-
-
-def _takes(algo: str) -> str:
-    return f"SB3's {algo.upper()} takes"
 
 
 def _validate(model: type[_Table], data: Any, where: str, prefix: str = "", takes: str = "expected") -> Any:
@@ -406,7 +480,6 @@ def _validate(model: type[_Table], data: Any, where: str, prefix: str = "", take
 
 def _explain(model: type[_Table], error: ValidationError, prefix: str, takes: str) -> str:
     first = error.errors(include_url=False)[0]
-    # Of a union only the first alternative is quoted; its tag is no key.
     path = [str(part) for part in first["loc"]]
     table: Any = model
     for part in path[:-1]:
@@ -418,10 +491,13 @@ def _explain(model: type[_Table], error: ValidationError, prefix: str, takes: st
     known = list(getattr(table, "model_fields", {}))
     if first["type"] == "extra_forbidden":
         return f"unknown key {prefix}{'.'.join(path)}, {takes} {', '.join(known)}{suggest(path[-1], known)}"
-    keys = [part for i, part in enumerate(path) if i == 0 or part in known or path[0] in ("timesteps", "kwargs")]
+    # What else is in the path is no key: an index, or the tag of a union, of which only the first member is quoted.
+    free = ("timesteps", "base_kwargs")
+    keys = [part for before, part in zip(["", *path], path, strict=False) if part in known or before in ("", *free)]
     value = first.get("input")
-    hint = suggest(value, ALGORITHMS + ACTIVATIONS) if isinstance(value, str) else ""
-    message = first["msg"][0].lower() + first["msg"][1:]
+    hint = suggest(str(value), ALGORITHMS + ACTIVATIONS) if first["type"] == "literal_error" else ""
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = message[0].lower() + message[1:]
     if first["type"] == "missing":
         return f"{prefix}{'.'.join(path)} is missing"
     shown = repr(value)

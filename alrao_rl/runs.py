@@ -7,7 +7,6 @@ between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best 
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import fcntl
 import json
@@ -25,6 +24,8 @@ COLUMNS = {
     "heads.csv": ("timestep", "layer", "head", "learning_rate", "weight"),
     "timing.csv": ("timestep", "wall_seconds", "steps_per_second"),
 }
+AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))
+TRACEBACK = "traceback.txt"
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -33,7 +34,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     A temporary file beside the target, fsync, rename.
     """
     data = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -61,6 +62,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(value, dict):
@@ -75,6 +78,25 @@ class RunFolder:
         self.path = path
         self._files: dict[str, TextIO] = {}
         self._lock: TextIO | None = None
+
+    def config(self) -> dict[str, Any] | None:
+        """What ``config.json`` says; None where there is no run.
+
+        Raises:
+            UserError: something else is there, or it cannot be read.
+        """
+        try:
+            names = {entry.name for entry in self.path.iterdir()}
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(error) from None
+        if "config.json" in names:
+            return read_json(self.path / "config.json")
+        # A process that was killed while it wrote its very first file leaves no more than this.
+        if any(not name.startswith((".lock", ".config.json.")) for name in names):
+            raise UserError(f"{self.path} is not empty and no run folder: choose another with --out")
+        return None
 
     def status(self) -> dict[str, Any] | None:
         """What ``status.json`` says; None where there is none."""
@@ -95,15 +117,22 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"cannot write to {self.path}: {reason}; choose another folder with --out") from None
+            raise self._unusable(error) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.close()
             raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out") from None
 
-    def start_logs(self) -> None:
-        """Begin the CSV logs anew."""
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write to {self.path}: {error.strerror or error}; choose another folder with --out")
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Begin the run anew: write ``config.json`` and the headers of the logs, drop what an unfinished run left."""
+        write_json(self.path / "config.json", config)
+        self.set_status("running", pid=os.getpid())
+        for path in (*(self.path / name for name in (TRACEBACK, *AGENTS)), *self.path.glob(".*.tmp")):
+            path.unlink(missing_ok=True)
         for name, columns in COLUMNS.items():
             file = (self.path / name).open("w", newline="")
             csv.writer(file, lineterminator="\n").writerow(columns)
@@ -120,13 +149,11 @@ class RunFolder:
             file.flush()
 
     def close(self) -> None:
-        """Close the logs and give the lock back."""
+        """Close the logs and give the lock back. Its file stays: who removed it could remove another process's."""
         for file in self._files.values():
             file.close()
         self._files.clear()
         if self._lock is not None:
-            with contextlib.suppress(OSError):
-                (self.path / ".lock").unlink()
             self._lock.close()
             self._lock = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -10,20 +11,21 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alrao_rl import __version__, recipes
-from alrao_rl.errors import UserError
-from alrao_rl.runs import RunFolder, differences, read_json, write_json
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error, suggest
+from alrao_rl.runs import TRACEBACK, RunFolder, differences, write_atomically
 
 if TYPE_CHECKING:
     from alrao_rl.recipes import Recipe
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = CommandLine(
         prog="python -m alrao_rl.train",
         description="Train an agent without a learning rate. Results go to results/train/ENV/AGENT/seed-N.",
         epilog="Example: python -m alrao_rl.train --algo dqn --env CartPole-v1 --set alrao.n_heads=20",
@@ -50,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 for a failed run, 2 for a mistake in the arguments."""
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(argv)
         if args.list:
             print_list()
             return 0
@@ -61,17 +63,17 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return train(recipe, args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; the run is marked as failed, the same command starts it anew", file=sys.stderr)
+        print_error("interrupted; the same command starts the run anew")
         return 130
 
 
 def from_arguments(args: argparse.Namespace) -> Recipe:
     """Resolve the recipe that the arguments name."""
     if args.algo is not None and args.algo not in recipes.ALGORITHMS:
-        hint = recipes.suggest(args.algo, recipes.ALGORITHMS)
+        hint = suggest(args.algo, recipes.ALGORITHMS)
         raise UserError(f"--algo is {args.algo!r}, expected one of {', '.join(recipes.ALGORITHMS)}{hint}")
     agent = args.algo or args.agent
     if agent is None or args.env is None:
@@ -110,17 +112,12 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     from alrao_rl.envs import make_env
 
     env = make_env(recipe, args.seed, training=True)
-    model = build(recipe.agent, env, args.seed, "cpu")
+    build(recipe.agent, env, args.seed)
     env.close()
-    origins = dict(recipes.defaults(ALGORITHMS[recipe.agent.algo], recipe.agent)) | recipe.origins
+    origins = recipes.defaults(ALGORITHMS[recipe.agent.algo], recipe.agent) | recipe.origins
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
         print(f"{key:<{width}} = {value!s:<22} {origin}")
-    if recipe.agent.policy == "alrao":
-        config = model.policy.alrao_options
-        print(
-            f"Alrao: {config.n_heads} heads, rates {config.interval[0]:g} to {config.interval[1]:g}, base {config.base}"
-        )
     print(f"run folder: {run_folder(recipe, args)}")
 
 
@@ -141,14 +138,18 @@ def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(recipe: Recipe, args: argparse.Namespace) -> int:
-    """Train into the run folder; a finished run prints its summary, another configuration there is refused."""
+    """Train into the run folder; a finished run prints its summary, another configuration there is refused.
+
+    Returns:
+        0, or 1 for a run that failed: its folder then holds the reason and the traceback.
+
+    Raises:
+        UserError: nothing can be trained so; no file is left behind.
+    """
     folder = RunFolder(run_folder(recipe, args))
     config = configuration(recipe, args)
     if _is_finished(folder, config):
-        if not args.quiet:
-            print(f"{folder.path} is finished:")
-            print(_summary(recipe, folder))
-        return 0
+        return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
     from alrao_rl.agent import build
     from alrao_rl.envs import make_env
     from alrao_rl.training import TrainingCallback
@@ -157,39 +158,23 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     _limit_threads()
     env = make_env(recipe, args.seed, training=True)
     model = build(recipe.agent, env, args.seed, args.device)
+    callback = TrainingCallback(recipe, folder, args.seed, args.eval_episodes, args.quiet)
     folder.open()
     try:
-        write_json(folder.path / "config.json", {**config, "provenance": _provenance(args)})
-        folder.set_status("running", pid=os.getpid())
-        folder.start_logs()
+        # Another process may have finished it since.
+        if _is_finished(folder, config):
+            return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
+        folder.start({**config, "provenance": _provenance(args)})
         started = time.perf_counter()
-        callback = TrainingCallback(recipe, folder, args.seed, args.eval_episodes, args.quiet)
         try:
             model.learn(recipe.timesteps, callback=callback)
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}".strip(": ")
-            folder.set_status("failed", reason=reason, timestep=model.num_timesteps)
-            if isinstance(error, Exception) and not isinstance(error, UserError):
-                import traceback
-
-                (folder.path / "traceback.txt").write_text(traceback.format_exc())
-                first = reason.splitlines()[0]
-                print(
-                    f"error: the run failed at step {model.num_timesteps}: {first}; see {folder.path}/traceback.txt",
-                    file=sys.stderr,
-                )
-                return 1
-            raise
-        folder.set_status(
-            "finished",
-            timesteps=recipe.timesteps,
-            wall_seconds=round(time.perf_counter() - started, 1),
-            **callback.result(),
-        )
-        if not args.quiet:
-            print(_summary(recipe, folder))
-        return 0
+            return _fail(folder, error, model.num_timesteps)
+        seconds = round(time.perf_counter() - started, 1)
+        folder.set_status("finished", timesteps=model.num_timesteps, wall_seconds=seconds, **callback.result())
+        return _finish(recipe, folder, args.quiet)
     finally:
+        callback.close()
         folder.close()
         env.close()
 
@@ -198,22 +183,40 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     """Whether this very run is finished.
 
     Raises:
-        UserError: the folder holds another run.
+        UserError: the folder holds something else.
     """
-    if folder.path.is_file():
-        raise UserError(f"--out {folder.path} is a file, expected a folder")
-    if not (folder.path / "config.json").exists():
-        if folder.path.is_dir() and any(folder.path.iterdir()):
-            raise UserError(f"{folder.path} is not empty and no run folder: choose another with --out")
+    old = folder.config()
+    if old is None:
         return False
-    old = {key: value for key, value in read_json(folder.path / "config.json").items() if key != "provenance"}
+    old.pop("provenance", None)
     changed = list(differences(old, config))
     if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}"
-            f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}): choose another folder with --out"
+            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
+            "choose another folder with --out"
         )
     return (folder.status() or {}).get("state") == "finished"
+
+
+def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:
+    if not quiet:
+        print(*lines, _summary(recipe, folder), sep="\n")
+    return 0
+
+
+def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
+    """Leave the reason in the folder; an interrupt goes on."""
+    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+    # A full disk may be what stopped the run.
+    with contextlib.suppress(OSError):
+        folder.set_status("failed", reason=reason, timestep=timestep)
+        write_atomically(folder.path / TRACEBACK, "".join(traceback.format_exception(error)))
+    if not isinstance(error, Exception):
+        raise error
+    summary = f"{type(error).__name__}: {first_line(error)}"
+    print_error(f"the run failed at step {timestep}: {summary}; see {folder.path / TRACEBACK}")
+    return 1
 
 
 def _limit_threads() -> None:
@@ -232,9 +235,8 @@ def _check_device(device: str) -> None:
     except RuntimeError:
         known = False
     if not known:
-        raise UserError(
-            f"--device is {device!r}, expected cpu, cuda, cuda:N or auto{recipes.suggest(device, ['cpu', 'cuda', 'auto'])}"
-        )
+        hint = suggest(device, ("cpu", "cuda", "auto"))
+        raise UserError(f"--device is {device!r}, expected cpu, cuda, cuda:N or auto{hint}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device is {device!r}, but torch finds no CUDA device: use --device cpu")
 
@@ -271,16 +273,13 @@ def _git_commit() -> str | None:
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
     status = folder.status() or {}
     environment = recipe.environment
-    reference = (
-        "no reference score" if environment.reference_score is None else f"reference {environment.reference_score:g}"
-    )
-    if environment.random_score is not None:
-        reference += f", random {environment.random_score:g}"
-    seconds = status.get("wall_seconds", 0.0)
+    known = {"reference": environment.reference_score, "random": environment.random_score}
+    scores = ", ".join(f"{name} {score:g}" for name, score in known.items() if score is not None)
+    steps, seconds = status["timesteps"], status["wall_seconds"]
     return "\n".join([
-        f"{recipe.agent_name} on {environment.id}: best evaluation {status.get('best_return', float('nan')):.1f} at step "
-        f"{status.get('best_timestep', 0):,}, last {status.get('last_return', float('nan')):.1f} ({reference})",
-        f"{recipe.timesteps:,} steps in {seconds:.0f} s, {recipe.timesteps / max(seconds, 1e-9):,.0f} steps/s",
+        f"{recipe.agent_name} on {environment.id}: best evaluation {status['best_return']:.1f} at step "
+        f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
+        f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
         f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
         f"play it: python -m alrao_rl.enjoy {shlex.quote(str(folder.path))}",
     ])  # fmt: skip

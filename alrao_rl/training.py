@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,9 @@ class TrainingCallback(AlraoCallback):
         self._evaluate()
         save_agent(self.model, self.recipe.agent, self.folder.path / "last", **self._facts(*self._last))
         self._display.update(self.recipe.timesteps, self._returns, self._weights, final=True)
+
+    def close(self) -> None:
+        """Give the terminal and the evaluation environments back, also after a failure."""
         self._display.stop()
         self._evaluations.close()
 
@@ -85,12 +89,12 @@ class TrainingCallback(AlraoCallback):
         before = time.perf_counter()
         if isinstance(self._evaluations, VecNormalize):
             sync_envs_normalization(self.training_env, self._evaluations)
-        returns, _ = evaluate_policy(
+        episodes, _ = evaluate_policy(
             self.model, self._evaluations, self.eval_episodes, deterministic=True, return_episode_rewards=True
         )
         now = time.perf_counter()
         self._evaluating += now - before
-        returns = np.asarray(returns, dtype=np.float64)
+        returns = np.asarray(episodes, dtype=np.float64)
         mean, step = float(returns.mean()), self.num_timesteps
         row = (step, len(returns), mean, float(returns.std()), float(returns.min()), float(returns.max()))
         self.folder.append("evaluations.csv", [row])
@@ -137,7 +141,8 @@ class Display:
             auto_refresh=False,
         )
         self._started = self._shown = 0.0
-        self._state = ("-", "-", "")
+        self._returns: Sequence[float] = ()
+        self._weights: Callable[[], dict[str, Any]] = dict
 
     def start(self) -> None:
         """Begin; the clock starts here."""
@@ -148,10 +153,12 @@ class Display:
         elif not self._quiet:
             print(f"{self._name}: {self._total:,} steps", flush=True)
 
-    def update(self, step: int, returns: deque[float], weights: Any, final: bool = False) -> None:
-        """Show the state, in a terminal four times a second."""
+    def update(
+        self, step: int, returns: Sequence[float], weights: Callable[[], dict[str, Any]], final: bool = False
+    ) -> None:
+        """Show the state, in a terminal four times a second, elsewhere with the next evaluation."""
+        self._returns, self._weights = returns, weights
         if not self._live:
-            self._steps, self._returns, self._weights = step, returns, weights
             return
         now = time.perf_counter()
         if now - self._shown < 0.25 and not final:
@@ -169,10 +176,8 @@ class Display:
             return
         seconds = max(time.perf_counter() - self._started, 1e-9)
         left = (self._total - step) * seconds / max(step, 1)
-        returns = getattr(self, "_returns", ())
-        score = f"{np.mean(returns):.1f}" if returns else "-"
-        weights = getattr(self, "_weights", dict)()
-        bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights.items())
+        score = f"{np.mean(self._returns):.1f}" if self._returns else "-"
+        bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in self._weights().items())
         print(
             f"step {min(step, self._total):,} of {self._total:,}: return {score}, evaluation {mean:.1f}, "
             f"{step / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}",

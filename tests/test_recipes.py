@@ -1,0 +1,363 @@
+"""Agents and environments as TOML: found, merged, checked; every error is one line with the nearest valid choice."""
+
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.dqn.policies import DQNPolicy
+
+from alrao_rl import recipes
+from alrao_rl.agent import ALGORITHMS
+from alrao_rl.core import AlraoConfig
+from alrao_rl.errors import UserError, suggest
+from alrao_rl.recipes import load_environment, parse_env_kwargs, parse_override, resolve
+
+ROOT = Path(__file__).parent.parent
+AGENT_FILES = sorted((ROOT / "agents").glob("*.toml"))
+ENV_FILES = sorted((ROOT / "envs").glob("*.toml"))
+PPO = 'algo = "ppo"\npolicy = "alrao"\n'
+
+
+def refused(agent="dqn", env="CartPole-v1", *overrides, **kwargs):
+    with pytest.raises(UserError) as error:
+        resolve(str(agent), str(env), overrides, **kwargs)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+# --- the recipes that are shipped -----------------------------------------------------------------------------------
+
+
+def test_recipe_folders_hold_nothing_but_toml():
+    assert {path.name for folder in ("agents", "envs") for path in (ROOT / folder).iterdir()} == {
+        path.name for path in AGENT_FILES + ENV_FILES
+    }
+    assert {"dqn", "a2c", "ppo", "dqn-adam", "a2c-rmsprop", "ppo-adam"} <= set(recipes.names("agents"))
+    assert len(ENV_FILES) >= 6
+
+
+@pytest.mark.parametrize("path", AGENT_FILES, ids=lambda path: path.stem)
+def test_agent_file_is_valid_and_every_hyperparameter_is_a_keyword_of_sb3(path):
+    recipe = resolve(path.stem, "CartPole-v1")
+    algorithm = ALGORITHMS[recipe.agent.algo]
+    policy = DQNPolicy if recipe.agent.algo == "dqn" else ActorCriticPolicy
+    assert recipe.agent.hyperparameters
+    assert recipe.agent.hyperparameters.keys() <= inspect.signature(algorithm).parameters.keys()
+    assert recipe.agent.policy_options.keys() <= inspect.signature(policy).parameters.keys()
+
+
+@pytest.mark.parametrize("path", AGENT_FILES, ids=lambda path: path.stem)
+def test_every_value_of_an_agent_names_its_source(path):
+    lines = [line for line in path.read_text().splitlines() if re.match(r"(?!algo|policy|base|lr_|value_)\w+ =", line)]
+    values = [line for line in lines if not line.startswith("policy_averaging")]
+    assert len(values) > 3
+    assert [line for line in values if "#" not in line] == []
+
+
+@pytest.mark.parametrize("algo", recipes.ALGORITHMS)
+def test_every_key_that_a_recipe_may_hold_is_a_keyword_of_sb3(algo):
+    takes = inspect.signature(ALGORITHMS[algo]).parameters
+    assert recipes.HYPERPARAMETERS[algo].model_fields.keys() <= takes.keys()
+    policy = DQNPolicy if algo == "dqn" else ActorCriticPolicy
+    assert recipes.POLICY_OPTIONS[algo].model_fields.keys() <= inspect.signature(policy).parameters.keys()
+
+
+def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
+    assert list(recipes.AlraoOptions.model_fields) == list(inspect.signature(AlraoConfig).parameters)
+
+
+@pytest.mark.parametrize(("alrao", "stock"), [("dqn", "dqn-adam"), ("a2c", "a2c-rmsprop"), ("ppo", "ppo-adam")])
+def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
+    ours, theirs = (tomllib.loads((ROOT / "agents" / f"{name}.toml").read_text()) for name in (alrao, stock))
+    assert (ours.pop("policy"), theirs.pop("policy")) == ("alrao", "stock")
+    assert theirs["hyperparameters"].pop("learning_rate") > 0
+    assert ours == theirs
+    assert "alrao" not in ours  # the code's default is the only one
+
+
+@pytest.mark.parametrize("path", ENV_FILES, ids=lambda path: path.stem)
+def test_environment_file_is_valid(path):
+    environment, origin = load_environment(path.stem)
+    assert environment.id == path.stem
+    assert origin == str(path)
+    assert gym.spec(environment.id)
+    assert environment.floor <= environment.random_score < environment.reference_score
+    discrete = isinstance(gym.make(environment.id).action_space, gym.spaces.Discrete)
+    assert set(environment.timesteps) == ({"dqn", "a2c", "ppo"} if discrete else {"a2c", "ppo"})
+
+
+# --- merging --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """An agent with two hyperparameters and an environment with a budget."""
+    agent, env = tmp_path / "mine.toml", tmp_path / "short.toml"
+    agent.write_text('algo = "dqn"\npolicy = "alrao"\n[hyperparameters]\ngamma = 0.5\nbatch_size = 8\n')
+    env.write_text('id = "CartPole-v1"\n[timesteps]\ndqn = 123\n[kwargs]\nsutton_barto_reward = true\n')
+    return str(agent), str(env)
+
+
+def test_merge_order_sb3_agent_environment_set(mine):
+    recipe = resolve(*mine, ["batch_size=16"])
+    origins = recipes.defaults(ALGORITHMS["dqn"], recipe.agent) | recipe.origins
+    assert origins["hyperparameters.tau"] == (1.0, "SB3's default")
+    assert origins["hyperparameters.gamma"] == (0.5, mine[0])
+    assert origins["timesteps"] == (123, mine[1])
+    assert origins["hyperparameters.batch_size"] == (16, "--set batch_size=16")
+    assert origins["alrao.n_heads"] == (AlraoConfig().n_heads, "Alrao's default")
+    assert "hyperparameters.learning_rate" not in origins
+    assert recipe.agent.hyperparameters == {"gamma": 0.5, "batch_size": 16}
+    assert recipe.agent_name == "mine"
+
+
+def test_the_last_of_two_overrides_wins():
+    assert resolve("dqn", "CartPole-v1", ["gamma=0.1", "gamma=0.2"]).agent.hyperparameters["gamma"] == 0.2
+
+
+def test_timesteps_and_env_kwargs_of_the_command_line_come_last(mine):
+    recipe = resolve(*mine, timesteps=7, env_kwargs={"render_mode": "rgb_array"})
+    assert recipe.timesteps == 7
+    assert recipe.environment.kwargs == {"sutton_barto_reward": True, "render_mode": "rgb_array"}
+    assert recipe.origins["env.kwargs.render_mode"] == ("rgb_array", "--env-kwargs")
+    assert recipe.origins["env.kwargs.sutton_barto_reward"] == (True, mine[1])
+
+
+def test_environment_without_a_file_has_a_stated_budget():
+    recipe = resolve("a2c", "FrozenLake-v1")
+    assert recipe.environment.id == "FrozenLake-v1"
+    assert recipe.origins["timesteps"] == (recipes.DEFAULT_TIMESTEPS["a2c"], "default")
+
+
+def test_alrao_options_are_written_out():
+    """A run on disk says all of its options, also those that a later version may choose otherwise."""
+    options = resolve("dqn", "CartPole-v1", ["alrao.base=sgd", "alrao.head_max_grad_norm=none"]).as_dict()["alrao"]
+    config = AlraoConfig(base="sgd")
+    assert options["n_heads"] == config.n_heads
+    assert tuple(options["lr_range"]) == config.interval
+    assert options["value_averaging"] == config.value_averaging
+    assert options["head_max_grad_norm"] == "none"
+
+
+def test_head_max_grad_norm_none_reaches_the_code_as_none():
+    agent = resolve("dqn", "CartPole-v1", ["alrao.head_max_grad_norm=none"]).agent
+    assert recipes.alrao_options(agent)["head_max_grad_norm"] is None
+
+
+def test_a_table_that_is_set_leaves_no_trace_of_the_old_one(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(PPO + '[alrao.value_averaging]\nrule = "whiteness"\nwindow = 20\n')
+    recipe = resolve(str(path), "CartPole-v1", ['alrao.value_averaging={rule="switch"}'])
+    traced = {key: value for key, (value, _) in recipe.origins.items() if key.startswith("alrao.value_averaging")}
+    assert traced == {"alrao.value_averaging.rule": "switch"}
+    assert recipe.agent.alrao.value_averaging == {"rule": "switch"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("batch_size=64", ("batch_size", 64)),
+        ("gamma = 1e-4", ("gamma", 1e-4)),
+        ("alrao.base=sgd", ("alrao.base", "sgd")),
+        ('alrao.base="sgd"', ("alrao.base", "sgd")),
+        ("policy_averaging=exponentiated-gradient", ("policy_averaging", "exponentiated-gradient")),
+        ("net_arch=[64, 64]", ("net_arch", [64, 64])),
+        ("use_sde=true", ("use_sde", True)),
+        ("x={a = 1}", ("x", {"a": 1})),
+    ],
+)
+def test_parse_override(text, expected):
+    key, value = parse_override(text)
+    assert (key, value) == expected
+    assert type(value) is type(expected[1])
+
+
+def test_parse_env_kwargs():
+    assert parse_env_kwargs(None) == {}
+    assert parse_env_kwargs("{gravity = -5.0}") == {"gravity": -5.0}
+    assert parse_env_kwargs('map_name="8x8", is_slippery=false') == {"map_name": "8x8", "is_slippery": False}
+
+
+def test_suggest_is_silent_when_nothing_is_near():
+    assert suggest("cartpole-v1", ["Acrobot-v1", "CartPole-v1"]) == "; did you mean 'CartPole-v1'?"
+    assert suggest("xyz", ["CartPole-v1"]) == ""
+
+
+# --- refused --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "algo is missing"),
+        ('algo = "pp0"\npolicy = "alrao"', "algo is 'pp0': expected 'dqn', 'a2c' or 'ppo'; did you mean 'ppo'?"),
+        (PPO + "n_env = 3", "did you mean 'n_envs'?"),
+        (PPO + 'n_envs = "3"', "n_envs is '3': expected a valid integer"),
+        (PPO + "[hyperparameters]\nbatchsize = 3", "unknown key hyperparameters.batchsize, SB3's PPO takes"),
+        (PPO + "[hyperparameters]\nbatchsize = 3", "; did you mean 'batch_size'?"),
+        (PPO + "[hyperparameters]\nbuffer_size = 3", "unknown key hyperparameters.buffer_size, SB3's PPO takes"),
+        (PPO + "[hyperparameters]\nbatch_size = 1", "hyperparameters.batch_size is 1: expected greater than or equal"),
+        (PPO + "[hyperparameters]\ngamma = nan", "hyperparameters.gamma is nan: expected a finite number"),
+        (PPO + "[hyperparameters]\ngamma = true", "hyperparameters.gamma is True: expected a valid number"),
+        (PPO + "[hyperparameters]\nlearning_rate = 0.1", "an Alrao agent has no learning rate to set"),
+        (PPO + "[policy_options]\nnet_ach = [5]", "unknown key policy_options.net_ach"),
+        (PPO + '[policy_options]\nactivation_fn = "tahn"', "; did you mean 'tanh'?"),
+        (PPO + "[alrao]\nn_head = 3", "unknown key alrao.n_head, expected n_heads"),
+        (PPO + "[alrao]\nn_heads = 0", "alrao.n_heads is 0: expected greater than or equal to 1"),
+        (PPO + "[alrao]\nlr_range = [0.1, 1e-3]", "(did you mean (0.001, 0.1)?)"),
+        (PPO + '[alrao]\nbase = "adm"', "; did you mean 'adam'?"),
+        (PPO + '[alrao]\nvalue_averaging = "swtch"', "; did you mean 'switch'?"),
+        (PPO + '[alrao.base_kwargs]\neps = "a"', "alrao.base_kwargs.eps is 'a': expected a valid number"),
+        (PPO + "oops", "is not valid TOML"),
+        ('algo = "dqn"\npolicy = "stock"\n[alrao]\nn_heads = 3', "a stock agent has no Alrao options"),
+        ('algo = "dqn"\npolicy = "alrao"\n[policy_options]\northo_init = true', "unknown key policy_options.ortho_init"),
+    ],
+)
+def test_malformed_agent_file(tmp_path, text, expected):
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    message = refused(path)
+    assert message.startswith(str(path))
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "id is missing"),
+        ('id = "CartPole-v1"\nfloors = 1.0', "unknown key floors, expected id"),
+        ('id = "CartPole-v1"\nlearning_rate = 1.0', "unknown key learning_rate"),
+        ('id = "CartPole-v1"\nfloor = inf', "floor is inf: expected a finite number"),
+        ('id = "CartPole-v1"\n[timesteps]\ndqm = 3', "timesteps.dqm is 'dqm': expected 'dqn', 'a2c' or 'ppo'"),
+        ('id = "CartPole-v1"\n[timesteps]\ndqn = 0', "timesteps.dqn is 0: expected greater than or equal to 1"),
+        ('id = "CartPole-v1"\n[kwargs]\nx = nan', "expected numbers, text, true or false, lists and tables"),
+        ('id = "CartPole-v1"\nwrappers = [{when = 1979-05-27}]', "expected numbers, text, true or false"),
+        ("id = 3", "id is 3: expected a valid string"),
+    ],
+)
+def test_malformed_environment_file(tmp_path, text, expected):
+    path = tmp_path / "env.toml"
+    path.write_text(text)
+    message = refused("dqn", path)
+    assert message.startswith(str(path))
+    assert expected in message
+
+
+def test_environment_file_of_an_unknown_id(tmp_path):
+    path = tmp_path / "env.toml"
+    path.write_text('id = "CartPol-v1"')
+    assert refused("dqn", path).endswith("did you mean 'CartPole-v1'?")
+
+
+def test_file_that_is_not_there_or_no_text(tmp_path):
+    assert refused(tmp_path / "no.toml") == f"cannot read {tmp_path / 'no.toml'}: No such file or directory"
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    assert refused(tmp_path / "binary.toml").endswith("is not a recipe: expected TOML text")
+    (tmp_path / "folder.toml").mkdir()
+    assert refused(tmp_path / "folder.toml").startswith("cannot read")
+    (tmp_path / "large.toml").write_text("#" * (recipes.MAX_BYTES + 1))
+    assert "is larger than" in refused(tmp_path / "large.toml")
+
+
+def test_unknown_agent():
+    assert refused("dqm").endswith("did you mean 'dqn'?")
+    assert "ppo-adam" in refused("dqm")
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ("cartpol-v1", "did you mean 'CartPole-v1'?"),
+        ("CartPole", "did you mean 'CartPole-v1'?"),
+        ("LunarLander-v2", "Please use `LunarLander-v3` instead"),
+        ("Nowhere/Pong-v5", "name the package that registers it"),
+        ("nopackage:X-v0", "there is no installed package 'nopackage'"),
+        ("../x:X-v0", "there is no installed package"),
+        ("", "unknown environment ''"),
+    ],
+)
+def test_unknown_environment(env, expected):
+    assert expected in refused("dqn", env)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("batchsize=3", "--set batchsize: no such key for dqn; did you mean 'batch_size'?"),
+        ("n_heads=3", "did you mean 'alrao.n_heads'?"),
+        ("alrao.n_head=3", "did you mean 'alrao.n_heads'?"),
+        ("clip_range=0.2", "no such key for dqn"),
+        ("zzz=1", "expected one of n_envs, normalize_observations, alrao.n_heads"),
+        ("algo=ppo", "--set algo: no such key"),
+        ("batch_size=lots", "hyperparameters.batch_size is 'lots': expected a valid integer"),
+        ("batch_size=1.5", "hyperparameters.batch_size is 1.5: expected a valid integer"),
+        ("batch_size=true", "hyperparameters.batch_size is True: expected a valid integer"),
+        ("gamma=1.5", "hyperparameters.gamma is 1.5: expected less than or equal to 1"),
+        ("gamma=nan", "hyperparameters.gamma is nan: expected a finite number"),
+        ("n_envs=0", "n_envs is 0: expected greater than or equal to 1"),
+        ("batch_size", "--set 'batch_size': expected KEY=VALUE"),
+        ("batch_size=", "expected a TOML value"),
+        ("batch_size=1 2", "expected a TOML value"),
+        ("batch_size=1\ngamma=0.5", "expected a TOML value"),
+        ("learning_rate=0.1", "an Alrao agent has no learning rate to set"),
+        ("hyperparameters.learning_rate=0.1", "an Alrao agent has no learning rate to set"),
+        ("net_arch=[0]", "policy_options.net_arch is 0: expected greater than or equal to 1"),
+        ("net_arch={pi=[1], vf=[1]}", "expected a valid list"),
+        ("alrao.n_heads=0", "alrao.n_heads is 0: expected greater than or equal to 1"),
+        ("alrao.n_heads=2.0", "alrao.n_heads is 2.0: expected a valid integer"),
+        ("alrao.lr_range=[1, 1e-3]", "(did you mean (0.001, 1.0)?)"),
+        ("alrao.lr_range=[0, 1e-3]", "alrao.lr_range is 0: expected greater than 0"),
+        ("alrao.lr_range=[-1, 1e-3]", "alrao.lr_range is -1: expected greater than 0"),
+        ("alrao.lr_range=[nan, 1e-3]", "alrao.lr_range is nan: expected a finite number"),
+        ("alrao.lr_range=[1e-3, inf]", "alrao.lr_range is inf: expected a finite number"),
+        ("alrao.lr_range=[1e-3]", "alrao.lr_range is [0.001]"),
+        ("alrao.base=adm", "did you mean 'adam'?"),
+        ("alrao.base_kwargs.beta=1.0", "base_kwargs"),
+        ("alrao.base.eps=1.0", "no such key"),
+    ],
+)
+def test_override_that_is_refused(override, expected):
+    with pytest.raises(UserError) as error:
+        resolve("dqn", "CartPole-v1", [override])
+    assert expected in str(error.value)
+
+
+def test_alrao_option_of_a_stock_agent():
+    assert "a stock agent has no Alrao options" in refused("dqn-adam", "CartPole-v1", "alrao.n_heads=3")
+    assert resolve("dqn-adam", "CartPole-v1", ["learning_rate=1"]).agent.hyperparameters["learning_rate"] == 1
+
+
+def test_part_of_a_rule_that_is_a_word(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(PPO + '[alrao]\nvalue_averaging = "switch"\n')
+    assert "value_averaging is not a table" in refused(path, "CartPole-v1", "alrao.value_averaging.window=3")
+
+
+@pytest.mark.parametrize("timesteps", [0, -5])
+def test_timesteps_that_are_refused(timesteps):
+    assert refused(timesteps=timesteps) == f"--timesteps is {timesteps}, expected a whole number of at least 1"
+
+
+@pytest.mark.parametrize("text", ["gravity", "{", "gravity=", "a=1}, {b=2"])
+def test_env_kwargs_that_are_no_table(text):
+    with pytest.raises(UserError, match=r"^--env-kwargs is .*, expected TOML such as"):
+        parse_env_kwargs(text)
+
+
+def test_env_kwargs_that_no_json_holds():
+    assert refused(env_kwargs={"x": float("nan")}).startswith("--env-kwargs: kwargs is {'x': nan}")
+
+
+def test_reading_recipes_imports_no_torch():
+    code = (
+        "import sys; from alrao_rl import recipes; recipes.load_agent_recipe('dqn'); "
+        "recipes.load_environment('CartPole-v1'); assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
