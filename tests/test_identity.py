@@ -14,6 +14,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import nn
 
 from alrao_rl import AlraoPolicy
+from alrao_rl.core import OutputHeads
 
 LENGTHS = pytest.mark.parametrize("steps", [300, pytest.param(2_000, marks=pytest.mark.slow)])
 
@@ -35,7 +36,7 @@ def run(algorithm, policy, env, steps, policy_kwargs, prepare=None, **kwargs):
     env = ActionLog(gym.make(env) if isinstance(env, str) else env)
     model = algorithm(policy, env, seed=0, device="cpu", max_grad_norm=1e9, policy_kwargs=policy_kwargs, **kwargs)
     if prepare is not None:
-        prepare(model.policy.optimizer)
+        prepare(model)
     updates, optimize = [], model.policy.optimizer.step
 
     def record(*args, **options):
@@ -50,7 +51,7 @@ def run(algorithm, policy, env, steps, policy_kwargs, prepare=None, **kwargs):
 
 def parameters(policy):
     """By the stock policy's names, the only head's without its leading dimension."""
-    heads = {f"{name}.{end}" for name, module in policy.named_modules() if hasattr(module, "n_heads")
+    heads = {f"{name}.{end}" for name, module in policy.named_modules() if isinstance(module, OutputHeads)
              for end in ("weight", "bias", "extra")}  # fmt: skip
     return {
         "log_std" if name.endswith("extra") else name: (p[0] if name in heads else p).detach().clone()
@@ -86,8 +87,8 @@ def assert_identical(alrao, stock, lr):
     assert not any(torch.equal(start[name], end[name]) for name in start)
 
 
-def one_rate(lr, base="adam", **base_kwargs):
-    return {"alrao": {"n_heads": 1, "lr_range": (lr, lr), "base": base, "base_kwargs": base_kwargs,
+def one_rate(lr, base="adam", n_heads=1, **base_kwargs):
+    return {"alrao": {"n_heads": n_heads, "lr_range": (lr, lr), "base": base, "base_kwargs": base_kwargs,
                       "head_max_grad_norm": None}}  # fmt: skip
 
 
@@ -124,7 +125,8 @@ def test_a2c(env_id, steps):
 def test_a2c_with_tensorflows_rmsprop(steps):
     """Alrao's default base, ε inside the root; TensorFlow's running mean starts at 1, Alrao's at 0."""
 
-    def start_at_zero(optimizer):
+    def start_at_zero(model):
+        optimizer = model.policy.optimizer
         for parameter in optimizer.param_groups[0]["params"]:
             optimizer.state[parameter] = {"step": 0, "square_avg": torch.zeros_like(parameter)}
 
@@ -167,6 +169,35 @@ def test_ppo_in_every_action_space(action_space, options):
     stock = run(PPO, "MlpPolicy", Sums(action_space), 300, {}, learning_rate=1e-3, **options)
     alrao = run(PPO, AlraoPolicy, Sums(action_space), 300, one_rate(1e-3, eps=1e-5), **options)
     assert_identical(alrao, stock, 1e-3)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, A2C, PPO])
+def test_identical_heads_of_one_rate_are_one_head(algorithm):
+    """Each of them learns as if it alone were the output, so they stay alike, and so does their average."""
+
+    def make_alike(model):
+        for module in model.policy.modules():
+            if isinstance(module, OutputHeads):
+                for parameter in module.learned():
+                    parameter.data[:] = parameter.data[0].clone()
+        if algorithm is DQN:
+            model.q_net_target.load_state_dict(model.q_net.state_dict())
+        models.append(model)
+
+    models = []
+    options = {
+        DQN: {"learning_starts": 100, "train_freq": 4, "target_update_interval": 100, "batch_size": 32},
+        A2C: {"use_rms_prop": False},
+        PPO: {"n_steps": 128, "n_epochs": 4, "ent_coef": 0.01},
+    }[algorithm]
+    network, eps = {"activation_fn": nn.Tanh}, 1e-8 if algorithm is DQN else 1e-5
+    stock = run(algorithm, "MlpPolicy", "CartPole-v1", 300, network, learning_rate=1e-3, **options)
+    kwargs = network | one_rate(1e-3, n_heads=4, eps=eps)
+    alrao = run(algorithm, AlraoPolicy, "CartPole-v1", 300, kwargs, make_alike, **options)
+    assert_identical(alrao, stock, 1e-3)
+    for layer in models[0].policy.alrao_layers().values():
+        torch.testing.assert_close(layer.averaging_weights.detach(), torch.full((4,), 0.25))
+        torch.testing.assert_close(layer.weight[0], layer.weight[3])
 
 
 def test_another_rate_is_told_apart():

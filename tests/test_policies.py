@@ -236,6 +236,9 @@ def test_sde(algo, options):
     assert_trained(model, before)
     assert torch.all((heads.extra - log_std).flatten(1).abs().sum(1) > 0)
     assert model.policy.squash_output == options.get("squash_output", False)
+    noise = model.policy.action_dist.exploration_mat  # of the average, and nothing to learn from
+    assert type(noise) is torch.Tensor
+    assert not noise.requires_grad
     assert ACTIONS["box"].contains(model.predict(VECTOR.sample())[0])
 
 
@@ -248,6 +251,35 @@ def test_gaussian_log_std_is_one_copy_per_head():
     with torch.no_grad():
         torch.testing.assert_close(model.policy.log_std, layer.averaging_weights @ layer.extra)
     assert len(layer.extra[:, 0].unique()) > 5
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_averaged_policy_by_hand(actions):
+    """Mixtures of probabilities, component by component; a Gaussian with averaged mean and averaged log_std."""
+    model = make("ppo", actions=ACTIONS[actions], net_arch=[6], ortho_init=False, alrao={"n_heads": 3})
+    heads, weights = model.policy.action_net, torch.tensor([0.2, 0.3, 0.5])
+    heads.averaging_weights.data.copy_(weights)
+    if heads.extra is not None:
+        heads.extra.data.normal_()
+    observation = torch.randn(4, 3)
+    with torch.no_grad():
+        latent, _ = model.policy.mlp_extractor(observation)
+        outputs = torch.einsum("bi,joi->bjo", latent, heads.weight) + heads.bias  # [batch, head, output]
+        got = model.policy.get_distribution(observation).distribution
+
+    def mixture(probabilities):
+        return (probabilities * weights[:, None]).sum(1)
+
+    if actions == "discrete":
+        torch.testing.assert_close(got.probs, mixture(outputs.softmax(-1)))
+    elif actions == "multi-discrete":
+        for component, part in zip(got, outputs.split([2, 3], -1), strict=True):
+            torch.testing.assert_close(component.probs, mixture(part.softmax(-1)))
+    elif actions == "multi-binary":
+        torch.testing.assert_close(got.probs, mixture(outputs.sigmoid()))
+    else:
+        torch.testing.assert_close(got.mean, mixture(outputs))
+        torch.testing.assert_close(got.stddev, (weights @ heads.extra).exp().expand(4, -1))
 
 
 def test_policy_without_log_std_says_so():
