@@ -10,6 +10,7 @@ vector, trunk first, then the heads of each output layer, one head after the oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class Adam(Base):
         m, v = state["exp_avg"], state["exp_avg_sq"]
         m.lerp_(g, 1 - self.beta1)
         v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-        correct1, correct2 = (layout.spread(1 - beta ** state["steps"]) for beta in (self.beta1, self.beta2))
+        correct1, correct2 = (layout.spread(_correction(beta, state["steps"])) for beta in (self.beta1, self.beta2))
         return (m / correct1) / ((v / correct2).sqrt_() + self.eps)
 
 
@@ -96,7 +97,7 @@ class RmsProp(Base):
         v = state["square_avg"]
         v.mul_(self.decay).addcmul_(g, g, value=1 - self.decay)
         if self.bias_correction:
-            v = v / layout.spread(1 - self.decay ** state["steps"])
+            v = v / layout.spread(_correction(self.decay, state["steps"]))
         return g / ((v + self.eps).sqrt_() if self.eps_inside else v.sqrt() + self.eps)
 
 
@@ -113,7 +114,7 @@ class FeatureNormalized(Base):
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         v = state["square_avg"]
         v.mul_(self.beta).addcmul_(g, g, value=1 - self.beta)
-        mean = layout.feature_mean(v / layout.spread(1 - self.beta ** state["steps"]))
+        mean = layout.feature_mean(v / layout.spread(_correction(self.beta, state["steps"])))
         return g / (mean.sqrt_() + self.eps)
 
 
@@ -222,6 +223,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._rates = self._update = torch.empty(0)
         self._views: list[Tensor] = []
         super().__init__(self._layout.parameters(), {"lr": lr, "first_lr": 0.0, "n_updates": 0})
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.
+        return {**self.__dict__, "_rates": torch.empty(0), "_update": torch.empty(0), "_views": []}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the evidence that no step has used."""
@@ -342,6 +347,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
                 matrix.copy_(torch.where(lost[:, None], 0.0, matrix))
             state["steps"][first : first + J].masked_fill_(lost, 0.0)
             first += J
+
+
+def _correction(beta: float, steps: Tensor) -> Tensor:
+    """1 − β^t without cancellation."""
+    return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
 
 
 def _check(name: str, value: float, low: float, high: float) -> float:
