@@ -25,7 +25,7 @@ class AlraoConfig:
         base: base update, one of ``rmsprop``, ``adam``, ``sgd``, ``feature-normalized``.
         base_kwargs: options of the base (``momentum``; ``beta1``, ``beta2``, ``eps``; ``decay``, ``eps``,
             ``eps_inside``, ``bias_correction``; ``beta``, ``eps``).
-        value_averaging: averaging rule of values: ``whiteness``, ``switch``, ``bayes``, ``exponentiated-gradient``,
+        value_averaging: averaging rule of values: ``switch``, ``whiteness``, ``bayes``, ``exponentiated-gradient``,
             ``uniform``, or a dict with the name under ``rule`` and its options beside it.
         policy_averaging: averaging rule of policies, given in the same way. A policy has no label, so ``switch`` and
             ``bayes`` do not serve it.
@@ -43,7 +43,7 @@ class AlraoConfig:
     lr_range: tuple[float, float] | None = None
     base: str = "rmsprop"
     base_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    value_averaging: str | Mapping[str, Any] = "whiteness"
+    value_averaging: str | Mapping[str, Any] = "switch"
     policy_averaging: str | Mapping[str, Any] = "exponentiated-gradient"
     head_max_grad_norm: float | str | None = "auto"
     reclone_interval: int = 100

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 HERE = Path(__file__).parent
-DEFAULT = "whiteness"
+DEFAULT = "switch"
 ENVS = {"CartPole-v1": (22.2, 500.0), "Acrobot-v1": (-499.1, -73.5)}
 ALGOS = {"a2c": "A2C", "dqn": "DQN", "ppo": "PPO"}
 
