@@ -86,7 +86,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
             policy_kwargs=policy_kwargs(agent),
             **agent.hyperparameters,
         )
-    except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, AssertionError, RuntimeError, MemoryError) as error:
         raise UserError(f"cannot build {agent.algo.upper()}: {first_line(error)}") from error
 
 
@@ -116,7 +116,7 @@ def save_agent(model: BaseAlgorithm, agent: recipes.Agent, path: Path, **facts: 
     description = {
         "format": FORMAT,
         "sha256": _digest(save(tensors)),
-        "agent": agent.model_dump(exclude_none=True),
+        "agent": recipes.with_defaults(agent).model_dump(exclude_none=True),
         "observation_space": encode_space(model.observation_space),
         "action_space": encode_space(model.action_space),
         **facts,
@@ -152,7 +152,7 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
         env = DummyVecEnv([lambda: _SpacesOnly(observations, actions)] * agent.n_envs)
         model = build(_small(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
-        model.policy.load_state_dict(policy)
+        _set_weights(model, policy)
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
@@ -187,6 +187,14 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if _digest(data) != description.get("sha256"):
         raise UserError(f"{path} is damaged: the hash of its weights is not the one it was saved with")
     return description, tensors
+
+
+def _set_weights(model: BaseAlgorithm, weights: dict[str, torch.Tensor]) -> None:
+    try:
+        model.policy.load_state_dict(weights)
+    except RuntimeError:
+        # torch names every tensor, on as many lines.
+        raise ValueError("its weights do not fit its spaces and options") from None
 
 
 def _digest(data: bytes) -> str:

@@ -327,7 +327,7 @@ def resolve(
     _check_id(environment.id)
     data = recipe.model_dump(exclude_none=True)
     origins: dict[str, tuple[Any, str]] = {}
-    _with_defaults(recipe, agent_origin)
+    with_defaults(recipe, agent_origin)
     _trace(origins, data, agent_origin)
     _trace(origins, {"env": environment.model_dump(exclude_none=True, exclude={"timesteps"})}, env_origin)
     for override in overrides:
@@ -337,7 +337,7 @@ def resolve(
         # What is set replaces a whole table, if there was one.
         origins = {old: origin for old, origin in origins.items() if not old.startswith(f"{'.'.join(path)}.")}
         _trace(origins, _nest(path, value), f"--set {override}")
-    recipe = _with_defaults(check_agent(data, "--set"), "--set")
+    recipe = with_defaults(check_agent(data, "--set"), "--set")
     for option, value in recipe.alrao.model_dump(exclude_none=True).items():
         if not any(key == f"alrao.{option}" or key.startswith(f"alrao.{option}.") for key in origins):
             _trace(origins, {"alrao": {option: value}}, "Alrao's default")
@@ -361,8 +361,12 @@ def alrao_options(agent: Agent) -> dict[str, Any]:
     return {name: None if value == "none" else value for name, value in options.items()}
 
 
-def _with_defaults(agent: Agent, where: str) -> Agent:
-    """Check Alrao's options and write out its defaults: a run on disk outlives the code that made it."""
+def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
+    """The agent with all of Alrao's options, checked: a run on disk outlives the defaults of the code that made it.
+
+    Raises:
+        UserError: an option that :class:`~alrao_rl.core.AlraoConfig` refuses, after the file or flag ``where``.
+    """
     if agent.policy == "stock":
         return agent
     # Here, not above: torch is for those who train.

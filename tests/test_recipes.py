@@ -217,7 +217,10 @@ def test_suggest_is_silent_when_nothing_is_near():
         (PPO + '[alrao.base_kwargs]\neps = "a"', "alrao.base_kwargs.eps is 'a': expected a valid number"),
         (PPO + "oops", "is not valid TOML"),
         ('algo = "dqn"\npolicy = "stock"\n[alrao]\nn_heads = 3', "a stock agent has no Alrao options"),
-        ('algo = "dqn"\npolicy = "alrao"\n[policy_options]\northo_init = true', "unknown key policy_options.ortho_init"),
+        (
+            'algo = "dqn"\npolicy = "alrao"\n[policy_options]\northo_init = true',
+            "unknown key policy_options.ortho_init",
+        ),
     ],
 )
 def test_malformed_agent_file(tmp_path, text, expected):

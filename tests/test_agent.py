@@ -1,0 +1,365 @@
+"""Agents on disk: what is loaded predicts as what was saved, and loading executes nothing."""
+
+import json
+import os
+import pickle
+import re
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from safetensors.torch import load, save
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from alrao_rl import load_agent, recipes, save_agent
+from alrao_rl.agent import build, decode_space, encode_space, read_agent
+from alrao_rl.envs import _normalized
+from alrao_rl.errors import UserError
+
+BOX = spaces.Box(-1.0, 1.0, (3,))
+IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+OBSERVATIONS = {
+    "vector": BOX,
+    "discrete": spaces.Discrete(5),
+    "image": IMAGE,
+    "dict": spaces.Dict({"goal": BOX, "n": spaces.Discrete(4), "image": IMAGE}),
+}
+ACTIONS = {
+    "discrete": spaces.Discrete(3),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-binary": spaces.MultiBinary(4),
+    "box": spaces.Box(-2.0, 2.0, (2,)),
+}
+SMALL = {
+    "dqn": {"learning_starts": 4, "batch_size": 4, "train_freq": 2, "buffer_size": 100},
+    "a2c": {"n_steps": 4},
+    "ppo": {"n_steps": 8, "batch_size": 8, "n_epochs": 1},
+}
+
+
+class RandomEnv(gym.Env):
+    """Observations drawn from their space, five steps an episode."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.steps += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.steps == 5, False, {}
+
+
+def make_agent(algo, policy="alrao", **more):
+    options = {"activation_fn": "tanh"} | more.pop("policy_options", {})
+    alrao = {"alrao": {"n_heads": 3, "seed": 1}} if policy == "alrao" else {}
+    data = {"algo": algo, "policy": policy, "n_envs": 2, "policy_options": options, "hyperparameters": SMALL[algo]}
+    return recipes.check_agent(data | alrao | more, "test")
+
+
+def make_model(agent, observations, actions, steps=16):
+    env = DummyVecEnv([lambda: RandomEnv(observations, actions)] * agent.n_envs)
+    if agent.normalize_observations:
+        env = _normalized(env, training=True)
+    model = build(agent, env, seed=0)
+    return model.learn(steps) if steps else model
+
+
+def samples(space, n=5):
+    space.seed(7)
+    return [space.sample() for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small agent on disk and its model."""
+    agent = make_agent("ppo", policy_options={"net_arch": [4]})
+    model = make_model(agent, BOX, ACTIONS["discrete"], steps=0)
+    path = tmp_path_factory.mktemp("saved") / "agent"
+    save_agent(model, agent, path, timestep=12)
+    return model, path.with_suffix(".safetensors")
+
+
+# --- round trips ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algo", "observations", "actions"),
+    [
+        ("dqn", "vector", "discrete"),
+        ("dqn", "discrete", "discrete"),
+        ("dqn", "image", "discrete"),
+        ("dqn", "dict", "discrete"),
+        ("a2c", "vector", "box"),
+        ("a2c", "discrete", "multi-binary"),
+        ("ppo", "vector", "discrete"),
+        ("ppo", "vector", "multi-discrete"),
+        ("ppo", "discrete", "multi-discrete"),
+        ("ppo", "vector", "multi-binary"),
+        ("ppo", "vector", "box"),
+        ("ppo", "image", "box"),
+        ("ppo", "dict", "multi-discrete"),
+    ],
+)
+def test_round_trip(tmp_path, algo, observations, actions):
+    agent = make_agent(algo, policy_options={} if observations == "image" else {"net_arch": [8]})
+    model = make_model(agent, OBSERVATIONS[observations], ACTIONS[actions])
+    save_agent(model, agent, tmp_path / "agent")
+    loaded = load_agent(tmp_path)
+    assert type(loaded) is type(model)
+    assert loaded.action_space == model.action_space
+    assert loaded.observation_space == model.observation_space
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(tensor, loaded.policy.state_dict()[name]), name
+    actions_seen = []
+    for observation in samples(OBSERVATIONS[observations]):
+        expected, _ = model.predict(observation, deterministic=True)
+        np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+        actions_seen.append(expected.tolist())
+    assert np.shape(actions_seen) == (5, *ACTIONS[actions].shape)
+
+
+@pytest.mark.parametrize("algo", ["dqn", "a2c", "ppo"])
+def test_round_trip_of_a_stock_agent(tmp_path, algo):
+    agent = make_agent(algo, policy="stock")
+    model = make_model(agent, BOX, ACTIONS["discrete"])
+    save_agent(model, agent, tmp_path / "agent")
+    loaded = load_agent(tmp_path)
+    for observation in samples(BOX, 20):
+        assert loaded.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
+
+
+@pytest.mark.parametrize("observations", ["vector", "dict"])
+def test_normalized_agent_takes_raw_observations(tmp_path, observations):
+    space = spaces.Box(100.0, 140.0, (3,)) if observations == "vector" else spaces.Dict(
+        {"goal": spaces.Box(100.0, 140.0, (3,)), "n": spaces.Discrete(4), "image": IMAGE}
+    )  # fmt: skip
+    agent = make_agent("ppo", normalize_observations=True)
+    model = make_model(agent, space, ACTIONS["box"], steps=32)
+    save_agent(model, agent, tmp_path / "agent")
+    loaded = load_agent(tmp_path)
+    normalizer = model.get_vec_normalize_env()
+    outputs = []
+    for observation in samples(space):
+        batch = {k: v[None] for k, v in observation.items()} if isinstance(observation, dict) else observation
+        normalized = normalizer.normalize_obs(batch)
+        expected = model.predict(normalized, deterministic=True)[0].reshape(2)
+        np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+        outputs.append(expected)
+        if observations == "dict":
+            np.testing.assert_array_equal(normalized["image"], batch["image"])
+            assert abs(normalized["goal"]).max() < 10
+    # The raw observation would saturate the units: the outputs could not differ.
+    assert np.ptp(outputs, axis=0).min() > 1e-4
+
+
+@pytest.mark.parametrize("observations", ["image", "discrete"])
+def test_normalize_observations_leaves_what_has_no_mean(tmp_path, observations):
+    agent = make_agent("ppo", normalize_observations=True)
+    model = make_model(agent, OBSERVATIONS[observations], ACTIONS["discrete"], steps=0)
+    assert model.get_vec_normalize_env() is None
+    save_agent(model, agent, tmp_path / "agent")
+    observation = samples(OBSERVATIONS[observations], 1)[0]
+    assert load_agent(tmp_path).predict(observation, deterministic=True)[0] == model.predict(
+        observation, deterministic=True
+    )[0]  # fmt: skip
+
+
+def test_loaded_agent_says_what_it_is(saved):
+    model, path = saved
+    description, tensors = read_agent(path)
+    assert json.loads(path.with_suffix(".json").read_text()) == description
+    assert description["timestep"] == 12
+    assert description["agent"]["algo"] == "ppo"
+    assert {f"policy.{name}" for name in model.policy.state_dict()} == tensors.keys()
+
+
+def test_options_are_written_out(saved):
+    """The file is read under other defaults than those it was written under."""
+    options = read_agent(saved[1])[0]["agent"]["alrao"]
+    assert options["n_heads"] == 3
+    assert options.keys() >= {"lr_range", "base", "value_averaging", "policy_averaging", "reclone_interval"}
+
+
+def test_same_agent_same_bytes(saved, tmp_path):
+    model, path = saved
+    agent = make_agent("ppo", policy_options={"net_arch": [4]})
+    save_agent(model, agent, tmp_path / "agent", timestep=12)
+    assert (tmp_path / "agent.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_an_agent_that_only_trains_with_several_environments_loads(tmp_path):
+    agent = make_agent("ppo", n_envs=4, hyperparameters={"n_steps": 1, "batch_size": 4, "n_epochs": 1})
+    save_agent(make_model(agent, BOX, ACTIONS["discrete"], steps=0), agent, tmp_path / "agent")
+    assert load_agent(tmp_path).n_envs == 4
+
+
+def test_loaded_dqn_explores_as_at_the_end_of_training_and_does_not_learn(tmp_path):
+    agent = make_agent("dqn", hyperparameters=SMALL["dqn"] | {"exploration_final_eps": 0.25, "buffer_size": 10**9})
+    small = agent.model_copy(update={"hyperparameters": SMALL["dqn"]})
+    save_agent(make_model(small, BOX, ACTIONS["discrete"], steps=0), agent, tmp_path / "agent")
+    loaded = load_agent(tmp_path)
+    assert loaded.exploration_rate == 0.25
+    with pytest.raises(RuntimeError, match="load_agent makes an agent that acts"):
+        loaded.learn(10)
+    loaded.set_env(DummyVecEnv([lambda: RandomEnv(BOX, ACTIONS["discrete"])] * 2))
+    with pytest.raises((AttributeError, AssertionError)):
+        loaded.learn(10)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        BOX,
+        IMAGE,
+        spaces.Box(np.array([-np.inf, 0.0, -1.5]), np.array([np.inf, 1.0, 2.5]), dtype=np.float64),
+        spaces.Box(-np.inf, np.inf, (2, 2)),
+        spaces.Box(0, 9, (), np.int64),
+        spaces.Discrete(3, start=-1),
+        spaces.MultiDiscrete([2, 5]),
+        spaces.MultiBinary(3),
+        spaces.MultiBinary([2, 3]),
+        OBSERVATIONS["dict"],
+    ],
+    ids=str,
+)
+def test_space_round_trip(space):
+    decoded = decode_space(json.loads(json.dumps(encode_space(space), allow_nan=False)))
+    assert decoded == space
+    assert decoded.dtype == space.dtype
+
+
+def test_space_that_cannot_be_saved():
+    with pytest.raises(UserError, match="cannot save an agent with a Text space"):
+        encode_space(spaces.Text(3))
+
+
+# --- refused --------------------------------------------------------------------------------------------------------
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        load_agent(path)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    assert str(path) in message
+    return message
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_loading_executes_nothing(tmp_path):
+    target = tmp_path / "executed"
+    path = tmp_path / "agent.safetensors"
+    for data in (pickle.dumps(Payload(target)), b"\x80\x04" + pickle.dumps(Payload(target))):
+        path.write_bytes(data)
+        assert "is not an agent of alrao-rl, or it is truncated" in refused(path)
+    torch.save({"policy": Payload(target)}, path)
+    assert "is not an agent of alrao-rl, or it is truncated" in refused(path)
+    assert not target.exists()
+    # The payload is a live one.
+    pickle.loads(pickle.dumps(Payload(target)))
+    assert target.exists()
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, -1, -1000])
+def test_truncated(saved, tmp_path, length):
+    path = tmp_path / "agent.safetensors"
+    path.write_bytes(saved[1].read_bytes()[:length])
+    assert "is not an agent of alrao-rl, or it is truncated" in refused(path)
+
+
+def test_one_flipped_bit(saved, tmp_path):
+    data = bytearray(saved[1].read_bytes())
+    data[-10] ^= 1
+    path = tmp_path / "agent.safetensors"
+    path.write_bytes(data)
+    assert "is damaged" in refused(path)
+
+
+def test_safetensors_file_of_somebody_else(tmp_path):
+    path = tmp_path / "agent.safetensors"
+    path.write_bytes(save({"weight": torch.zeros(2)}))
+    assert "is not an agent of alrao-rl" in refused(path)
+
+
+def rewritten(saved, tmp_path, change):
+    """The saved agent with another header and an intact hash."""
+    data = saved[1].read_bytes()
+    description, _ = read_agent(saved[1])
+    change(description)
+    path = tmp_path / "agent.safetensors"
+    path.write_bytes(save(load(data), metadata={"alrao-rl": json.dumps(description)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda d: d.update(format="alrao-rl agent 9"), "is not an agent of this version"),
+        (lambda d: d.pop("agent"), "is not a complete agent"),
+        (lambda d: d.pop("action_space"), "is not a complete agent"),
+        (lambda d: d["agent"].update(algo="sac"), "is not a complete agent: its header: algo is 'sac'"),
+        (
+            lambda d: d["agent"]["hyperparameters"].update(tensorboard_log="/tmp/x"),
+            "unknown key hyperparameters.tensor",
+        ),
+        (lambda d: d["agent"]["policy_options"].update(net_arch=[5]), "is not a complete agent"),
+        (lambda d: d["agent"].update(policy="stock", alrao={}), "its weights do not fit its spaces and options"),
+        (lambda d: d["action_space"].update(type="os.system"), "unknown space 'os.system'"),
+        (lambda d: d["action_space"].update(n=7), "its weights do not fit its spaces and options"),
+        (lambda d: d["observation_space"].update(shape="x"), "is not a complete agent"),
+    ],
+)
+def test_header_that_does_not_fit(saved, tmp_path, change, expected):
+    assert expected in refused(rewritten(saved, tmp_path, change))
+
+
+def test_rewritten_header_that_fits_is_loaded(saved, tmp_path):
+    path = rewritten(saved, tmp_path, lambda d: d.update(timestep=13))
+    assert read_agent(path)[0]["timestep"] == 13
+    load_agent(path)
+
+
+def test_missing_agent_says_the_state_of_the_run(tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"cannot read the agent {tmp_path / 'agent.safetensors'}")):
+        load_agent(tmp_path)
+    (tmp_path / "status.json").write_text('{"state": "running"}')
+    with pytest.raises(UserError, match="the run's state is 'running'"):
+        load_agent(tmp_path)
+
+
+def test_last_agent(saved, tmp_path):
+    (tmp_path / "last.safetensors").write_bytes(saved[1].read_bytes())
+    assert load_agent(tmp_path, "last").predict(np.zeros(3, np.float32))[0].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("observations", "expected"),
+    [
+        (spaces.Dict({"a.b": BOX}), "got: a.b"),
+        (spaces.Box(0, 255, (10, 10, 3), np.uint8), "cannot build PPO: "),
+        (spaces.Tuple([BOX]), "cannot build PPO: "),
+    ],
+)
+def test_observations_that_sb3_refuses(observations, expected):
+    with pytest.raises(UserError) as error:
+        make_model(make_agent("ppo"), observations, ACTIONS["discrete"], steps=0)
+    assert expected in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

@@ -1,0 +1,210 @@
+"""``python -m alrao_rl.enjoy``: returns, videos, errors."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from alrao_rl import load_agent, recipes, save_agent
+from alrao_rl.agent import build
+from alrao_rl.enjoy import main
+
+ROOT = Path(__file__).parent.parent
+CARTPOLE = {"id": "CartPole-v1"}
+
+
+def save_run(folder, environment, algo="ppo", name="agent", n_heads=3, **more):
+    """An untrained agent as a run folder holds it."""
+    folder.mkdir(exist_ok=True)
+    small = {"buffer_size": 10} if algo == "dqn" else {"n_steps": 8, "batch_size": 8}
+    data = {"algo": algo, "policy": "alrao", "hyperparameters": small, "alrao": {"n_heads": n_heads, "seed": 0}} | more
+    agent = recipes.check_agent(data | {"policy_options": {"net_arch": [4]}}, "test")
+    env = DummyVecEnv([lambda: gym.make(environment["id"])])
+    if agent.normalize_observations:
+        env = VecNormalize(env, norm_reward=False)
+        env.obs_rms.mean[:] = 100.0
+    model = build(agent, env, seed=0)
+    save_agent(model, agent, folder / name, environment=environment)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("enjoy") / "run", CARTPOLE)
+
+
+def refused(capfd, *args, status=2):
+    assert main([*map(str, args)]) == status
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def played(out):
+    return [float(value) for value in re.findall(r"^episode \d+: return (\S+)$", out, re.M)]
+
+
+def test_returns_are_those_of_the_agent(run, capfd):
+    assert main([str(run), "--episodes", "3", "--seed", "5"]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    model, env, expected = load_agent(run), gym.make("CartPole-v1"), []
+    for episode in range(3):
+        observation, _ = env.reset(seed=5 if episode == 0 else None)
+        total, done = 0.0, False
+        while not done:
+            observation, reward, terminated, truncated, _ = env.step(model.predict(observation, deterministic=True)[0])
+            total += reward
+            done = terminated or truncated
+        expected.append(total)
+    assert played(printed.out) == expected
+    assert printed.out.splitlines()[-1] == f"mean return over 3 episodes: {np.mean(expected):.1f}"
+
+
+def test_the_real_command(run, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "alrao_rl.enjoy", str(run), "--episodes", "2"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(played(done.stdout)) == 2
+
+
+def test_help_imports_no_torch(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = sys.modules['gymnasium'] = None\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "alrao_rl.enjoy", "--help"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--video" in done.stdout
+
+
+def test_last_agent_and_path_of_a_file(run, tmp_path, capfd):
+    assert f"cannot read the agent {run / 'last.safetensors'}" in refused(capfd, run, "--last")
+    folder = save_run(tmp_path / "run", CARTPOLE, name="last", n_heads=2)
+    assert main([str(folder), "--last", "--episodes", "1"]) == 0
+    by_name = capfd.readouterr().out
+    assert main([str(folder / "last.safetensors"), "--episodes", "1"]) == 0
+    assert capfd.readouterr().out == by_name
+
+
+def test_stochastic_dqn_explores(tmp_path, capfd):
+    folder = save_run(tmp_path / "run", CARTPOLE, "dqn", hyperparameters={"exploration_final_eps": 1.0})
+    np.random.seed(0)
+    assert main([str(folder), "--episodes", "5", "--stochastic"]) == 0
+    random = played(capfd.readouterr().out)
+    assert main([str(folder), "--episodes", "5"]) == 0
+    greedy = played(capfd.readouterr().out)
+    assert max(greedy) <= 12  # untrained, it always pushes the cart to the same side
+    assert max(random) > 12
+
+
+def test_normalized_agent_is_given_raw_observations(tmp_path, capfd, monkeypatch):
+    folder = save_run(tmp_path / "run", CARTPOLE, normalize_observations=True)
+    assert main([str(folder), "--episodes", "2"]) == 0
+    assert len(played(capfd.readouterr().out)) == 2
+    # With a mean of 100 every observation of CartPole is clipped to -10: the action can never change.
+    model = load_agent(folder)
+    actions = {int(model.predict(np.array(x, np.float32), deterministic=True)[0]) for x in np.eye(4) * 5}
+    assert len(actions) == 1
+
+
+def test_wrappers_and_kwargs_of_the_environment_are_kept(tmp_path, capfd):
+    environment = {
+        "id": "Pendulum-v1",
+        "wrappers": [{"name": "TimeLimit", "max_episode_steps": 2}],
+        "kwargs": {"g": 0.0},
+    }
+    assert main([str(save_run(tmp_path / "run", environment)), "--episodes", "1"]) == 0
+    # Two steps cost at most 2 · 16.3.
+    assert -33 < played(capfd.readouterr().out)[0] < 0
+
+
+@pytest.mark.slow
+def test_video(run, tmp_path, capfd):
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    video = tmp_path / "play.mp4"
+    assert main([str(run), "--episodes", "1", "--video", str(video)]) == 0
+    assert f"video: {video}" in capfd.readouterr().out
+    assert video.read_bytes()[4:8] == b"ftyp"
+    assert list(tmp_path.iterdir()) == [video]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--episodes", "0"], "--episodes is 0, expected a whole number of at least 1"),
+        (["--seed", "-1"], "--seed is -1, expected a whole number of at least 0"),
+        (["--render", "--video", "x.mp4"], "--render and --video exclude each other"),
+        (["--video", "x.gif"], "--video is 'x.gif', expected a file name that ends in .mp4"),
+        (["--video", "nowhere/x.mp4"], "--video is 'nowhere/x.mp4': the folder"),
+        (["--vidoe", "x.mp4"], "did you mean '--video'?"),
+    ],
+)
+def test_bad_input(run, capfd, args, expected):
+    assert expected in refused(capfd, run, *args)
+
+
+def test_video_without_moviepy(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    expected = "error: --video needs moviepy; install it with: pip install 'alrao-rl[video]'\n"
+    assert refused(capfd, run, "--video", tmp_path / "x.mp4") == expected
+
+
+def test_environment_that_cannot_be_recorded(tmp_path, capfd):
+    gym.register("Blind-v0", Blind)
+    try:
+        folder = save_run(tmp_path / "run", {"id": "Blind-v0"})
+        assert "Blind-v0" in refused(capfd, folder, "--video", tmp_path / "x.mp4")
+        assert refused(capfd, folder, status=1) == "error: Blind-v0 failed: ValueError: no more\n"
+    finally:
+        gym.registry.pop("Blind-v0")
+
+
+class Blind(gym.Env):
+    """Nothing to see; the second step raises."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return 0, {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 2:
+            raise ValueError("no more\nof this")
+        return 1, 0.0, False, False, {}
+
+
+def test_no_run_and_an_unfinished_one(tmp_path, capfd):
+    assert f"cannot read the agent {tmp_path / 'no' / 'agent.safetensors'}" in refused(capfd, tmp_path / "no")
+    (tmp_path / "status.json").write_text(json.dumps({"state": "failed"}))
+    assert "the run's state is 'failed'" in refused(capfd, tmp_path)
+
+
+def test_truncated_agent(run, tmp_path, capfd):
+    (tmp_path / "agent.safetensors").write_bytes((run / "agent.safetensors").read_bytes()[:500])
+    assert "is not an agent of alrao-rl, or it is truncated" in refused(capfd, tmp_path)
+
+
+@pytest.mark.parametrize("environment", [None, {}, {"id": 3}, {"id": "CartPole-v1", "foo": 1}])
+def test_agent_without_an_environment(run, tmp_path, capfd, environment):
+    agent = recipes.check_agent(
+        {"algo": "ppo", "policy": "stock", "hyperparameters": {"n_steps": 8, "batch_size": 8}}, "test"
+    )
+    model = build(agent, DummyVecEnv([lambda: gym.make("CartPole-v1")]), seed=0)
+    save_agent(model, agent, tmp_path / "agent", **({} if environment is None else {"environment": environment}))
+    assert "does not say which environment it plays" in refused(capfd, tmp_path)

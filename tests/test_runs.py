@@ -1,0 +1,130 @@
+"""The run folder: nothing is ever half there, one writer at a time, nothing of an earlier run remains."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from alrao_rl.errors import UserError
+from alrao_rl.runs import COLUMNS, RunFolder, differences, read_json, write_atomically, write_json
+
+
+def test_write_atomically(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, "one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_atomically(path, "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "does not exist"),
+        (b"", "is not a JSON file"),
+        (b'{"a": ', "is not a JSON file"),
+        (b"\xff", "is not a JSON file"),
+        (b"[1]", "holds a list, expected a JSON object"),
+        (b"[" * 100_000, "is not a JSON file"),
+    ],
+)
+def test_read_json_refuses(tmp_path, content, expected):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=expected) as error:
+        read_json(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_json_round_trip(tmp_path):
+    value = {"gamma": 0.1 + 0.2, "range": [1e-6, 0.1], "nested": {"none": None, "text": "é"}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+
+
+def test_differences():
+    old = {"seed": 0, "env": {"id": "A", "floor": 1.0}, "gone": 1, "table": {"x": 1}}
+    new = {"seed": 1, "env": {"id": "A", "floor": 2.0}, "new": True, "table": "word"}
+    assert list(differences(old, new)) == [
+        "env.floor: 1.0 -> 2.0",
+        "gone: 1 -> null",
+        "new: null -> true",
+        "seed: 0 -> 1",
+        'table: {"x": 1} -> "word"',
+    ]
+    assert list(differences(old, json.loads(json.dumps(old)))) == []
+
+
+def test_one_writer_at_a_time(tmp_path):
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.open()
+    with pytest.raises(UserError, match="another process is writing to"):
+        second.open()
+    first.close()
+    second.open()
+    second.close()
+
+
+@pytest.mark.parametrize("where", ["file", "file/run"])
+def test_folder_that_cannot_be_made(tmp_path, where):
+    (tmp_path / "file").write_text("")
+    folder = RunFolder(tmp_path / where)
+    with pytest.raises(UserError, match=r"cannot write to .*: .*; choose another folder with --out"):
+        folder.open()
+    with pytest.raises(UserError, match="cannot write to"):
+        folder.config()
+
+
+def test_config_of_no_run_and_of_another_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.config() is None
+    assert not folder.path.exists()
+    folder.open()
+    assert folder.config() is None
+    # What a process leaves that is killed while it writes its first file.
+    (folder.path / ".config.json.abc.tmp").write_text("{")
+    assert folder.config() is None
+    folder.start({"seed": 3})
+    folder.close()
+    assert folder.config() == {"seed": 3}
+    assert folder.status()["state"] == "running"
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="is not empty and no run folder"):
+        RunFolder(tmp_path).config()
+
+
+def test_start_drops_what_an_unfinished_run_left_and_nothing_of_the_users(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open()
+    folder.start({"seed": 0})
+    folder.append("episodes.csv", [(1, 2.0, 3)])
+    folder.close()
+    stale = ["agent.safetensors", "agent.json", "last.safetensors", "last.json", "traceback.txt", ".agent.json.x.tmp"]
+    for name in [*stale, "notes.txt"]:
+        (tmp_path / name).write_text("old")
+    folder.open()
+    folder.start({"seed": 0})
+    folder.append("episodes.csv", [(4, 5.0, 6)])
+    folder.close()
+    expected = {"config.json", "status.json", ".lock", "notes.txt", *COLUMNS}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    assert (tmp_path / "episodes.csv").read_text() == "timestep,return,length\n4,5.0,6\n"
+    for name, columns in COLUMNS.items():
+        assert (tmp_path / name).read_text().splitlines()[0] == ",".join(columns)

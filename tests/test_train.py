@@ -1,0 +1,518 @@
+"""``python -m alrao_rl.train``: the run folder, its states, its errors."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+
+from alrao_rl.envs import make_env
+from alrao_rl.recipes import names, resolve
+from alrao_rl.runs import COLUMNS
+from alrao_rl.train import main
+
+ROOT = Path(__file__).parent.parent
+FILES = {"config.json", "status.json", ".lock", *COLUMNS} | {
+    f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")
+}
+TINY = '''
+import pathlib, time
+import gymnasium as gym, numpy as np
+from gymnasium import spaces
+
+class Tiny(gym.Env):
+    """Five steps an episode; may raise, or wait for a file, when its instance has made so many steps."""
+
+    metadata = {"render_modes": []}
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, image=False, fail_at=-1, wait_at=-1, wait_for="", refuse=False):
+        if refuse:
+            raise OSError("no licence\\nfound")
+        self.observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8) if image else spaces.Box(-1.0, 1.0, (2,))
+        self.fail_at, self.wait_at, self.wait_for, self.total = fail_at, wait_at, wait_for, 0
+
+    def _observe(self):
+        return self.np_random.integers(0, 2, self.observation_space.shape).astype(self.observation_space.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        if self.fail_at == 0:
+            raise ValueError("broken at reset")
+        return self._observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.total += 1
+        if self.total == self.fail_at:
+            raise ValueError(f"broken at step {self.total}\\nwith a second line")
+        while self.total == self.wait_at and not pathlib.Path(self.wait_for).exists():
+            time.sleep(0.02)
+        return self._observe(), float(action), self.steps == 5, False, {}
+
+gym.register("Tiny-v0", Tiny)
+'''
+# Little work, but every part of it: updates, target syncs, two evaluation episodes.
+FAST = ["--eval-episodes", "2", "--set", "alrao.n_heads=3", "--set", "net_arch=[8]"]
+DQN = [*FAST, "--set", "learning_starts=20", "--set", "batch_size=8", "--set", "target_update_interval=20"]
+CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "300", *DQN]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An installed package ``tiny`` whose import registers ``Tiny-v0``; the folder to put on the path."""
+    package = tmp_path / "site" / "tiny"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(TINY)
+    monkeypatch.syspath_prepend(str(package.parent))
+    yield package.parent
+    sys.modules.pop("tiny", None)
+    gym.registry.pop("Tiny-v0", None)
+
+
+def command(*args):
+    return [sys.executable, "-m", "alrao_rl.train", *map(str, args)]
+
+
+def environment(*path):
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "OMP_NUM_THREADS": "1"}
+
+
+def run(*args, cwd, path=()):
+    return subprocess.run(command(*args), capture_output=True, text=True, cwd=cwd, env=environment(*path))
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def refused(capfd, *args):
+    """Run in this process; the one line of the error."""
+    assert main([*map(str, args)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err.strip()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run by the real command: its folder and what it printed."""
+    cwd = tmp_path_factory.mktemp("cwd")
+    done = run(*CARTPOLE, "--seed", "3", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return cwd / "results" / "train" / "CartPole-v1" / "dqn" / "seed-3", done.stdout
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_folder_has_its_files_and_columns(finished):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == FILES
+    for name, columns in COLUMNS.items():
+        lines = (folder / name).read_text().splitlines()
+        assert lines[0] == ",".join(columns)
+        assert len(lines) > 1
+
+
+def test_config_is_the_resolved_recipe(finished):
+    config = json.loads((finished[0] / "config.json").read_text())
+    assert (config["agent"], config["seed"], config["timesteps"], config["eval_episodes"]) == ("dqn", 3, 300, 2)
+    assert config["env"]["id"] == "CartPole-v1"
+    assert config["hyperparameters"]["batch_size"] == 8
+    assert config["alrao"]["n_heads"] == 3
+    assert config["alrao"]["lr_range"][0] < config["alrao"]["lr_range"][1]
+    provenance = config["provenance"]
+    assert provenance["command"].startswith("python -m alrao_rl.train --algo dqn --env CartPole-v1 --timesteps 300")
+    assert {"alrao-rl", "torch", "stable-baselines3", "gymnasium"} <= provenance["versions"].keys()
+    assert len(provenance["git_commit"].removesuffix("+")) == 40
+
+
+def test_logs_agree_with_each_other(finished):
+    folder, out = finished
+    status = json.loads((folder / "status.json").read_text())
+    episodes, evaluations = rows(folder / "episodes.csv"), rows(folder / "evaluations.csv")
+    # CartPole pays 1 a step, and the episodes follow each other without a gap.
+    end = 0
+    for row in episodes:
+        end += int(row["length"])
+        assert int(row["timestep"]) == end
+        assert float(row["return"]) == int(row["length"])
+    assert 200 < end <= 300
+    assert [int(row["timestep"]) for row in evaluations] == list(range(15, 301, 15))
+    for row in evaluations:
+        low, mean, high = (float(row[key]) for key in ("min_return", "mean_return", "max_return"))
+        assert row["episodes"] == "2"
+        assert mean == (low + high) / 2
+        assert float(row["std_return"]) == (high - low) / 2
+    # Of equals the later one is the best.
+    best = max(evaluations, key=lambda row: (float(row["mean_return"]), int(row["timestep"])))
+    assert status["state"] == "finished"
+    assert status["timesteps"] == 300
+    assert (status["best_return"], status["best_timestep"]) == (float(best["mean_return"]), int(best["timestep"]))
+    assert status["last_return"] == float(evaluations[-1]["mean_return"])
+    for name, row in (("agent", best), ("last", evaluations[-1])):
+        description = json.loads((folder / f"{name}.json").read_text())
+        assert (description["timestep"], description["mean_return"]) == (
+            int(row["timestep"]), float(row["mean_return"]),
+        )  # fmt: skip
+    assert [row["timestep"] for row in rows(folder / "timing.csv")] == [row["timestep"] for row in evaluations]
+    assert f"best evaluation {status['best_return']:.1f} at step {status['best_timestep']:,}" in out
+    assert f"last {status['last_return']:.1f} (reference 500, random 22.2)" in out
+    assert "play it: python -m alrao_rl.enjoy results/train/CartPole-v1/dqn/seed-3" in out
+
+
+def test_heads_are_a_distribution_over_increasing_rates(finished):
+    heads = rows(finished[0] / "heads.csv")
+    assert len(heads) == 20 * 3
+    for start in range(0, 60, 3):
+        group = heads[start : start + 3]
+        assert {row["layer"] for row in group} == {"q_net"}
+        assert [row["head"] for row in group] == ["1", "2", "3"]
+        assert sum(float(row["weight"]) for row in group) == pytest.approx(1, abs=1e-5)
+        assert float(group[0]["learning_rate"]) < float(group[1]["learning_rate"]) < float(group[2]["learning_rate"])
+    weights = {tuple(row["weight"] for row in heads[start : start + 3]) for start in range(0, 60, 3)}
+    assert len(weights) > 1  # it learned
+
+
+def test_same_seed_twice_gives_the_same_bytes(finished, tmp_path):
+    """Another process, another folder: only clocks and provenance differ."""
+    folder, _ = finished
+    assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "again"), "--quiet"]) == 0
+    for name in FILES - {"config.json", "status.json", "timing.csv"}:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+    clocks = {"provenance", "wall_seconds", "seconds_evaluating"}
+    for name in ("config.json", "status.json"):
+        one, two = (json.loads((path / name).read_text()) for path in (folder, tmp_path / "again"))
+        assert {k: v for k, v in one.items() if k not in clocks} == {k: v for k, v in two.items() if k not in clocks}
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    assert main([*CARTPOLE, "--seed", "4", "--out", str(tmp_path / "other"), "--quiet"]) == 0
+    for name in ("episodes.csv", "agent.safetensors"):
+        assert (tmp_path / "other" / name).read_bytes() != (finished[0] / name).read_bytes()
+
+
+def contents(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_run_prints_its_summary_and_writes_nothing(finished, capfd):
+    folder, out = finished
+    before = contents(folder)
+    assert main([*CARTPOLE, "--seed", "3", "--out", str(folder)]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith(f"{folder} is finished:\ndqn on CartPole-v1: best evaluation")
+    assert printed.out.splitlines()[1:3] == out.splitlines()[-4:-2]
+    assert main([*CARTPOLE, "--seed", "3", "--out", str(folder), "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "difference"),
+    [
+        (["--seed", "4"], "(seed: 3 -> 4)"),
+        (["--seed", "3", "--set", "gamma=0.5"], "(hyperparameters.gamma: 0.99 -> 0.5)"),
+        (["--seed", "3", "--set", "alrao.n_heads=4"], "(alrao.n_heads: 3 -> 4)"),
+    ],
+)
+def test_run_folder_of_another_configuration(finished, capfd, more, difference):
+    folder, _ = finished
+    before = contents(folder)
+    message = refused(capfd, *CARTPOLE, *more, "--out", folder)
+    assert f"{folder} holds a run of another configuration {difference}: choose another folder with --out" in message
+    assert contents(folder) == before
+
+
+def test_image_environment(tiny, tmp_path):
+    out = tmp_path / "run"
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--env-kwargs", "image=true", "--timesteps", "300"]
+    few = ["learning_starts=200", "batch_size=4", "train_freq=8", "gradient_steps=1", "buffer_size=100"]
+    sets = [part for one in ["alrao.n_heads=2", *few] for part in ("--set", one)]
+    assert main([*args, *sets, "--eval-episodes", "1", "--out", str(out), "--quiet"]) == 0
+    description = json.loads((out / "agent.json").read_text())
+    assert description["observation_space"]["shape"] == [1, 36, 36]
+    assert description["environment"]["kwargs"] == {"image": True}
+    assert len(rows(out / "episodes.csv")) == 60
+
+
+def test_path_of_an_agent_with_normalized_observations(tiny, tmp_path):
+    agent = tmp_path / "mine.toml"
+    agent.write_text(
+        'algo = "ppo"\npolicy = "stock"\nn_envs = 2\nnormalize_observations = true\n'
+        "[hyperparameters]\nn_steps = 8\nbatch_size = 8\nn_epochs = 1\n[policy_options]\nnet_arch = [4]\n"
+    )
+    out = tmp_path / "run"
+    args = ["--agent", agent, "--env", "tiny:Tiny-v0", "--timesteps", 40, "--eval-episodes", 2, "--out", out, "--quiet"]
+    assert main([*map(str, args)]) == 0
+    assert json.loads((out / "config.json").read_text())["agent"] == "mine"
+    # PPO ends with a full rollout: the folder says how many steps were made.
+    assert json.loads((out / "status.json").read_text())["timesteps"] == 48
+    assert rows(out / "evaluations.csv")[-1]["timestep"] == "48"
+    assert rows(out / "heads.csv") == []
+
+
+def test_default_folder_of_a_package_id(tiny, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--algo", "a2c", "--env", "tiny:Tiny-v0", "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-1] == "run folder: results/train/tiny-Tiny-v0/a2c/seed-0"
+    assert [line.split() for line in lines if line.startswith("timesteps")] == [["timesteps", "=", "500000", "default"]]
+
+
+# --- wrappers -------------------------------------------------------------------------------------------------------
+
+
+def wrapped(tmp_path, wrappers):
+    path = tmp_path / "env.toml"
+    path.write_text(f'id = "CartPole-v1"\nwrappers = [{wrappers}]\n')
+    return str(path)
+
+
+def test_wrappers_of_an_environment_file(tmp_path):
+    path = wrapped(
+        tmp_path, '{name = "TimeLimit", max_episode_steps = 3}, {name = "FrameStackObservation", stack_size = 2}'
+    )
+    env = make_env(resolve("dqn", path), seed=0, training=True)
+    assert env.observation_space.shape == (2, 4)
+    env.reset()
+    steps = [env.step([0]) for _ in range(3)]
+    assert [bool(done[0]) for _, _, done, _ in steps] == [False, False, True]
+    assert steps[-1][3][0]["episode"]["l"] == 3
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("wrappers", "expected"),
+    [
+        ('{name = "TimeLimits", max_episode_steps = 3}', "did you mean 'TimeLimit'?"),
+        ('{name = "os.system", command = "true"}', "wrapper 'os.system' is not in gymnasium.wrappers"),
+        ('{name = "vector"}', "wrapper 'vector' is not in gymnasium.wrappers"),
+        ("{max_episode_steps = 3}", "wrapper None is not in gymnasium.wrappers"),
+        ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
+        ('{name = "FrameStackObservation", stack_size = 0}', "wrapper FrameStackObservation does not take"),
+    ],
+)
+def test_wrapper_that_is_refused(tmp_path, capfd, wrappers, expected):
+    out = tmp_path / "run"
+    assert expected in refused(capfd, "--algo", "dqn", "--env", wrapped(tmp_path, wrappers), "--out", out)
+    assert not out.exists()
+
+
+# --- a run that does not end well -----------------------------------------------------------------------------------
+
+
+def test_failing_environment(tiny, tmp_path, capfd):
+    out = tmp_path / "run"
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--out", str(out), "--quiet"]
+    assert main([*args, "--env-kwargs", "fail_at=37"]) == 1
+    printed = capfd.readouterr()
+    expected = f"error: the run failed at step 36: ValueError: broken at step 37; see {out}/traceback.txt\n"
+    assert printed == ("", expected)
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["reason"] == "ValueError: broken at step 37\nwith a second line"
+    assert status["timestep"] == 36
+    assert 'raise ValueError(f"broken at step' in (out / "traceback.txt").read_text()
+    # What happened until then is on disk.
+    assert [row["timestep"] for row in rows(out / "episodes.csv")] == ["5", "10", "15", "20", "25", "30", "35"]
+    assert "env.kwargs.fail_at: 37 -> 0" in refused(capfd, *args, "--env-kwargs", "fail_at=0")
+
+
+def test_environment_that_cannot_be_reset_or_made(tiny, tmp_path, capfd):
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--quiet"]
+    assert main([*args, "--env-kwargs", "fail_at=0", "--out", str(tmp_path / "reset")]) == 1
+    assert "the run failed at step 0: ValueError: broken at reset" in capfd.readouterr().err
+    message = refused(capfd, *args, "--env-kwargs", "refuse=true", "--out", tmp_path / "made")
+    assert message == "error: tiny:Tiny-v0 cannot be made: no licence"
+    message = refused(capfd, *args, "--env-kwargs", "gravity=1.0", "--out", tmp_path / "made")
+    assert message.startswith("error: tiny:Tiny-v0 does not take {'gravity': 1.0}: ")
+    assert not (tmp_path / "made").exists()
+
+
+def test_interrupted_run_keeps_what_it_has_and_is_started_anew(tiny, tmp_path, capfd):
+    """While it is alive a second process is refused; killed, the same command begins again and repeats it exactly."""
+    out, go = tmp_path / "run", tmp_path / "go"
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--quiet"]
+    args += ["--env-kwargs", f'wait_at=62, wait_for="{go}"']
+    process = subprocess.Popen(command(*args, "--out", out), env=environment(tiny), stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "evaluations.csv").exists() or len(rows(out / "evaluations.csv")) < 12:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        before = contents(out)
+        assert f"another process is writing to {out}" in refused(capfd, *args, "--out", out)
+        assert contents(out) == before
+    finally:
+        process.send_signal(signal.SIGKILL)
+        _, err = process.communicate()
+    assert err == b""
+    assert json.loads((out / "status.json").read_text()) == {"state": "running", "pid": process.pid}
+    (out / "agent.json").write_text("stale")
+    go.touch()
+    assert main([*args, "--out", str(out)]) == 0
+    assert main([*args, "--out", str(tmp_path / "straight")]) == 0
+    assert {path.name for path in out.iterdir()} == FILES
+    for name in FILES - {"config.json", "status.json", "timing.csv"}:
+        assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
+
+
+def test_ctrl_c(tiny, tmp_path, capfd, monkeypatch):
+    import alrao_rl.training
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(alrao_rl.training.TrainingCallback, "_evaluate", interrupt)
+    out = tmp_path / "run"
+    assert main(["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--out", str(out)]) == 130
+    assert capfd.readouterr().err == "error: interrupted; the same command starts the run anew\n"
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+
+
+# --- answers without training ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--list", "--help"])
+def test_list_and_help_import_no_torch(tmp_path, flag):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['torch'] = sys.modules['stable_baselines3'] = None\n"
+    )
+    done = run(flag, cwd=tmp_path, path=[tmp_path])
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = [*names("agents"), *names("envs")] if flag == "--list" else ["--algo", "--env-kwargs", "--dry-run"]
+    assert all(word in done.stdout for word in expected)
+    # The blocker blocks.
+    assert (
+        "import of torch halted" in run("--algo", "dqn", "--env", "CartPole-v1", cwd=tmp_path, path=[tmp_path]).stderr
+    )
+
+
+def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--algo", "dqn", "--env", "CartPole-v1", "--set", "batch_size=16", "--set", "alrao.n_heads=4"]
+    assert main([*args, "--dry-run"]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    lines = [line.partition(" = ") for line in printed.out.splitlines()]
+    values = {key.strip(): rest.split(maxsplit=1) for key, _, rest in lines if rest}
+    assert values["hyperparameters.tau"] == ["1.0", "SB3's default"]
+    assert values["hyperparameters.buffer_size"] == ["50000", str(ROOT / "agents" / "dqn.toml")]
+    assert values["hyperparameters.batch_size"] == ["16", "--set batch_size=16"]
+    assert values["alrao.n_heads"] == ["4", "--set alrao.n_heads=4"]
+    assert values["alrao.reclone_interval"][1] == "Alrao's default"
+    assert values["env.reference_score"] == ["500.0", str(ROOT / "envs" / "CartPole-v1.toml")]
+    assert values["timesteps"] == ["50000", str(ROOT / "envs" / "CartPole-v1.toml")]
+    assert "hyperparameters.learning_rate" not in values
+    assert printed.out.splitlines()[-1] == "run folder: results/train/CartPole-v1/dqn/seed-0"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_a_stock_agent_shows_its_learning_rate(capfd):
+    assert main(["--agent", "ppo-adam", "--env", "CartPole-v1", "--timesteps", "9", "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    assert "hyperparameters.learning_rate       = 0.0003" in out
+    assert "alrao." not in out
+    assert "= 9                      --timesteps" in out
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--algo", "dnq", "--env", "CartPole-v1"], "--algo is 'dnq', expected one of dqn, a2c, ppo; did you"),
+        (["--agent", "dqn-adm", "--env", "CartPole-v1"], "did you mean 'dqn-adam'?"),
+        (["--agent", "no.toml", "--env", "CartPole-v1"], "cannot read no.toml: No such file or directory"),
+        (["--algo", "dqn"], "--env is missing"),
+        (["--env", "CartPole-v1"], "--algo (or --agent) is missing"),
+        (["--algo", "dqn", "--agent", "ppo", "--env", "CartPole-v1"], "not allowed with argument --algo"),
+        (["--alog", "dqn", "--env", "CartPole-v1"], "did you mean '--algo'?"),
+        (["--algo"], "expected one argument"),
+        (["--algo", "dqn", "--env", "CartPol-v1"], "did you mean 'CartPole-v1'?"),
+        (["--algo", "dqn", "--env", "Cart\nPole"], "unknown environment 'Cart\\nPole'"),
+        (["--algo", "dqn", "--env", "Pendulum-v1"], "DQN cannot act in Box(-2.0, 2.0, (1,), float32)"),
+        (["--algo", "dqn", "--env", "Pendulum-v1"], "use --algo ppo or --algo a2c"),
+        ([*DQN_ON_CARTPOLE, "--timesteps", "0"], "--timesteps is 0, expected a whole number of at least 1"),
+        ([*DQN_ON_CARTPOLE, "--timesteps", "-5"], "--timesteps is -5, expected"),
+        ([*DQN_ON_CARTPOLE, "--timesteps", "many"], "invalid int value: 'many'"),
+        ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
+        ([*DQN_ON_CARTPOLE, "--eval-episodes", "0"], "--eval-episodes is 0, expected"),
+        ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cpu'?"),
+        ([*DQN_ON_CARTPOLE, "--set", "learning_rate=0.1"], "an Alrao agent has no learning rate to set"),
+        ([*DQN_ON_CARTPOLE, "--set", "batchsize=1"], "did you mean 'batch_size'?"),
+        ([*DQN_ON_CARTPOLE, "--set", "batch\nsize=1"], "--set batch size: no such key"),
+        ([*DQN_ON_CARTPOLE, "--set", "batch_size=big"], "hyperparameters.batch_size is 'big'"),
+        ([*DQN_ON_CARTPOLE, "--set", "gamma=2"], "hyperparameters.gamma is 2"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[1e-1, 1e-3]"], "alrao.lr_range is [0.1, 0.001]"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[0, 1e-3]"], "alrao.lr_range is 0"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[-1, 1e-3]"], "alrao.lr_range is -1"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[nan, 1e-3]"], "alrao.lr_range is nan"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.n_heads=0"], "alrao.n_heads is 0"),
+        ([*DQN_ON_CARTPOLE, "--set", "buffer_size=1000000000000"], "cannot build DQN: Unable to allocate"),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--set", "use_sde=true"], "only be used with continuous actions"),
+        ([*DQN_ON_CARTPOLE, "--env-kwargs", "gravity"], "--env-kwargs is 'gravity', expected TOML"),
+        ([*DQN_ON_CARTPOLE, "--env-kwargs", "gravity=1.0"], "CartPole-v1 does not take {'gravity': 1.0}"),
+        ([*DQN_ON_CARTPOLE, "--env-kwargs", "when=1979-05-27"], "--env-kwargs: kwargs is"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capfd, monkeypatch, args, expected):
+    monkeypatch.chdir(tmp_path)
+    assert expected in refused(capfd, "--out", tmp_path / "run", *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["file", "file/run", "/proc/nowhere/run", "folder", "n" * 300])
+def test_out_that_cannot_be_used(tmp_path, capfd, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    before = contents(tmp_path)
+    message = refused(capfd, *DQN_ON_CARTPOLE, *DQN, "--timesteps", "10", "--out", where)
+    assert "--out" in message
+    assert where in message
+    assert contents(tmp_path) == before
+
+
+def test_run_folder_whose_files_are_damaged(tmp_path, capfd):
+    (tmp_path / "config.json").write_text('{"agent": ')
+    message = refused(capfd, *DQN_ON_CARTPOLE, "--out", tmp_path)
+    assert message.startswith(f"error: {tmp_path / 'config.json'} is not a JSON file")
+
+
+def test_bad_input_of_the_real_command(tmp_path):
+    done = run("--algo", "dqn", "--env", "cartpole-v1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: unknown environment 'cartpole-v1'")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_box2d(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['Box2D'] = None\n")
+    done = run("--algo", "dqn", "--env", "LunarLander-v3", "--out", "run", cwd=tmp_path, path=[tmp_path])
+    assert done.returncode == 2
+    expected = "LunarLander-v3 cannot be made: it needs Box2D; install it with: pip install 'gymnasium[box2d]'"
+    assert done.stderr == f"error: {expected}\n"
+    assert {path.name for path in tmp_path.iterdir()} <= {"sitecustomize.py", "__pycache__"}
