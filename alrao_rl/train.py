@@ -167,14 +167,14 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         folder.start({**config, "provenance": _provenance(args)})
         started = time.perf_counter()
         try:
-            model.learn(recipe.timesteps, callback=callback)
+            with contextlib.closing(callback):
+                model.learn(recipe.timesteps, callback=callback)
         except BaseException as error:
             return _fail(folder, error, model.num_timesteps)
         seconds = round(time.perf_counter() - started, 1)
         folder.set_status("finished", timesteps=model.num_timesteps, wall_seconds=seconds, **callback.result())
         return _finish(recipe, folder, args.quiet)
     finally:
-        callback.close()
         folder.close()
         env.close()
 

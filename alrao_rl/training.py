@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
@@ -131,15 +132,15 @@ class Display:
         self._live = console.is_terminal and not quiet
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
             TimeRemainingColumn(),
             TextColumn("return {task.fields[score]}"),
-            TextColumn("{task.fields[weights]}"),
             console=console,
-            auto_refresh=False,
+            expand=True,
         )
+        self._screen = Live(console=console, auto_refresh=False)
         self._started = self._shown = 0.0
         self._returns: Sequence[float] = ()
         self._weights: Callable[[], dict[str, Any]] = dict
@@ -148,8 +149,8 @@ class Display:
         """Begin; the clock starts here."""
         self._started = time.perf_counter()
         if self._live:
-            self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-", weights="")
-            self._progress.start()
+            self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-")
+            self._screen.start()
         elif not self._quiet:
             print(f"{self._name}: {self._total:,} steps", flush=True)
 
@@ -166,9 +167,10 @@ class Display:
         self._shown = now
         score = f"{np.mean(returns):.1f}" if returns else "-"
         rate = f"{step / max(now - self._started, 1e-9):,.0f}"
-        bars = "  ".join(f"{layer} {bar_chart(stats['weights'])}" for layer, stats in weights().items())
+        bars = "  ".join(f"{layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights().items())
         completed = min(step, self._total)
-        self._progress.update(self._task, completed=completed, rate=rate, score=score, weights=bars, refresh=True)
+        self._progress.update(self._task, completed=completed, rate=rate, score=score)
+        self._screen.update(Group(self._progress, bars), refresh=True)
 
     def evaluated(self, step: int, mean: float) -> None:
         """Say the result of an evaluation where there is no live bar."""
@@ -187,7 +189,7 @@ class Display:
     def stop(self) -> None:
         """End the live bar."""
         if self._live:
-            self._progress.stop()
+            self._screen.stop()
 
 
 def bar_chart(weights: Any) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from alrao_rl.envs import make_env
 from alrao_rl.recipes import names, resolve
 from alrao_rl.runs import COLUMNS
 from alrao_rl.train import main
+from alrao_rl.training import bar_chart
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "status.json", ".lock", *COLUMNS} | {
@@ -272,6 +274,42 @@ def test_default_folder_of_a_package_id(tiny, capfd, monkeypatch, tmp_path):
     lines = capfd.readouterr().out.splitlines()
     assert lines[-1] == "run folder: results/train/tiny-Tiny-v0/a2c/seed-0"
     assert [line.split() for line in lines if line.startswith("timesteps")] == [["timesteps", "=", "500000", "default"]]
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def test_bar_chart():
+    assert bar_chart([0.0, 0.25, 0.5]) == " ▄█"
+    assert bar_chart([0.1, 0.1]) == "██"
+
+
+def test_plain_lines_where_there_is_no_terminal(finished):
+    _, out = finished
+    lines = out.splitlines()
+    assert lines[0] == "dqn on CartPole-v1: 300 steps"
+    assert len(lines) == 1 + 20 + 4
+    pattern = r"step 285 of 300: return [\d.]+, evaluation [\d.]+, [\d,]+ steps/s, \d+ s left, q_net \|[ ▁▂▃▄▅▆▇█]{3}\|"
+    assert re.fullmatch(pattern, lines[19])
+
+
+@pytest.mark.parametrize("fail_at", [-1, 37])
+def test_terminal_is_given_back(tiny, tmp_path, capsys, monkeypatch, fail_at):
+    """The live bar ends, and shows the cursor again, before anything else is printed."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's way to say that this is a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--out", str(tmp_path / "run")]
+    assert main([*args, "--env-kwargs", f"fail_at={fail_at}"]) == (1 if fail_at > 0 else 0)
+    out, err = capsys.readouterr()
+    assert out.count("\x1b[?25l") == out.count("\x1b[?25h") == 1
+    live, _, after = out.partition("\x1b[?25h")
+    assert "dqn on tiny:Tiny-v0" in live
+    assert "q_net |" in live
+    assert "…" not in live
+    if fail_at > 0:
+        assert err.startswith("error: the run failed at step 36")
+    else:
+        assert after.startswith("dqn on tiny:Tiny-v0: best evaluation")
 
 
 # --- wrappers -------------------------------------------------------------------------------------------------------
