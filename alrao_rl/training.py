@@ -21,14 +21,14 @@ from alrao_rl.runs import RunFolder
 from alrao_rl.sb3.callback import AlraoCallback
 from alrao_rl.sb3.policies import AlraoPolicyMixin
 
-N_EVALUATIONS = 20
+N_EVALUATIONS = 50
 """Evaluations in a run, evenly spaced, the last one at its end."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class TrainingCallback(AlraoCallback):
-    """Writes a run folder: every episode, 20 evaluations on environments of their own, the best and the last agent."""
+    """Writes a run folder: every episode, 50 evaluations on environments of their own, the best and the last agent."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, seed: int, eval_episodes: int, quiet: bool) -> None:
         super().__init__()
