@@ -81,9 +81,8 @@ def figure(runs: pd.DataFrame) -> None:
 
 def normalised(runs: pd.DataFrame) -> str:
     """Mean over the six cells of the score scaled to random = 0, reference = 1; and the worst cell."""
-    scaled = runs.assign(
-        score=[(auc - ENVS[env][0]) / (ENVS[env][1] - ENVS[env][0]) for auc, env in zip(runs.auc, runs.env, strict=True)]
-    )
+    low, high = (runs.env.map({env: scores[i] for env, scores in ENVS.items()}) for i in (0, 1))
+    scaled = runs.assign(score=(runs.auc - low) / (high - low))
     rows = ["| setting | mean over cells | worst cell | cells |", "|---|---|---|---|"]
     found = []
     for name, group in scaled.groupby("setting"):
@@ -104,8 +103,9 @@ def losses(runs: pd.DataFrame) -> str:
             for name, value in here.items():
                 if str(name).startswith("stock") and DEFAULT in here and value > here[DEFAULT]:
                     rate = str(name).split()[1]
+                    own = here[DEFAULT]
                     lines.append(
-                        f"* {ALGOS[algo]} on {env}: the stock agent at {rate} has {value:.0f}, Alrao {here[DEFAULT]:.0f}."
+                        f"* {ALGOS[algo]} on {env}: the stock agent at {rate} has {value:.0f}, Alrao {own:.0f}."
                     )
     return "\n".join(lines) or "* Nowhere among these cells and rates."
 
@@ -121,9 +121,9 @@ Not a claim: at most 5 seeds a cell, two environments. Which single setting of A
 does it stand beside stock Stable-Baselines3 at three learning rates (1e-4, SB3's default, 3e-3)?
 
 Steps: {steps}. Same hyperparameters, width (64×64) and activation (tanh) for all; the stock agents use
-SB3's own optimizer (Adam; RMSprop for A2C). No setting was chosen per environment. {len(runs)} runs, {failed} of them failed
-(a failed run counts at the environment's floor). Score: return averaged over the steps of training. Means with 95 %
-intervals of the mean (Student's t); with 5 seeds they are rough.
+SB3's own optimizer (Adam; RMSprop for A2C). No setting was chosen per environment. {len(runs)} runs, {failed} of them
+failed (a failed run counts at the environment's floor). Score: return averaged over the steps of training. Means with
+95 % intervals of the mean (Student's t); with 5 seeds they are rough.
 
 Remake: `python results/defaults/study.py` (hours; it goes on where it was cut off), then
 `python results/defaults/report.py`.
@@ -140,8 +140,8 @@ Remake: `python results/defaults/study.py` (hours; it goes on where it was cut o
 
 ## All cells together
 
-Score scaled to random policy = 0, reference score = 1 (see `envs/`), mean over training. Settings that were dropped after
-the first cut have two seeds a cell; the paper's setting has no PPO.
+Score scaled to random policy = 0, reference score = 1 (see `envs/`), mean over training. Settings that were dropped
+after the first cut have two seeds a cell or fewer; the paper's setting has no PPO.
 
 {normalised(runs)}
 

@@ -40,7 +40,7 @@ ALRAO: dict[str, list[str]] = {
     "whiteness, adam": ["alrao.value_averaging=whiteness", "alrao.base=adam"],
 }
 PAPER = "paper: sgd, (1e-5, 10), switch"
-KEPT = ["whiteness", "whiteness, window 20", "switch"]
+KEPT = ["switch"]
 
 
 def settings(algo: str) -> dict[str, tuple[str, list[str]]]:
@@ -53,16 +53,10 @@ def settings(algo: str) -> dict[str, tuple[str, list[str]]]:
 
 def plan() -> list[tuple[str, str, str, int]]:
     """All runs, in the order they are made."""
-    cells = list(product(("a2c", "ppo", "dqn"), FLOORS))
-    first = [(algo, name, env, seed) for seed in (0, 1) for algo, env in cells for name in settings(algo)]
-    then = [
-        (algo, name, env, seed)
-        for seed in (2, 3, 4)
-        for algo, env in cells
-        for name in settings(algo)
-        if name in KEPT or name.startswith("stock")
-    ]
-    return first + then
+    cells = list(product(TIMESTEPS, FLOORS))
+    all_of = [(algo, name, env, seed) for seed in range(5) for algo, env in cells for name in settings(algo)]
+    kept = [one for one in all_of if one[1] in KEPT or one[1].startswith("stock")]
+    return kept + [one for one in all_of if one[3] < 2 and one not in kept]
 
 
 def score(episodes: Path, timesteps: int, floor: float) -> tuple[float, float]:
