@@ -46,7 +46,7 @@ def _same(result, expected, i):
 OPERATIONS = {
     "operators": lambda x, y: (x + y) * 2 - y / (x**2 + 1.5) - 1 + (1 - x) + 2 / (x**2 + 1),
     "unary": lambda x, y: torch.exp(-x.abs()).log1p().sqrt() + x.tanh() + torch.sigmoid(x) + F.relu(x),
-    "compare": lambda x, y: ((x > y).float() + (x <= 0).float() + (torch.abs(x - 1) > 0.2).float()),
+    "compare": lambda x, y: (x > y).float() + (x <= 0).float() + (torch.abs(x - 1) > 0.2).float(),
     "minimum": lambda x, y: torch.min(x * 2, torch.max(x, y)),
     "clamp": lambda x, y: torch.clamp(x, 0.8, 1.2) + x.clamp(min=-0.1),
     "where": lambda x, y: torch.where(y > 0, x, y),
