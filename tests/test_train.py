@@ -153,7 +153,7 @@ def test_logs_agree_with_each_other(finished):
         assert int(row["timestep"]) == end
         assert float(row["return"]) == int(row["length"])
     assert 200 < end <= 300
-    assert [int(row["timestep"]) for row in evaluations] == list(range(15, 301, 15))
+    assert [int(row["timestep"]) for row in evaluations] == list(range(6, 301, 6))
     for row in evaluations:
         low, mean, high = (float(row[key]) for key in ("min_return", "mean_return", "max_return"))
         assert row["episodes"] == "2"
@@ -178,7 +178,7 @@ def test_logs_agree_with_each_other(finished):
 
 def test_heads_are_a_distribution_over_increasing_rates(finished):
     heads = rows(finished[0] / "heads.csv")
-    assert len(heads) == 20 * 3
+    assert len(heads) == 50 * 3
     for start in range(0, 60, 3):
         group = heads[start : start + 3]
         assert {row["layer"] for row in group} == {"q_net"}
@@ -288,9 +288,9 @@ def test_plain_lines_where_there_is_no_terminal(finished):
     _, out = finished
     lines = out.splitlines()
     assert lines[0] == "dqn on CartPole-v1: 300 steps"
-    assert len(lines) == 1 + 20 + 4
-    pattern = r"step 285 of 300: return [\d.]+, evaluation [\d.]+, [\d,]+ steps/s, \d+ s left, q_net \|[ ▁▂▃▄▅▆▇█]{3}\|"
-    assert re.fullmatch(pattern, lines[19])
+    assert len(lines) == 1 + 50 + 4
+    pattern = r"step 294 of 300: return [\d.]+, evaluation [\d.]+, [\d,]+ steps/s, \d+ s left, q_net \|[ ▁▂▃▄▅▆▇█]{3}\|"
+    assert re.fullmatch(pattern, lines[49])
 
 
 @pytest.mark.parametrize("fail_at", [-1, 37])
@@ -298,7 +298,7 @@ def test_terminal_is_given_back(tiny, tmp_path, capsys, monkeypatch, fail_at):
     """The live bar ends, and shows the cursor again, before anything else is printed."""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich's way to say that this is a terminal
     monkeypatch.setenv("COLUMNS", "80")
-    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--out", str(tmp_path / "run")]
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "1000", *DQN, "--out", str(tmp_path / "run")]
     assert main([*args, "--env-kwargs", f"fail_at={fail_at}"]) == (1 if fail_at > 0 else 0)
     out, err = capsys.readouterr()
     assert out.count("\x1b[?25l") == out.count("\x1b[?25h") == 1
@@ -356,7 +356,8 @@ def test_wrapper_that_is_refused(tmp_path, capfd, wrappers, expected):
 
 def test_failing_environment(tiny, tmp_path, capfd):
     out = tmp_path / "run"
-    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--out", str(out), "--quiet"]
+    # An evaluation every 20 steps: the training environment is the first to reach its 37th.
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "1000", *DQN, "--out", str(out), "--quiet"]
     assert main([*args, "--env-kwargs", "fail_at=37"]) == 1
     printed = capfd.readouterr()
     expected = f"error: the run failed at step 36: ValueError: broken at step 37; see {out}/traceback.txt\n"
