@@ -156,11 +156,15 @@ def test_logs_agree_with_each_other(finished):
     assert [int(row["timestep"]) for row in evaluations] == list(range(6, 301, 6))
     for row in evaluations:
         low, mean, high = (float(row[key]) for key in ("min_return", "mean_return", "max_return"))
-        assert row["episodes"] == "2"
-        assert mean == (low + high) / 2
-        assert float(row["std_return"]) == (high - low) / 2
-    # Of equals the later one is the best.
-    best = max(evaluations, key=lambda row: (float(row["mean_return"]), int(row["timestep"])))
+        assert row["episodes"] in ("2", "10")  # ten where it looked like the best so far
+        assert low <= mean <= high
+        if row["episodes"] == "2":
+            assert mean == (low + high) / 2
+            assert float(row["std_return"]) == (high - low) / 2
+    assert evaluations[0]["episodes"] == "10"
+    # The best has shown it twice; of equals it is the first.
+    best = max(evaluations, key=lambda row: (row["episodes"] == "10", float(row["mean_return"]), -int(row["timestep"])))
+    assert best["episodes"] == "10"
     assert status["state"] == "finished"
     assert status["timesteps"] == 300
     assert (status["best_return"], status["best_timestep"]) == (float(best["mean_return"]), int(best["timestep"]))
@@ -386,12 +390,12 @@ def test_environment_that_cannot_be_reset_or_made(tiny, tmp_path, capfd):
 def test_interrupted_run_keeps_what_it_has_and_is_started_anew(tiny, tmp_path, capfd):
     """While it is alive a second process is refused; killed, the same command begins again and repeats it exactly."""
     out, go = tmp_path / "run", tmp_path / "go"
-    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--quiet"]
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "1000", *DQN, "--quiet"]
     args += ["--env-kwargs", f'wait_at=62, wait_for="{go}"']
     process = subprocess.Popen(command(*args, "--out", out), env=environment(tiny), stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
-        while not (out / "evaluations.csv").exists() or len(rows(out / "evaluations.csv")) < 12:
+        while not (out / "evaluations.csv").exists() or len(rows(out / "evaluations.csv")) < 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
