@@ -126,7 +126,7 @@ def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: l
         if frames is not None:
             frames.append(env.render())
         action, _ = model.predict(observation, deterministic=not stochastic)
-        observation, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, _ = env.step(action.item() if action.ndim == 0 else action)
         total += float(reward)
         done = terminated or truncated
     return total

@@ -142,3 +142,28 @@ def test_closure_as_other_optimizers_take_it():
     for _ in range(20):
         last = optimizer.step(closure)
     assert last.item() < first.item()
+
+
+def test_an_unknown_rule_names_the_choices():
+    with pytest.raises(ValueError, match="rule is 'swich', expected one of switch"):
+        convert(network(), {"2": Output("values", rule="swich")})
+
+
+def test_options_that_are_no_dict_are_refused():
+    with pytest.raises(TypeError, match="alrao is 5, expected a dict"):
+        convert(network(), {"2": "values"}, 5)
+
+
+def test_the_ratio_counts_from_the_rate_the_optimizer_was_made_with():
+    """A schedule has decayed by the time of the first update: it is not the first value."""
+    nets = []
+    for lr, now in ((1.0, 0.5), (4.0, 2.0), (1.0, 1.0)):
+        net = convert(network(), {"2": "values"}, {"seed": 1, "base": "sgd"})
+        optimizer = AlraoOptimizer(net, lr=lr)
+        optimizer.param_groups[0]["lr"] = now
+        torch.manual_seed(2)
+        net(torch.randn(5, 4)).square().mean().backward()
+        optimizer.step()
+        nets.append(net[0].weight.detach())
+    assert torch.equal(nets[0], nets[1])
+    assert not torch.equal(nets[0], nets[2])

@@ -953,3 +953,8 @@ def test_cuda(algo, tmp_path):
         model.save(tmp_path / "model")
         loaded = ALGORITHMS[algo].load(tmp_path / "model", env=RandomEnv(), device="cpu")
         loaded.learn(16)
+
+
+def test_dict_observations_need_the_policy_for_them():
+    with pytest.raises(ValueError, match="use AlraoMultiInputPolicy"):
+        AlraoPolicy(spaces.Dict({"a": spaces.Box(-1, 1, (2,))}), spaces.Discrete(2), lambda _: 1e-3, use_sde=False)

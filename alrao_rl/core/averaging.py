@@ -275,6 +275,8 @@ def make_rule(spec: str | dict[str, Any], rates: Tensor) -> Uniform:
         rates: learning rates of the heads, ascending.
     """
     options = {"rule": spec} if isinstance(spec, str) else dict(spec)
+    if options.get("rule") not in RULES:
+        raise ValueError(f"averaging rule is {options.get('rule')!r}, expected one of {', '.join(RULES)}")
     return RULES[options.pop("rule")](rates, **options)
 
 

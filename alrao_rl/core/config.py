@@ -77,6 +77,8 @@ class AlraoConfig:
         """Make a configuration of a dict of options; an unknown one is an error that names the nearest."""
         if isinstance(options, AlraoConfig):
             return options
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(f"alrao is {options!r}, expected a dict of options such as dict(n_heads=20)")
         options = dict(options or {})
         for name in options:
             _one_of("alrao option", name, [f.name for f in fields(cls)])

@@ -222,7 +222,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._base: Base = self.config.make_base()
         self._rates = self._update = torch.empty(0)
         self._views: list[Tensor] = []
-        super().__init__(self._layout.parameters(), {"lr": lr, "first_lr": 0.0, "n_updates": 0})
+        super().__init__(self._layout.parameters(), {"lr": lr, "first_lr": lr, "n_updates": 0})
 
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.

@@ -193,6 +193,9 @@ class AlraoPolicy:
         """Make the concrete policy."""
         serves = cls.dqn_class.serves + cls.actor_critic_class.serves
         _refuse_algorithm(cls.__name__, serves, _calling_algorithm())
+        plain = cls.dqn_class.default_features_extractor_class is FlattenExtractor
+        if plain and isinstance(observation_space, spaces.Dict) and not kwargs.get("features_extractor_class"):
+            raise ValueError(f"{cls.__name__} takes no Dict observations: use AlraoMultiInputPolicy")
         # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
         concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
         return concrete(observation_space, action_space, *args, **kwargs)

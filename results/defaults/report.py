@@ -28,8 +28,8 @@ def cell(values: pd.Series, requested: int) -> str:
     if values.empty:
         return "–"
     mean, half = interval(values)
-    text = f"{mean:.0f} ± {half:.0f}" if len(values) > 1 else f"{mean:.0f}"
-    return text if len(values) == requested else f"{text} ({len(values)} seeds)"
+    text = f"{mean:.0f} ± {half:.0f}" if len(values) > 2 else f"{mean:.0f}"  # of two seeds an interval says nothing
+    return text if len(values) == requested else f"{text} ({len(values)} of {requested})"
 
 
 def table(runs: pd.DataFrame, column: str) -> str:
@@ -117,8 +117,9 @@ def main() -> None:
     figure(runs)
     (HERE / "README.md").write_text(f"""# A look at the default setting
 
-Not a claim: at most 5 seeds a cell, two environments. Which single setting of Alrao should be the default, and where
-does it stand beside stock Stable-Baselines3 at three learning rates (1e-4, SB3's default, 3e-3)?
+Not a claim: at most 5 seeds a cell (fewer where a bracket says so: the study goes on), two environments, and the
+default was chosen on these very seeds. Which single setting of Alrao should be the default, and where does it stand
+beside stock Stable-Baselines3 at three learning rates (1e-4, SB3's default, 3e-3)?
 
 Steps: {steps}. Same hyperparameters, width (64×64) and activation (tanh) for all; the stock agents use
 SB3's own optimizer (Adam; RMSprop for A2C). No setting was chosen per environment. {len(runs)} runs, {failed} of them
