@@ -17,9 +17,9 @@ ALGOS = {"a2c": "A2C", "dqn": "DQN", "ppo": "PPO"}
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
-    """Mean and half width of the 95 % interval of the mean (Student's t)."""
+    """Mean and half width of the 95 % interval of the mean (Student's t); NaN below three seeds."""
     n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 2 else float("nan")
     return float(values.mean()), float(half)
 
 
@@ -28,7 +28,7 @@ def cell(values: pd.Series, requested: int) -> str:
     if values.empty:
         return "–"
     mean, half = interval(values)
-    text = f"{mean:.0f} ± {half:.0f}" if len(values) > 2 else f"{mean:.0f}"  # of two seeds an interval says nothing
+    text = f"{mean:.0f}" if np.isnan(half) else f"{mean:.0f} ± {half:.0f}"
     return text if len(values) == requested else f"{text} ({len(values)} of {requested})"
 
 
@@ -66,7 +66,8 @@ def figure(runs: pd.DataFrame) -> None:
                 ax.plot([float(setting.split()[1])] * len(group), group.auc, ".", color="#7a7a7a", alpha=0.4, ms=4)
             mean, half_width = interval(here[here.setting == DEFAULT].auc)
             ax.axhline(mean, color="#c2410c", label="Alrao, no learning rate")
-            ax.axhspan(mean - half_width, mean + half_width, color="#c2410c", alpha=0.18, lw=0)
+            if not np.isnan(half_width):
+                ax.axhspan(mean - half_width, mean + half_width, color="#c2410c", alpha=0.18, lw=0)
             ax.set_xscale("log")
             ax.set_title(f"{ALGOS[algo]}, {env}", fontsize=9)
             if column == 0:
