@@ -322,6 +322,16 @@ def test_refuses_a_network_that_was_not_converted():
         AlraoOptimizer(nn.Linear(2, 2))
 
 
+def output_after_training(net, x, y):
+    optimizer = AlraoOptimizer(net)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.mse_loss(net(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return net(x)
+
+
 def test_permuting_hidden_units_with_their_rates_leaves_the_outputs():
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     x, y = torch.randn(8, 4), torch.randn(8, 2)
@@ -334,13 +344,7 @@ def test_permuting_hidden_units_with_their_rates_leaves_the_outputs():
                 net[0].bias.copy_(net[0].bias[order])
                 net[-1].weight.copy_(net[-1].weight[:, :, order])
                 net.alrao_rates.copy_(net.alrao_rates[order])
-        optimizer = AlraoOptimizer(net)
-        for _ in range(20):
-            optimizer.zero_grad()
-            F.mse_loss(net(x), y).backward()
-            optimizer.step()
-        with torch.no_grad():
-            outputs.append(net(x))
+        outputs.append(output_after_training(net, x, y))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
 
 
@@ -355,13 +359,7 @@ def test_permuting_heads_with_their_rates_leaves_the_outputs(rule):
             with torch.no_grad():
                 for tensor in (net[-1].weight, net[-1].bias, net[-1].rates):
                     tensor.copy_(tensor[order].clone())
-        optimizer = AlraoOptimizer(net)
-        for _ in range(20):
-            optimizer.zero_grad()
-            F.mse_loss(net(x), y).backward()
-            optimizer.step()
-        with torch.no_grad():
-            outputs.append(net(x))
+        outputs.append(output_after_training(net, x, y))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
 
 
@@ -375,12 +373,6 @@ def test_identical_heads_at_one_rate_stay_uniform_and_equal_one_output(rule):
         with torch.no_grad():
             for p in (head.weight, head.bias):
                 p.copy_(p[:1].expand_as(p).clone())
-        optimizer = AlraoOptimizer(net)
-        for _ in range(20):
-            optimizer.zero_grad()
-            F.mse_loss(net(x), y).backward()
-            optimizer.step()
+        outputs.append(output_after_training(net, x, y))
         torch.testing.assert_close(head.averaging_weights.data, torch.full((n_heads,), 1 / n_heads))
-        with torch.no_grad():
-            outputs.append(net(x))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-6)
