@@ -139,6 +139,7 @@ class AlraoOptions(_Table):
     policy_averaging: str | dict[str, str | float | bool] | None = None
     head_max_grad_norm: Positive | Literal["none", "auto"] | None = None
     reclone_interval: Annotated[int, Field(ge=0)] | None = None
+    iterate_window: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
 
 

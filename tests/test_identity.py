@@ -56,7 +56,7 @@ def parameters(policy):
     return {
         "log_std" if name.endswith("extra") else name: (p[0] if name in heads else p).detach().clone()
         for name, p in policy.named_parameters()
-        if not name.endswith("averaging_weights")
+        if not name.endswith("averaging_weights") and not name.startswith("q_net_average")
     }
 
 

@@ -519,7 +519,8 @@ def test_schedule_anneals(algo):
     late = make(algo, learning_rate=lambda left: float(left > 0.5))
     before = snapshot(late.policy)
     late.learn(32, callback=(keep := Keep(16 + TINY[algo].get("n_steps", 2))))
-    learned = {name for name in before if name.endswith((".weight", ".bias")) and "target" not in name}
+    learned = {name for name in before if name.endswith((".weight", ".bias"))}
+    learned -= {name for name in learned if name.startswith(("q_net_target", "q_net_average"))}
     assert_same(keep.kept, snapshot(late.policy), skip=before.keys() - learned)
     assert not any(torch.equal(keep.kept[name], before[name]) for name in learned)
 
@@ -744,6 +745,45 @@ def test_hard_sync_makes_the_target_equal():
             assert torch.equal(model.q_net(observation), model.q_net_target(observation))
 
 
+def test_deterministic_actions_are_the_running_averages():
+    """Exploration, and so training, is the current network's."""
+    model = make("dqn")
+    model.learn(40)
+    observations = torch.randn(50, 3)
+    with torch.no_grad():
+        average, current = model.policy.q_net_average(observations), model.policy.q_net(observations)
+    assert not torch.allclose(average, current)
+    for values, deterministic in ((average, True), (current, False)):
+        actions, _ = model.policy.predict(observations.numpy(), deterministic=deterministic)
+        assert (actions == values.argmax(1).numpy()).all()
+
+
+@pytest.mark.parametrize("through", ["save", "deepcopy", "cut off"])
+def test_the_running_average_goes_on(through, tmp_path):
+    """A loaded or copied model's average is the one that was saved, and keeps following its own network."""
+    model = make("dqn").learn(40)
+    other = copy.deepcopy(model.policy) if through == "deepcopy" else None
+    if through == "save":
+        model.save(tmp_path / "model")
+        other = DQN.load(tmp_path / "model", device="cpu").policy
+    elif through == "cut off":
+        other = make("dqn").policy
+        other.load_state_dict(model.policy.state_dict())
+    assert_same(parameters_of(model.policy.q_net_average), parameters_of(other.q_net_average))
+    before, mine = parameters_of(other.q_net_average), parameters_of(model.policy.q_net_average)
+    other.q_net(torch.randn(4, 3)).sum().backward()
+    other.optimizer.step()
+    assert not any(torch.equal(new, before[name]) for name, new in parameters_of(other.q_net_average).items())
+    assert_same(mine, parameters_of(model.policy.q_net_average))
+
+
+def test_a_window_of_one_plays_the_current_network():
+    model = make("dqn", alrao={"iterate_window": 1}).learn(40)
+    observations = torch.randn(50, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(model.policy.q_net_average(observations), model.policy.q_net(observations))
+
+
 def test_reclone_happens_and_the_target_follows():
     model = make("dqn", alrao={"reclone_interval": 1, "value_averaging": "whiteness"})
     model.learn(8)
@@ -793,11 +833,12 @@ def test_broken_head_of_an_actor_critic_is_replaced(actions):
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_gradient_clipping_never_sees_the_heads(algo, monkeypatch):
     model = make(algo, actions=ACTIONS["discrete" if algo == "dqn" else "box"]).learn(16)
-    seen, target = [], {id(p) for p in model.q_net_target.parameters()} if algo == "dqn" else set()
+    followers = (model.policy.q_net_target, model.policy.q_net_average) if algo == "dqn" else ()
+    seen, followed = [], {id(p) for network in followers for p in network.parameters()}
     clip = torch.nn.utils.clip_grad_norm_
 
     def spy(parameters, *args, **kwargs):
-        parameters = [p for p in parameters if id(p) not in target]
+        parameters = [p for p in parameters if id(p) not in followed]
         heads = {id(p) for layer in model.policy.alrao_layers().values() for p in layer.parameters()}
         seen.append(
             (

@@ -1,5 +1,7 @@
-"""The method, on torch alone: rates.py, heads.py, headwise.py, averaging.py, optim.py, tied together by convert.py."""
+"""The method, on torch alone: rates.py, heads.py, headwise.py, averaging.py, optim.py, tied together by convert.py;
+average.py for playing."""
 
+from alrao_rl.core.average import follow, plain_copy
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.convert import Output, convert
 from alrao_rl.core.heads import OutputHeads
@@ -14,4 +16,6 @@ __all__ = [
     "Output",
     "OutputHeads",
     "convert",
+    "follow",
+    "plain_copy",
 ]

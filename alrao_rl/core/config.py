@@ -33,6 +33,8 @@ class AlraoConfig:
             algorithm's own ``max_grad_norm``, as if each head alone were the output (None outside of SB3).
         reclone_interval: every so many updates, heads with a weight below 0.1/J are re-cloned from the average; 0
             re-clones only heads that are not finite.
+        iterate_window: DQN's deterministic actions are those of a running average of the Q-network over this many
+            updates (a tenth of them at first); 1 plays the current network.
         seed: seed of rates and heads; None derives it from torch's global generator, without advancing that.
 
     Raises:
@@ -47,11 +49,13 @@ class AlraoConfig:
     policy_averaging: str | Mapping[str, Any] = "exponentiated-gradient"
     head_max_grad_norm: float | str | None = "auto"
     reclone_interval: int = 100
+    iterate_window: int = 1000
     seed: int | None = None
 
     def __post_init__(self) -> None:
         _integer("n_heads", self.n_heads, 1)
         _integer("reclone_interval", self.reclone_interval, 0)
+        _integer("iterate_window", self.iterate_window, 1)
         if self.seed is not None:
             _integer("seed", self.seed, 0)
         if self.lr_range is not None:

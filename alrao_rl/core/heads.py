@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 _TINY = torch.finfo(torch.float32).tiny
 KINDS = ("values", "categorical", "bernoulli", "mean")
+_LINEAR = ("values", "mean")
 
 
 class OutputHeads(nn.Module):
@@ -113,6 +114,13 @@ class OutputHeads(nn.Module):
         own = self._outputs(features.detach(), self.weight, self.bias).movedim(-2, 0)
         return HeadwiseTensor.wrap(torch.cat([self._average(features).unsqueeze(0), own]), [self])
 
+    def collapse(self) -> dict[str, Tensor | None]:
+        """Weight and bias of the one ``Linear`` that computes the average of outputs, Σ_j a_j θ_j."""
+        if self.kind not in _LINEAR:
+            raise ValueError(f"heads of the kind {self.kind!r} average probabilities: no one layer computes that")
+        weight, bias, weights = self._usable(self.weight, self.bias)
+        return {"weight": self._collapse(weight, weights), "bias": self._collapse(bias, weights)}
+
     def averaged_extra(self) -> Tensor:
         """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
         if self.extra is None:
@@ -126,10 +134,11 @@ class OutputHeads(nn.Module):
 
     def _average(self, features: Tensor) -> Tensor:
         """Φ as a function of the features and of a, the heads' parameters detached: ``[…, I]`` to ``[…, O]``."""
-        weight, bias, weights = self._usable(self.weight, self.bias)
-        if self.kind in ("values", "mean"):
+        if self.kind in _LINEAR:
             # Averaging outputs is averaging parameters: one layer instead of J.
-            return F.linear(features, self._collapse(weight, weights), self._collapse(bias, weights))
+            layer = self.collapse()
+            return F.linear(features, cast(Tensor, layer["weight"]), layer["bias"])
+        weight, bias, weights = self._usable(self.weight, self.bias)
         outputs = self._outputs(features, weight, bias)
         if self.kind == "bernoulli":
             return mix_bernoulli(outputs, weights)

@@ -16,10 +16,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
-from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
+from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert, follow, plain_copy
 from alrao_rl.core.optim import BASES
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 
@@ -95,6 +96,12 @@ class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         self.optimizer = AlraoOptimizer(self.q_net, lr=lr_schedule(1))
+        self.q_net_average = cast(QNetwork, plain_copy(self.q_net))
+        self.optimizer.register_step_post_hook(partial(_follow, self.q_net_average, self.q_net))
+
+    def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
+        """Deterministic actions are the running average's; exploration, and so the data, is the current network's."""
+        return (self.q_net_average if deterministic else self.q_net)._predict(obs, deterministic)
 
     def alrao_layers(self) -> dict[str, OutputHeads]:
         """``q_net``."""
@@ -149,6 +156,11 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
     def alrao_layers(self) -> dict[str, OutputHeads]:
         """``action_net`` and ``value_net``."""
         return {name: cast(OutputHeads, getattr(self, name)) for name in ("action_net", "value_net")}
+
+
+def _follow(average: nn.Module, network: nn.Module, optimizer: AlraoOptimizer, *_: Any) -> None:
+    """Hook behind every optimizer step: the running average takes the network in."""
+    follow(average, network, optimizer.param_groups[0]["n_updates"], optimizer.config.iterate_window)
 
 
 def _policy_output(action_space: spaces.Space[Any]) -> dict[str, Any]:

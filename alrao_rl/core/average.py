@@ -1,0 +1,70 @@
+"""The running average of a network over its own training: what is left when the noise of the rates is taken out.
+
+Rates that never decay leave every iterate noisy for ever, the units with large rates most of all. Averaging over time
+removes that noise without a schedule (Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", 1992,
+https://doi.org/10.1137/0330046). The network learns as it would without; the average is for playing.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from alrao_rl.core.heads import OutputHeads
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """An independent copy of a converted network with nothing of Alrao left: Σ_j a_j C_j as one ``Linear``.
+
+    Its modules have the names of the network's. It is in evaluation mode and takes no gradients.
+
+    Raises:
+        ValueError: an output layer averages probabilities, which no single layer can do.
+    """
+    plain = copy.deepcopy(network)
+    for module in list(plain.modules()):
+        for name, child in list(module._modules.items()):
+            if isinstance(child, OutputHeads):
+                layer = nn.utils.skip_init(nn.Linear, child.in_features, child.out_features, child.bias is not None)
+                module._modules[name] = layer.to(child.weight)
+    del plain.alrao_config, plain.alrao_rates
+    follow(plain.requires_grad_(False).eval(), network, n_updates=1, window=1)
+    return plain
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) -> None:
+    """Move a plain copy towards its network: average ← average + w (network − average), after every update.
+
+    w = max(10/(n + 9), 1/window): the average spans the last tenth of the updates until that is ``window`` of them, so
+    that nothing of the beginning stays in it (polynomial-decay averaging, Shamir, Zhang 2013,
+    https://proceedings.mlr.press/v28/shamir13.html). The first update copies the network. What is not a floating-point
+    number is copied.
+
+    Args:
+        average: a :func:`plain_copy` of ``network``.
+        network: the converted network, after its update.
+        n_updates: n, number of updates so far, this one included.
+        window: in updates; 1 copies the network every time.
+    """
+    weight = max(10 / (n_updates + 9), 1 / window)
+    mine: list[Tensor] = []
+    theirs: list[Tensor] = []
+    for name, module in average.named_modules():
+        other = network.get_submodule(name)
+        current = other.collapse() if isinstance(other, OutputHeads) else {**other._parameters, **other._buffers}
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            new = current[key]
+            if tensor is None or new is None:
+                continue
+            if tensor.is_floating_point():
+                mine.append(tensor)
+                theirs.append(new)
+            else:
+                tensor.copy_(new)
+    if weight == 1:  # also where the average holds anything, a number that is not finite included
+        torch._foreach_copy_(mine, theirs)
+    else:
+        torch._foreach_lerp_(mine, theirs, weight)
