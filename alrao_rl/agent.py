@@ -142,6 +142,10 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
         UserError: there is no such agent, or the file is truncated or not ours.
     """
     path = Path(run)
+    if path.suffix == ".zip":
+        raise UserError(
+            f"{path} is Stable-Baselines3's own format: load it with the algorithm, as in DQN.load({str(path)!r})"
+        )
     path = path if path.suffix == ".safetensors" else path / f"{which}.safetensors"
     description, tensors = read_agent(path)
     try:

@@ -235,7 +235,7 @@ def _check_device(device: str) -> None:
     except RuntimeError:
         known = False
     if not known:
-        hint = suggest(device, ("cpu", "cuda", "auto"))
+        hint = suggest("cuda" if device.lower() == "gpu" else device, ("cpu", "cuda", "auto"))
         raise UserError(f"--device is {device!r}, expected cpu, cuda, cuda:N or auto{hint}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device is {device!r}, but torch finds no CUDA device: use --device cpu")
@@ -271,8 +271,9 @@ def _git_commit() -> str | None:
 
 
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
-    status = folder.status() or {}
-    environment = recipe.environment
+    status, environment = folder.status() or {}, recipe.environment
+    if missing := {"timesteps", "wall_seconds", "best_return", "best_timestep", "last_return"} - status.keys():
+        raise UserError(f"{folder.path / 'status.json'} lacks {', '.join(sorted(missing))}: choose another --out")
     known = {"reference": environment.reference_score, "random": environment.random_score}
     scores = ", ".join(f"{name} {score:g}" for name, score in known.items() if score is not None)
     steps, seconds = status["timesteps"], status["wall_seconds"]

@@ -345,6 +345,11 @@ def test_missing_agent_says_the_state_of_the_run(tmp_path):
         load_agent(tmp_path)
 
 
+def test_a_file_of_sb3s_own(tmp_path):
+    with pytest.raises(UserError, match=r"m.zip is Stable-Baselines3's own format: .* DQN.load\("):
+        load_agent(tmp_path / "m.zip")
+
+
 def test_last_agent(saved, tmp_path):
     (tmp_path / "last.safetensors").write_bytes(saved[1].read_bytes())
     assert load_agent(tmp_path, "last").predict(np.zeros(3, np.float32))[0].shape == ()

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,6 +281,15 @@ def test_default_folder_of_a_package_id(tiny, capfd, monkeypatch, tmp_path):
     assert [line.split() for line in lines if line.startswith("timesteps")] == [["timesteps", "=", "500000", "default"]]
 
 
+def test_status_that_was_edited(finished, tmp_path, capfd):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "status.json").write_text('{"state": "finished", "timesteps": 300}')
+    assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "status.json lacks best_return, best_timestep, last_return, wall_seconds: choose another" in lines[0]
+
+
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
@@ -500,7 +510,7 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         ([*DQN_ON_CARTPOLE, "--timesteps", "many"], "invalid int value: 'many'"),
         ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--eval-episodes", "0"], "--eval-episodes is 0, expected"),
-        ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cpu'?"),
+        ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cuda'?"),
         ([*DQN_ON_CARTPOLE, "--set", "learning_rate=0.1"], "an Alrao agent has no learning rate to set"),
         ([*DQN_ON_CARTPOLE, "--set", "batchsize=1"], "did you mean 'batch_size'?"),
         ([*DQN_ON_CARTPOLE, "--set", "batch\nsize=1"], "--set batch size: no such key"),
