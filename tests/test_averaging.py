@@ -82,7 +82,7 @@ def test_variance_is_the_averages_so_a_diverged_head_cannot_inflate_it():
     for rule, third in zip(rules, (1.0, math.inf), strict=True):
         rule.step(uniform(2), Evidence(residual=torch.tensor([1.0, 1.0, third])))
     assert rules[0].scale == rules[1].scale
-    assert rules[1].log_weights.exp().tolist() == pytest.approx([1.0, 0.0])
+    assert rules[1].posterior.tolist() == pytest.approx([1.0, 0.0])
 
 
 def test_exponentiated_gradient_by_hand():

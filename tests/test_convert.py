@@ -125,7 +125,7 @@ def test_supervised_classifier_as_published():
         accuracy = (net(x).argmax(1) == y).float().mean().item()
         assert net(x).exp().sum(1).allclose(torch.ones(400), atol=1e-4)  # log-probabilities of the mixture
     assert accuracy > 0.85
-    assert net[2].averaging_weights.max() > 0.3
+    assert net[2].averaging_weights[-1] < 0.05  # SGD at 10 diverges
 
 
 def test_closure_as_other_optimizers_take_it():

@@ -101,7 +101,7 @@ def test_gradients_are_isolated():
     layer, trunk = heads(), nn.Linear(2, 4)
     x, y = torch.randn(6, 2), torch.randn(6, 3)
     F.smooth_l1_loss(layer(trunk(x)), y).backward()
-    gradient = layer.gradient()
+    gradient = layer.evidence.gradient
     trunk_gradient = trunk.weight.grad.clone()
     trunk.weight.grad = None
     average = F.linear(trunk(x), layer.weight.detach().mean(0), layer.bias.detach().mean(0))
@@ -137,7 +137,7 @@ def test_log_std_of_each_head_learns_from_itself():
         return -Normal(mean, torch.ones_like(mean) * log_std.exp()).log_prob(actions).sum(1).mean()
 
     loss(layer(x), layer.averaged_extra()).backward()
-    gradient = layer.gradient()
+    gradient = layer.evidence.gradient
     for j in range(3):
         log_std = torch.zeros(2, requires_grad=True)
         loss(F.linear(x, layer.weight[j], layer.bias[j]).detach(), log_std).backward()
@@ -172,7 +172,7 @@ def test_the_gain_is_the_finite_difference_along_the_weights(space):
         layer = heads("categorical", n_out=5, rule="exponentiated-gradient", splits=splits).double()
         actions = torch.randint(0, 2, (64,))
     with torch.no_grad():
-        layer.weight *= 3
+        layer.weight.mul_(3)
     x, advantages = x.double(), advantages.double()
 
     def loss(average, log_std=None):
@@ -239,7 +239,7 @@ def test_residual_is_read_before_any_clipping_from_either_argument():
         torch.testing.assert_close(layer.evidence.residual, expected)
         layer.drop_evidence()
         assert layer.evidence.residual is None
-        assert layer.gradient() is None
+        assert layer.evidence.gradient is None
 
 
 def test_likelihood_of_a_classifier_is_that_of_the_batch():

@@ -50,14 +50,18 @@ def run(algorithm, policy, env, steps, policy_kwargs, prepare=None, **kwargs):
 
 
 def parameters(policy):
-    """By the stock policy's names, the only head's without its leading dimension."""
-    heads = {f"{name}.{end}" for name, module in policy.named_modules() if isinstance(module, OutputHeads)
-             for end in ("weight", "bias", "extra")}  # fmt: skip
-    return {
-        "log_std" if name.endswith("extra") else name: (p[0] if name in heads else p).detach().clone()
-        for name, p in policy.named_parameters()
-        if not name.endswith("averaging_weights") and not name.startswith("q_net_average")
-    }
+    """By the stock policy's names, the first head's without its leading dimension."""
+    found = {}
+    for name, p in policy.named_parameters():
+        parent = policy.get_submodule(name.rpartition(".")[0])
+        if name.endswith("theta"):
+            found[name.replace("theta", "weight")] = parent.weight[0]
+            found[name.replace("theta", "bias")] = parent.bias[0]
+            if parent.extra is not None:
+                found["log_std"] = parent.extra[0]
+        elif not name.endswith("averaging_weights") and not name.startswith("q_net_average"):
+            found[name] = p
+    return {name: p.detach().clone() for name, p in found.items()}
 
 
 def assert_identical(alrao, stock, lr):
@@ -178,8 +182,7 @@ def test_identical_heads_of_one_rate_are_one_head(algorithm):
     def make_alike(model):
         for module in model.policy.modules():
             if isinstance(module, OutputHeads):
-                for parameter in module.learned():
-                    parameter.data[:] = parameter.data[0].clone()
+                module.theta.data[:] = module.theta.data[0].clone()
         if algorithm is DQN:
             model.q_net_target.load_state_dict(model.q_net.state_dict())
         models.append(model)

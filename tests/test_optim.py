@@ -309,7 +309,7 @@ def test_every_head_is_clipped_by_itself():
     before = head.weight.detach().clone(), head.bias.detach().clone()
     optimizer = AlraoOptimizer(net)
     F.mse_loss(net(torch.randn(8, 4)), torch.zeros(8, 2)).backward()
-    gradient = head.gradient()
+    gradient = head.evidence.gradient
     optimizer.step()
     moved = torch.cat([(before[0] - head.weight).flatten(1), (before[1] - head.bias).flatten(1)], 1).norm(dim=1)
     expected = gradient.norm(dim=1).clamp(max=20.0)

@@ -111,7 +111,7 @@ def assert_trained(model, before):
     for name, layer in model.policy.alrao_layers().items():
         prefix = f"{name}.q_net.{len(model.policy.q_net.q_net) - 1}" if name == "q_net" else name
         assert f"{prefix}.averaging_weights" in moved
-        assert torch.all((layer.weight - before[f"{prefix}.weight"]).flatten(1).abs().sum(1) > 0)
+        assert torch.all((layer.theta - before[f"{prefix}.theta"]).abs().sum(1) > 0)
         assert float(layer.averaging_weights.sum()) == pytest.approx(1.0, abs=1e-5)
     assert any(name.endswith("weight") and state[name].dim() in (2, 4) for name in moved)
     assert not any(name.endswith("rates") for name in moved)
@@ -519,7 +519,7 @@ def test_schedule_anneals(algo):
     late = make(algo, learning_rate=lambda left: float(left > 0.5))
     before = snapshot(late.policy)
     late.learn(32, callback=(keep := Keep(16 + TINY[algo].get("n_steps", 2))))
-    learned = {name for name in before if name.endswith((".weight", ".bias"))}
+    learned = {name for name in before if name.endswith((".weight", ".bias", ".theta"))}
     learned -= {name for name in learned if name.startswith(("q_net_target", "q_net_average"))}
     assert_same(keep.kept, snapshot(late.policy), skip=before.keys() - learned)
     assert not any(torch.equal(keep.kept[name], before[name]) for name in learned)

@@ -36,10 +36,11 @@ def plain_copy(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) -> None:
-    """Move a plain copy towards its network: average ← average + w (network − average), after every update.
+    """Move a plain copy towards its network: average ← average + w (network − average) at every s-th update.
 
-    w = max(10/(n + 9), 1/window): the average spans the last tenth of the updates until that is ``window`` of them, so
-    that nothing of the beginning stays in it (polynomial-decay averaging, Shamir, Zhang 2013,
+    With m = min(n, window) and s = max(1, ⌊m/100⌋), so that some hundred iterates make the average,
+    w = max(10 s/(n + 9 s), s/window): it spans the last tenth of the updates until that is ``window`` of them, so that
+    nothing of the beginning stays in it (polynomial-decay averaging, Shamir, Zhang 2013,
     https://proceedings.mlr.press/v28/shamir13.html). The first update copies the network. What is not a floating-point
     number is copied.
 
@@ -49,7 +50,10 @@ def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) 
         n_updates: n, number of updates so far, this one included.
         window: in updates; 1 copies the network every time.
     """
-    weight = max(10 / (n_updates + 9), 1 / window)
+    stride = max(1, min(n_updates, window) // 100)
+    if n_updates % stride:
+        return
+    weight = max(10 * stride / (n_updates + 9 * stride), stride / window)
     mine: list[Tensor] = []
     theirs: list[Tensor] = []
     for name, module in average.named_modules():

@@ -40,13 +40,11 @@ class Evidence:
     """``[J]`` each: −∂ℓ/∂a_j of the average branch; they add up."""
     gradient: Tensor | None = None
     """``[J, P]``: gradient of every head."""
-    arrived: dict[int, Tensor] = field(default_factory=dict)
-    """``[J, …]`` each: what has arrived of ``gradient``, by the number of the parameter."""
 
     def clear(self) -> None:
         """Forget all of it."""
         self.residual = self.nll = self.loss = self.gradient = None
-        self.gains, self.arrived = [], {}
+        self.gains = []
 
 
 class Uniform(nn.Module):
@@ -89,38 +87,40 @@ class Likelihood(Uniform):
         self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("correction", torch.ones(()))
 
-    def log_likelihood(self, evidence: Evidence) -> Tensor | None:
-        """log p_j, shape ``[J]``; −inf for a head whose loss is not finite; None without evidence."""
+    def likelihood(self, evidence: Evidence) -> Tensor | None:
+        """p_j relative to the best head, in [e^-1e4, 1], shape ``[J]``; None without evidence.
+
+        0 for a head whose loss is not finite; 1 for all if no head has a finite one. Branch-free: nothing waits for a
+        GPU.
+        """
+        losses = evidence.residual if evidence.residual is not None else evidence.loss
         if evidence.nll is not None:
             log_p = -evidence.nll[1:]
-        elif (losses := evidence.residual if evidence.residual is not None else evidence.loss) is not None:
+        elif losses is not None:
             self.scale.mul_(self.decay).add_(losses[0].abs().nan_to_num(0.0, 0.0), alpha=1 - self.decay)
             self.correction.mul_(self.decay)
-            ratio = losses[1:] / (self.scale / (1 - self.correction))
-            log_p = -self.n * (ratio / 2 if evidence.residual is not None else ratio)
+            log_p = losses[1:] * ((1 - self.correction) / self.scale * (-self.n / (1 + (losses is evidence.residual))))
         else:
             return None
-        return log_p.nan_to_num(-math.inf, math.inf, -math.inf)
+        log_p = log_p.nan_to_num(-math.inf, math.inf, -math.inf)
+        return (log_p - log_p.max()).nan_to_num(0.0, 0.0, -math.inf).exp()
 
 
 class Bayes(Likelihood):
-    """log a_j ← discount · log a_j + log p_j, normalised. A discount of 1 never comes back once it has decided."""
+    """a_j ← a_j^discount · p_j, normalised. A discount of 1 never comes back once it has decided."""
 
-    log_weights: Tensor
+    posterior: Tensor
 
     def __init__(self, rates: Tensor, discount: float = 0.99, n: float = 1.0, decay: float = 0.99) -> None:
         super().__init__(rates, n, decay)
         self.discount = _fraction("discount", discount, closed=True)
-        self.register_buffer("log_weights", torch.full((self.n_heads,), -math.log(self.n_heads)))
+        self.register_buffer("posterior", torch.full((self.n_heads,), 1 / self.n_heads))
 
     def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """Return the weights after one update, shape ``[J]``."""
-        log_p = self.log_likelihood(evidence)
-        if log_p is None:
+        if (p := self.likelihood(evidence)) is None:
             return weights
-        posterior = self.discount * self.log_weights + _bounded(log_p)
-        self.log_weights.copy_(torch.log_softmax(posterior, 0).clamp_min(-1e4))
-        return self.log_weights.exp()
+        return _normalise(self.posterior, self.posterior**self.discount * p).clone()
 
 
 class Switch(Likelihood):
@@ -131,8 +131,8 @@ class Switch(Likelihood):
     w^a_j ← (1−h_t) w^a_j + θ·pool/J; w^b_j ← w^b_j + (1−θ)·pool/J; normalise; a_j = w^a_j + w^b_j.
     """
 
-    log_switching: Tensor
-    log_settled: Tensor
+    mixture: Tensor
+    prior: Tensor
     t: Tensor
 
     def __init__(
@@ -140,28 +140,22 @@ class Switch(Likelihood):
     ) -> None:
         super().__init__(rates, n, decay)
         self.theta, self.hazard = _fraction("theta", theta), hazard
-        self.register_buffer("log_switching", torch.full((self.n_heads,), math.log(theta / self.n_heads)))
-        self.register_buffer("log_settled", torch.full((self.n_heads,), math.log((1 - theta) / self.n_heads)))
+        # Rows w^a and w^b.
+        self.register_buffer("prior", torch.tensor([[theta], [1 - theta]]) / self.n_heads)
+        self.register_buffer("mixture", self.prior.repeat(1, self.n_heads))
         self.register_buffer("t", torch.zeros(()))
 
     def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """Return the weights after one update, shape ``[J]``."""
-        log_p = self.log_likelihood(evidence)
-        if log_p is None:
+        if (p := self.likelihood(evidence)) is None:
             return weights
-        log_p = _bounded(log_p)
-        self.t.add_(1)
-        switching, settled = self.log_switching + log_p, self.log_settled + log_p
+        mixture = self.mixture * p
         if self.hazard:
-            log_hazard = -torch.log1p(self.t)
-            pool = log_hazard + switching.logsumexp(0)
-            stay = torch.log(self.t) - torch.log1p(self.t)
-            switching = torch.logaddexp(stay + switching, pool + math.log(self.theta / self.n_heads))
-            settled = torch.logaddexp(settled, pool + math.log((1 - self.theta) / self.n_heads))
-        total = torch.cat([switching, settled]).logsumexp(0)
-        self.log_switching.copy_((switching - total).clamp_min(-1e4))
-        self.log_settled.copy_((settled - total).clamp_min(-1e4))
-        return self.log_switching.exp() + self.log_settled.exp()
+            hazard = 1 / (self.t.add_(1) + 1)
+            pool = hazard * mixture[0].sum()
+            mixture[0].mul_(1 - hazard)
+            mixture.add_(self.prior * pool)
+        return _normalise(self.mixture, mixture).sum(0)
 
 
 class ExponentiatedGradient(Uniform):
@@ -280,9 +274,10 @@ def make_rule(spec: str | dict[str, Any], rates: Tensor) -> Uniform:
     return RULES[options.pop("rule")](rates, **options)
 
 
-def _bounded(log_p: Tensor) -> Tensor:
-    """Evidence relative to the best head, at most 1e4 against a head; none at all if no head has a finite loss."""
-    return (log_p - log_p.max()).nan_to_num(0.0).clamp_min(-1e4) if log_p.isfinite().any() else torch.zeros_like(log_p)
+def _normalise(state: Tensor, mixture: Tensor) -> Tensor:
+    """Write ``mixture``, of sum 1 and nowhere quite 0, into ``state``: what is 0 would never come back."""
+    total = mixture.sum()
+    return torch.div(mixture, total, out=state).clamp_(min=torch.finfo(state.dtype).tiny)
 
 
 def _positive(name: str, value: float) -> float:

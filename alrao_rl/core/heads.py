@@ -47,7 +47,7 @@ _LINEAR = ("values", "mean")
 
 
 class OutputHeads(nn.Module):
-    """J copies of an output ``Linear`` as one batched parameter, and their average.
+    """J copies of an output ``Linear`` as one parameter θ, ``[J, P]``, and their average.
 
     With gradients enabled the output is a :class:`HeadwiseTensor` whose average branch sees the heads detached and
     whose heads' branches see the input detached. Under ``torch.no_grad()`` it is the plain average.
@@ -68,7 +68,7 @@ class OutputHeads(nn.Module):
         dtype, device: as the layer's.
     """
 
-    weight: nn.Parameter
+    theta: nn.Parameter
     rates: Tensor
 
     def __init__(
@@ -88,17 +88,43 @@ class OutputHeads(nn.Module):
         self.n_heads, self.kind = n_heads, kind
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.splits = list(splits) if splits is not None else [layer.out_features]
+        self._extra_shape = None if extra is None else extra.shape
+        self._sizes = [layer.weight.numel(), 0 if layer.bias is None else layer.out_features]
+        self._sizes.append(0 if extra is None else extra.numel())
         copies = [layer, *(_fresh(layer, init) for _ in range(n_heads - 1))]
-        self.weight = nn.Parameter(torch.stack([copy.weight.detach() for copy in copies]))
-        self.bias = None if layer.bias is None else nn.Parameter(torch.stack([copy.bias.detach() for copy in copies]))
-        self.extra = None if extra is None else nn.Parameter(extra.detach().repeat(n_heads, *(1,) * extra.dim()))
+        own = [[p.detach().flatten() for p in (copy.weight, copy.bias, extra) if p is not None] for copy in copies]
+        self.theta = nn.Parameter(torch.stack([torch.cat(one) for one in own]))
         # A parameter, though nothing trains it by gradient descent: target networks copy parameters, not buffers.
         self.averaging_weights = nn.Parameter(torch.full((n_heads,), 1.0 / n_heads), requires_grad=False)
         self.register_buffer("rates", head_rates(n_heads, lr_range))
         self.rule = make_rule(rule, self.rates)
-        self.rule.prepare(self.flatten(self.learned()).shape[1])
+        self.rule.prepare(self.theta.shape[1])
         self.to(layer.weight)
         self.evidence = Evidence()
+
+    @property
+    def weight(self) -> Tensor:
+        """View of every head's weight, ``[J, O, I]``."""
+        return self._parts(self.theta)[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """View of every head's bias, ``[J, O]``, or None."""
+        return self._parts(self.theta)[1]
+
+    @property
+    def extra(self) -> Tensor | None:
+        """View of every head's extra parameter, ``[J, *extra.shape]``, or None."""
+        return self._parts(self.theta)[2]
+
+    def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Weight, bias and extra parameter in ``theta``, ``[…, P]``."""
+        weight, bias, extra = theta.split(self._sizes, -1)
+        return (
+            weight.unflatten(-1, (self.out_features, self.in_features)),
+            bias if self._sizes[1] else None,
+            None if self._extra_shape is None else extra.reshape(*extra.shape[:-1], *self._extra_shape),
+        )
 
     def extra_repr(self) -> str:
         """Shapes and kind, for ``print(network)``."""
@@ -110,110 +136,85 @@ class OutputHeads(nn.Module):
         """Average the heads' outputs: ``[…, I]`` to ``[…, O]``."""
         if not torch.is_grad_enabled():
             return self._average(features)
-        self._catch_gradients()
-        own = self._outputs(features.detach(), self.weight, self.bias).movedim(-2, 0)
+        self._catch_gradient()
+        own = self._outputs(features.detach(), self.theta).movedim(-2, 0)
         return HeadwiseTensor.wrap(torch.cat([self._average(features).unsqueeze(0), own]), [self])
 
     def collapse(self) -> dict[str, Tensor | None]:
         """Weight and bias of the one ``Linear`` that computes the average of outputs, Σ_j a_j θ_j."""
         if self.kind not in _LINEAR:
             raise ValueError(f"heads of the kind {self.kind!r} average probabilities: no one layer computes that")
-        weight, bias, weights = self._usable(self.weight, self.bias)
-        return {"weight": self._collapse(weight, weights), "bias": self._collapse(bias, weights)}
+        theta, weights = self._usable()
+        weight, bias, _ = self._parts(weights @ theta)
+        return {"weight": weight, "bias": bias}
 
     def averaged_extra(self) -> Tensor:
         """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
-        if self.extra is None:
+        if self._extra_shape is None:
             raise AttributeError("this output layer has no extra parameter")
-        extra, weights = self._usable(self.extra)
-        average = self._collapse(extra, weights)
+        theta, weights = self._usable()
+        average = cast(Tensor, self._parts(weights @ theta)[2])
         if not torch.is_grad_enabled():
             return average
-        self._catch_gradients()
-        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self.extra]), [self])
+        self._catch_gradient()
+        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), cast(Tensor, self.extra)]), [self])
 
     def _average(self, features: Tensor) -> Tensor:
         """Φ as a function of the features and of a, the heads' parameters detached: ``[…, I]`` to ``[…, O]``."""
         if self.kind in _LINEAR:
             # Averaging outputs is averaging parameters: one layer instead of J.
-            layer = self.collapse()
-            return F.linear(features, cast(Tensor, layer["weight"]), layer["bias"])
-        weight, bias, weights = self._usable(self.weight, self.bias)
-        outputs = self._outputs(features, weight, bias)
+            return F.linear(features, **cast(dict[str, Tensor], self.collapse()))
+        theta, weights = self._usable()
+        outputs = self._outputs(features, theta)
         if self.kind == "bernoulli":
             return mix_bernoulli(outputs, weights)
         if len(self.splits) == 1:
             return mix_logits(outputs, weights)
         return torch.cat([mix_logits(part, weights) for part in outputs.split(self.splits, -1)], -1)
 
-    def _outputs(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _outputs(self, features: Tensor, theta: Tensor) -> Tensor:
         """Outputs of every head, ``[…, J, O]``, by one matrix product."""
-        n, out = self.n_heads, self.out_features
-        flat = F.linear(features, weight.reshape(n * out, -1), None if bias is None else bias.reshape(n * out))
-        return flat.unflatten(-1, (n, out))
+        weight, bias, _ = self._parts(theta)
+        flat = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        return flat.unflatten(-1, (self.n_heads, self.out_features))
 
-    def _collapse(self, parameter: Tensor | None, weights: Tensor) -> Any:
-        """Σ_j a_j θ_j: ``[J, …]`` to ``[…]``."""
-        if parameter is None:
-            return None
-        return (weights @ parameter.reshape(self.n_heads, -1)).view(parameter.shape[1:])
-
-    def _usable(self, *parameters: Tensor | None) -> tuple[Any, ...]:
-        """The parameters, detached, and averaging weights, without heads that are not finite.
+    def _usable(self) -> tuple[Tensor, Tensor]:
+        """θ, detached, and averaging weights, without heads that are not finite.
 
         When the loss decides on a, the weights are a leaf whose gradient is kept as evidence.
         """
-        detached = [None if parameter is None else parameter.detach() for parameter in parameters]
-        weights = self.averaging_weights.detach()
-        if not all(parameter is None or all_finite(parameter) for parameter in detached):
-            finite = self.flatten([p for p in detached if p is not None]).isfinite().all(1)
-            weights = self._without(weights, finite)
-            detached = [None if p is None else torch.where(_per_head(finite, p), p, 0.0) for p in detached]
+        theta, weights = self.theta.detach(), self.averaging_weights.detach()
+        if not all_finite(theta):
+            theta, weights = self._without_lost(theta, weights)
         if self.rule.uses == "gains" and torch.is_grad_enabled():
             weights = weights.clone().requires_grad_()
             weights.register_hook(lambda gradient: self.evidence.gains.append(-gradient))
-        return *detached, weights
+        return theta, weights
 
     @staticmethod
-    def _without(weights: Tensor, finite: Tensor) -> Tensor:
-        """Share the weight of heads that are not finite among the others, by their weights if they have any."""
+    def _without_lost(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads that are not finite as zeros, their weight shared among the others, by their weights if any."""
+        finite = theta.isfinite().all(1)
         kept = weights * finite
         kept = kept / kept.sum()
-        return torch.where(kept.isfinite(), kept, finite / finite.sum().clamp_min(1))
+        kept = torch.where(kept.isfinite(), kept, finite / finite.sum().clamp_min(1))
+        return torch.where(finite[:, None], theta, 0.0), kept
 
     # --- what arrives in the backward pass --------------------------------------------------------------------------
 
-    def learned(self) -> list[nn.Parameter]:
-        """The parameters of the heads, each ``[J, …]``."""
-        return [p for p in (self.weight, self.bias, self.extra) if p is not None and p.requires_grad]
-
-    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Put tensors ``[J, …]`` side by side: ``[J, P]``."""
-        return torch.cat([tensor.reshape(self.n_heads, -1) for tensor in tensors], 1)
-
-    def _catch_gradients(self) -> None:
-        """Take the heads' gradients out of ``.grad`` as they arrive.
+    def _catch_gradient(self) -> None:
+        """Take the heads' gradient out of ``.grad`` as it arrives.
 
         Algorithms clip the global norm over all parameters; there one diverging head would starve the trunk and the
-        others. The hooks are checked in every forward pass because ``deepcopy`` drops them.
+        others. The hook is checked in every forward pass because ``deepcopy`` drops it.
         """
-        for parameter in self.learned():
-            if not parameter._post_accumulate_grad_hooks:
-                parameter.register_post_accumulate_grad_hook(self._take_gradient)
+        if not self.theta._post_accumulate_grad_hooks:
+            self.theta.register_post_accumulate_grad_hook(self._take_gradient)
 
-    def _take_gradient(self, parameter: Tensor) -> None:
-        for i, mine in enumerate(self.learned()):
-            if mine is parameter and parameter.grad is not None:
-                before = self.evidence.arrived.get(i)
-                self.evidence.arrived[i] = parameter.grad if before is None else before + parameter.grad
-        parameter.grad = None
-
-    def gradient(self) -> Tensor | None:
-        """The gradients that have arrived, ``[J, P]``; None if there are none."""
-        arrived = self.evidence.arrived
-        if not arrived:
-            return None
-        return self.flatten([arrived.get(i, torch.zeros_like(p)) for i, p in enumerate(self.learned())])
+    def _take_gradient(self, theta: Tensor) -> None:
+        before = self.evidence.gradient
+        self.evidence.gradient = theta.grad if before is None or theta.grad is None else before + theta.grad
+        theta.grad = None
 
     def watch(self, branches: Tensor, losses: Tensor, is_likelihood: bool = False) -> None:
         """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
@@ -249,12 +250,8 @@ class OutputHeads(nn.Module):
 
         Branch-free, so that nothing waits for a GPU; without lost heads nothing changes, bit for bit.
         """
-        learned = self.learned()
-        finite = self.flatten(learned).isfinite().all(1)
-        weights = self._without(self.averaging_weights, finite)
-        for parameter in learned:
-            average = self._collapse(torch.where(_per_head(finite, parameter), parameter, 0.0), weights)
-            parameter.copy_(torch.where(_per_head(lost, parameter), average, parameter))
+        theta, weights = self._without_lost(self.theta, self.averaging_weights)
+        self.theta.copy_(torch.where(lost[:, None], weights @ theta, self.theta))
         self.rule.forget(lost)
 
     def stats(self) -> dict[str, Any]:
@@ -267,10 +264,6 @@ class OutputHeads(nn.Module):
             "entropy": float(torch.special.entr(weights).sum()),
             "effective_lr": float(torch.exp((weights * rates.log()).sum())),
         }
-
-
-def _per_head(mask: Tensor, parameter: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (parameter.dim() - 1))
 
 
 def _fresh(layer: nn.Linear, init: Callable[[nn.Linear], object] | None) -> nn.Linear:

@@ -136,39 +136,20 @@ class Layout:
         self.layers = layers
         self.features = FeatureMap(network, skip=layers)
         self.trunk = [parameter for parameter in self.features.index if parameter.requires_grad]
-        self.n_trunk = sum(parameter.numel() for parameter in self.trunk)
-        sizes, self.slices = [self.n_trunk], []
-        for layer in layers:
-            length = sum(parameter[0].numel() for parameter in layer.learned())
-            start = sum(sizes)
-            self.slices.append(slice(start, start + layer.n_heads * length))
-            sizes += [length] * layer.n_heads
-        self.sizes, self.numel = torch.tensor(sizes), sum(sizes)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """All parameters, in the order of :meth:`views`."""
-        return [*self.trunk, *(parameter for layer in self.layers for parameter in layer.learned())]
+        self.parameters = [*self.trunk, *(layer.theta for layer in layers)]
+        lengths = [parameter.numel() for parameter in self.parameters]
+        self.numel, self._lengths = sum(lengths), lengths
+        heads = [size for layer in layers for size in [layer.theta.shape[1]] * layer.n_heads]
+        self.sizes = torch.tensor([self.numel - sum(heads), *heads])
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """The parts of a flat vector that belong to each parameter, in their shapes."""
-        views, start = [], 0
-        for parameter in self.trunk:
-            views.append(flat[start : start + parameter.numel()].view(parameter.shape))
-            start += parameter.numel()
-        for layer, where in zip(self.layers, self.slices, strict=True):
-            matrix, column = flat[where].view(layer.n_heads, -1), 0
-            for parameter in layer.learned():
-                width = parameter[0].numel()
-                views.append(matrix[:, column : column + width].unflatten(1, parameter.shape[1:]))
-                column += width
-        return views
+        """The parts of a flat vector that belong to each of ``parameters``, in their shapes."""
+        return [part.view(p.shape) for part, p in zip(flat.split(self._lengths), self.parameters, strict=True)]
 
     def rates(self, feature_rates: Tensor) -> Tensor:
         """The learning rate of every entry, ``[N]``, from those of the trunk's features, ``[n_features]``."""
-        device = feature_rates.device
-        trunk = [feature_rates[self._index(parameter).to(device)] for parameter in self.trunk]
-        heads = [layer.rates.repeat_interleave(len(range(*where.indices(self.numel))) // layer.n_heads)
-                 for layer, where in zip(self.layers, self.slices, strict=True)]  # fmt: skip
+        trunk = [feature_rates[self._index(parameter).to(feature_rates.device)] for parameter in self.trunk]
+        heads = [layer.rates[:, None].expand_as(layer.theta).reshape(-1) for layer in self.layers]
         return torch.cat([*trunk, *heads])
 
     def _index(self, parameter: nn.Parameter) -> Tensor:
@@ -222,7 +203,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._base: Base = self.config.make_base()
         self._rates = self._update = torch.empty(0)
         self._views: list[Tensor] = []
-        super().__init__(self._layout.parameters(), {"lr": lr, "first_lr": lr, "n_updates": 0})
+        super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
 
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.
@@ -244,18 +225,21 @@ class AlraoOptimizer(torch.optim.Optimizer):
         group = self.param_groups[0]
         group["n_updates"] += 1
         state = self._prepare(group)
-        gradients: list[Tensor | None] = [parameter.grad for parameter in self._layout.trunk]
-        lost = []
-        for layer in self._layers:
-            gradient, broken = self._judge(layer)
-            gradients.append(gradient)
-            lost.append(broken)
-        direction = self._direction(gradients, state)
-        torch.mul(direction, self._rates, out=self._update)
+        g, absent, broken = self._gather()
+        heads = self._layout.views(g)[len(self._layout.trunk) :]
+        for layer, gradient in zip(self._layers, heads, strict=True):
+            self._judge(layer, gradient)
+        state["steps"] += 1
+        before = {} if absent is None else {name: state[name].clone() for name in self._base.buffers}
+        torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._update)
+        if absent is not None:  # what received no gradient does not move and keeps its state
+            self._update.masked_fill_(absent, 0.0)
+            for name, old in before.items():
+                state[name].copy_(torch.where(absent, old, state[name]))
         if (scale := self._scale(group)) != 1.0:
             self._update.mul_(scale)
         torch._foreach_sub_(group["params"], self._views)
-        self._reclone(state, lost, group["n_updates"])
+        self._reclone(state, broken, group["n_updates"])
         for layer in self._layers:
             layer.drop_evidence()
         return result
@@ -283,70 +267,60 @@ class AlraoOptimizer(torch.optim.Optimizer):
             group["first_lr"] = lr
         return lr / group["first_lr"] if group["first_lr"] else 1.0
 
-    def _judge(self, layer: OutputHeads) -> tuple[Tensor | None, Tensor | None]:
-        """Let a layer's evidence move its weights; return its clipped gradient, flat, and which heads are broken."""
-        gradient = layer.gradient()
-        if gradient is None:
-            return None, None
-        norms, broken = gradient.norm(dim=1), None
-        if not all_finite(norms):
-            broken = ~norms.isfinite()
-            gradient = torch.where(broken[:, None], 0.0, gradient)
-            norms = torch.where(broken, 0.0, norms)
-        layer.update_averaging(gradient)
-        if isinstance(limit := self.config.head_max_grad_norm, float):
-            # As torch's clip_grad_norm_, for every head by itself.
-            factor = (limit / (norms + 1e-6)).clamp_(max=1.0)
-            gradient = gradient * factor[:, None]
-        # Where no head has a finite gradient the fault is in the data: the heads are as good as they were.
-        return gradient.reshape(-1), None if broken is None else broken & ~broken.all()
+    def _gather(self) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
+        """All gradients as one vector ``[N]``; where there was none, or None; which heads are broken, or None.
 
-    def _direction(self, gradients: list[Tensor | None], state: State) -> Tensor:
-        """The base's direction, ``[N]``; what received no gradient does not move and keeps its state.
-
-        A number that is not finite moves nothing and reaches no state.
+        A number that is not finite becomes 0, with all of its head: it moves nothing and reaches no state.
         """
         layout = self._layout
-        state["steps"] += 1
-        if all(gradient is not None for gradient in gradients):
-            g = torch.cat([gradient.reshape(-1) for gradient in gradients if gradient is not None])
-            return self._base.direction(g if all_finite(g) else g.nan_to_num_(0.0, 0.0, 0.0), state, layout)
-        sizes = [p.numel() for p in layout.trunk] + [len(self._rates[where]) for where in layout.slices]
-        zeros = [
-            self._rates.new_zeros(size) if g is None else g.reshape(-1)
-            for g, size in zip(gradients, sizes, strict=True)
-        ]
-        absent = torch.cat([
-            torch.full((size,), g is None, device=self._rates.device) for g, size in zip(gradients, sizes, strict=True)
-        ])  # fmt: skip
-        before = {name: state[name].clone() for name in self._base.buffers}
-        direction = self._base.direction(torch.cat(zeros).nan_to_num_(0.0, 0.0, 0.0), state, layout)
-        for name, old in before.items():
-            state[name].copy_(torch.where(absent, old, state[name]))
-        return torch.where(absent, 0.0, direction)
+        given = [*(parameter.grad for parameter in layout.trunk), *(layer.evidence.gradient for layer in self._layers)]
+        found = [torch.zeros_like(p) if g is None else g for g, p in zip(given, layout.parameters, strict=True)]
+        g, absent = torch.cat([gradient.reshape(-1) for gradient in found]), None
+        if any(gradient is None for gradient in given):
+            nothing = [torch.full_like(g, one is None, dtype=torch.bool) for one, g in zip(given, found, strict=True)]
+            absent = torch.cat([mask.reshape(-1) for mask in nothing])
+        if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
+            return g, absent, None
+        broken = []
+        for gradient in layout.views(g)[len(layout.trunk) :]:
+            lost = ~gradient.norm(dim=1).isfinite()
+            gradient.masked_fill_(lost[:, None], 0.0)
+            # Where no head has a finite gradient the fault is in the data: the heads are as good as they were.
+            broken.append(lost & ~lost.all())
+        return g.nan_to_num_(0.0, 0.0, 0.0), absent, broken
 
-    def _reclone(self, state: State, broken: list[Tensor | None], n_updates: int) -> None:
+    def _judge(self, layer: OutputHeads, gradient: Tensor) -> None:
+        """Let a layer's evidence move its weights, then clip the gradient ``[J, P]`` of every head by itself."""
+        if layer.evidence.gradient is None:
+            return
+        layer.update_averaging(gradient)
+        if isinstance(limit := self.config.head_max_grad_norm, float):
+            # As torch's clip_grad_norm_.
+            norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            gradient.mul_((limit / (norms + 1e-6)).clamp_(max=1.0))
+
+    def _reclone(self, state: State, broken: list[Tensor] | None, n_updates: int) -> None:
         """Replace heads that broke in this step, and every ``reclone_interval`` steps those without weight.
 
         In the same step: a target network that copied a number that is not finite would keep it for ever.
         """
         interval = self.config.reclone_interval
         due = bool(interval) and n_updates % interval == 0
-        if not due and all(one is None for one in broken) and all_finite(self._update):
+        if not due and broken is None and all_finite(self._update):
             return
+        buffers = {name: self._layout.views(state[name])[len(self._layout.trunk) :] for name in self._base.buffers}
         first = 1
-        for layer, where, lost in zip(self._layers, self._layout.slices, broken, strict=True):
-            J = layer.n_heads
-            not_finite = ~layer.flatten(layer.learned()).isfinite().all(1)
-            lost = not_finite if lost is None else lost | not_finite
+        for k, layer in enumerate(self._layers):
+            lost = ~layer.theta.isfinite().all(1)
+            if broken is not None:
+                lost |= broken[k]
             if due:
-                lost = lost | (layer.averaging_weights < 0.1 / J)
+                lost |= layer.averaging_weights < 0.1 / layer.n_heads
             layer.reclone(lost)
-            for name in self._base.buffers:
-                matrix = state[name][where].view(J, -1)
-                matrix.copy_(torch.where(lost[:, None], 0.0, matrix))
-            state["steps"][first : first + J].masked_fill_(lost, 0.0)
-            first += J
+            for matrices in buffers.values():
+                matrices[k].masked_fill_(lost[:, None], 0.0)
+            state["steps"][first : first + layer.n_heads].masked_fill_(lost, 0.0)
+            first += layer.n_heads
 
 
 def _correction(beta: float, steps: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ Options = Mapping[str, Any] | AlraoConfig | None
 class AlraoPolicyMixin:
     """What all Alrao policies share: options, optimizer, statistics."""
 
+    training: bool
     serves: tuple[type[BaseAlgorithm], ...]
     default_features_extractor_class: type = FlattenExtractor
 
@@ -50,6 +51,11 @@ class AlraoPolicyMixin:
         if kwargs.get("net_arch") is None and kwargs["features_extractor_class"] is AlraoNatureCNN:
             kwargs["net_arch"] = []
         return kwargs
+
+    def set_training_mode(self, mode: bool) -> None:
+        """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
+        if mode != self.training:
+            super().set_training_mode(mode)  # type: ignore[misc]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What ``policy.load`` builds the policy from: SB3's own, less the optimizer, which is not to be chosen."""
