@@ -26,6 +26,10 @@ import torch
 from torch import Tensor, nn
 
 
+_NEVER = -1e30
+"""log p of a head whose loss is not finite: finite itself, so that a softmax over nothing else is uniform."""
+
+
 @dataclass
 class Evidence:
     """What one optimizer step knows of the heads of a layer; branches are ``[average, head_1 … head_J]``."""
@@ -88,22 +92,20 @@ class Likelihood(Uniform):
         self.register_buffer("correction", torch.ones(()))
 
     def likelihood(self, evidence: Evidence) -> Tensor | None:
-        """p_j relative to the best head, in [e^-1e4, 1], shape ``[J]``; None without evidence.
+        """p_j up to a common factor, ``[J]``; None without evidence.
 
-        0 for a head whose loss is not finite; 1 for all if no head has a finite one. Branch-free: nothing waits for a
-        GPU.
+        0 for a head whose loss is not finite; the same for all if no head has a finite one.
         """
-        losses = evidence.residual if evidence.residual is not None else evidence.loss
         if evidence.nll is not None:
             log_p = -evidence.nll[1:]
-        elif losses is not None:
+        elif (losses := evidence.residual if evidence.residual is not None else evidence.loss) is not None:
             self.scale.mul_(self.decay).add_(losses[0].abs().nan_to_num(0.0, 0.0), alpha=1 - self.decay)
             self.correction.mul_(self.decay)
-            log_p = losses[1:] * ((1 - self.correction) / self.scale * (-self.n / (1 + (losses is evidence.residual))))
+            factor = self.n / 2 if losses is evidence.residual else self.n
+            log_p = losses[1:] * ((self.correction - 1) / self.scale * factor)
         else:
             return None
-        log_p = log_p.nan_to_num(-math.inf, math.inf, -math.inf)
-        return (log_p - log_p.max()).nan_to_num(0.0, 0.0, -math.inf).exp()
+        return log_p.nan_to_num(_NEVER, _NEVER, _NEVER).softmax(0)
 
 
 class Bayes(Likelihood):
@@ -151,10 +153,10 @@ class Switch(Likelihood):
             return weights
         mixture = self.mixture * p
         if self.hazard:
-            hazard = 1 / (self.t.add_(1) + 1)
-            pool = hazard * mixture[0].sum()
-            mixture[0].mul_(1 - hazard)
-            mixture.add_(self.prior * pool)
+            switching = mixture[0].div_(self.t.add_(1) + 1)  # times the hazard
+            pool = switching.sum()
+            mixture[0].mul_(self.t)  # times one minus the hazard
+            mixture.addcmul_(self.prior, pool)
         return _normalise(self.mixture, mixture).sum(0)
 
 
