@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 _NEVER = -1e30
 """log p of a head whose loss is not finite: finite itself, so that a softmax over nothing else is uniform."""
 

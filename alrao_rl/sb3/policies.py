@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert, follow, plain_copy
 from alrao_rl.core.optim import BASES
+from alrao_rl.sb3.distributions import lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 
 Options = Mapping[str, Any] | AlraoConfig | None
@@ -136,6 +137,7 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
         return cast(Tensor, nn.Module.__getattr__(self, "log_std"))  # the stock one, not converted yet, or an error
 
     def _build(self, lr_schedule: Any) -> None:
+        self.action_dist = lean(self.action_dist)
         super()._build(lr_schedule)
         policy = _policy_output(self.action_space)
         log_std = self._parameters.pop("log_std", None)

@@ -1,0 +1,94 @@
+"""Action distributions that compute what acting and learning need and no more.
+
+SB3's own build a ``torch.distributions`` object, with its broadcasting and its checks, for every call; with many heads
+and small networks that is a good part of an update. These give the same numbers and draw from the same generator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+)
+from torch import Tensor
+from torch.distributions import Categorical, Normal
+
+
+def lean(distribution: Distribution) -> Distribution:
+    """The lean version of an SB3 distribution where there is one, otherwise the same."""
+    if type(distribution) is CategoricalDistribution:
+        return LeanCategorical(distribution.action_dim)
+    if type(distribution) is DiagGaussianDistribution:
+        return LeanGaussian(distribution.action_dim)
+    return distribution
+
+
+class LeanCategorical(CategoricalDistribution):
+    """One of K actions: log-probabilities ``[B, K]``."""
+
+    log_probs: Tensor
+
+    @property
+    def distribution(self) -> Categorical:  # type: ignore[override]
+        """As a torch distribution."""
+        return Categorical(logits=self.log_probs)
+
+    def proba_distribution(self, action_logits: Tensor) -> LeanCategorical:
+        """Take logits, ``[B, K]``."""
+        self.log_probs = F.log_softmax(action_logits, -1)
+        return self
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probabilities of actions: ``[B]`` to ``[B]``."""
+        return self.log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, ``[B]``; an impossible action adds nothing."""
+        return -(self.log_probs.exp() * self.log_probs.clamp(min=torch.finfo(self.log_probs.dtype).min)).sum(-1)
+
+    def sample(self) -> Tensor:
+        """Draw actions, ``[B]``."""
+        return torch.multinomial(self.log_probs.exp(), 1).squeeze(-1)
+
+    def mode(self) -> Tensor:
+        """Most likely actions, ``[B]``."""
+        return self.log_probs.argmax(dim=1)
+
+
+class LeanGaussian(DiagGaussianDistribution):
+    """K independent Gaussians: mean ``[B, K]``, log σ ``[K]``."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    @property
+    def distribution(self) -> Normal:  # type: ignore[override]
+        """As a torch distribution."""
+        return Normal(self.mean, torch.ones_like(self.mean) * self.log_std.exp())
+
+    def proba_distribution(self, mean_actions: Tensor, log_std: Tensor) -> LeanGaussian:
+        """Take the mean, ``[B, K]``, and log σ, ``[K]``."""
+        self.mean, self.log_std = mean_actions, log_std
+        return self
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-densities of actions: ``[B, K]`` to ``[B]``."""
+        z = (actions - self.mean) * (-self.log_std).exp()
+        return z.square().sum(1) * -0.5 - (self.log_std + 0.5 * math.log(2 * math.pi)).sum()
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, ``[B]``."""
+        return (self.log_std + (0.5 + 0.5 * math.log(2 * math.pi))).sum().expand(len(self.mean))
+
+    def sample(self) -> Tensor:
+        """Draw actions, ``[B, K]``."""
+        return self.mean + self.log_std.exp() * torch.empty_like(self.mean).normal_()
+
+    def mode(self) -> Tensor:
+        """Most likely actions, ``[B, K]``."""
+        return self.mean
