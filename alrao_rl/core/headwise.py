@@ -135,7 +135,8 @@ def _full_branches(value: Tensor, n_branches: int, shape: tuple[int, ...]) -> Te
         branches = _promote(value, n_branches)
     else:
         branches = value.unsqueeze(0)
-    return _align(branches, len(shape)).expand(n_branches, *shape)
+    branches = _align(branches, len(shape))
+    return branches if branches.shape == (n_branches, *shape) else branches.expand(n_branches, *shape)
 
 
 def _needs_branches(value: Any) -> bool:
@@ -325,19 +326,21 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     if options.keys() & {"weight", "reduce", "size_average"}:
         return _by_vmap(func, (*values,), options)
     reduction = options.pop("reduction", "mean")
-    shape = values[0].shape
+    n_branches, shape = first.branches.shape[0], values[0].shape
     if shape != values[1].shape:
         shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
-    left, right = (_full_branches(value, first.branches.shape[0], shape) for value in values)
-    result = _like(func(left, right, **options, reduction="none"), first)
-    layers = [layer for layer in first.parts if layer.rule.uses == "losses"]
-    if layers:
-        squared = (left.detach() - right.detach()).square().flatten(1).mean(1)
+    left, right = (_full_branches(value, n_branches, shape) for value in values)
+    losses = func(left, right, **options, reduction="none")
     if reduction != "none":
-        result = _along(getattr(torch, reduction), (result,), {})
+        losses = getattr(losses.reshape(n_branches, -1), reduction)(1)
+    layers = [layer for layer in first.parts if layer.rule.uses == "losses"]
+    if layers and func.__name__ == "mse_loss" and reduction == "mean":
+        squared = losses.detach()
+    elif layers:
+        squared = (left.detach() - right.detach()).square().reshape(n_branches, -1).mean(1)
     for layer in layers:
-        layer.watch(result.branches, squared)
-    return result
+        layer.watch(losses, squared)
+    return _like(losses, first)
 
 
 def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:

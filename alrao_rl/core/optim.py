@@ -140,11 +140,17 @@ class Layout:
         lengths = [parameter.numel() for parameter in self.parameters]
         self.numel, self._lengths = sum(lengths), lengths
         heads = [size for layer in layers for size in [layer.theta.shape[1]] * layer.n_heads]
-        self.sizes = torch.tensor([self.numel - sum(heads), *heads])
+        self.n_trunk = self.numel - sum(heads)
+        self.sizes = torch.tensor([self.n_trunk, *heads])
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat vector that belong to each of ``parameters``, in their shapes."""
         return [part.view(p.shape) for part, p in zip(flat.split(self._lengths), self.parameters, strict=True)]
+
+    def heads(self, flat: Tensor) -> list[Tensor]:
+        """The parts of a flat vector that belong to each output layer, ``[J, P]`` each."""
+        parts = flat[self.n_trunk :].split(self._lengths[len(self.trunk) :])
+        return [part.view(layer.theta.shape) for part, layer in zip(parts, self.layers, strict=True)]
 
     def rates(self, feature_rates: Tensor) -> Tensor:
         """The learning rate of every entry, ``[N]``, from those of the trunk's features, ``[n_features]``."""
@@ -226,8 +232,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         group["n_updates"] += 1
         state = self._prepare(group)
         g, absent, broken = self._gather()
-        heads = self._layout.views(g)[len(self._layout.trunk) :]
-        for layer, gradient in zip(self._layers, heads, strict=True):
+        for layer, gradient in zip(self._layers, self._layout.heads(g), strict=True):
             self._judge(layer, gradient)
         state["steps"] += 1
         before = {} if absent is None else {name: state[name].clone() for name in self._base.buffers}
@@ -282,7 +287,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
             return g, absent, None
         broken = []
-        for gradient in layout.views(g)[len(layout.trunk) :]:
+        for gradient in layout.heads(g):
             lost = ~gradient.norm(dim=1).isfinite()
             gradient.masked_fill_(lost[:, None], 0.0)
             # Where no head has a finite gradient the fault is in the data: the heads are as good as they were.
@@ -308,7 +313,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         due = bool(interval) and n_updates % interval == 0
         if not due and broken is None and all_finite(self._update):
             return
-        buffers = {name: self._layout.views(state[name])[len(self._layout.trunk) :] for name in self._base.buffers}
+        buffers = [self._layout.heads(state[name]) for name in self._base.buffers]
         first = 1
         for k, layer in enumerate(self._layers):
             lost = ~layer.theta.isfinite().all(1)
@@ -317,7 +322,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             if due:
                 lost |= layer.averaging_weights < 0.1 / layer.n_heads
             layer.reclone(lost)
-            for matrices in buffers.values():
+            for matrices in buffers:
                 matrices[k].masked_fill_(lost[:, None], 0.0)
             state["steps"][first : first + layer.n_heads].masked_fill_(lost, 0.0)
             first += layer.n_heads
