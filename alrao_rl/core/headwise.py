@@ -151,13 +151,20 @@ def _visible_ndim(value: Tensor) -> int:
 
 
 def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
-    if not kwargs and type(args[0]) is HeadwiseTensor and (len(args) == 1 or type(args[1]) in (int, float)):
-        return _like(func(args[0].branches, *args[1:]), args[0])
+    first = args[0]
+    if not kwargs and type(first) is HeadwiseTensor:  # the commonest cases, which need none of what follows
+        other = args[1] if len(args) == 2 else None
+        if len(args) == 1 or type(other) in (int, float):
+            return _like(func(first.branches, *args[1:]), first)
+        if type(other) is HeadwiseTensor and other.branches.shape == first.branches.shape:
+            if len(first.parts) == 1 and other.parts.keys() == first.parts.keys():
+                return _like(func(first.branches, other.branches), first)
+        elif type(other) is Tensor and not other.requires_grad and other.dim() < first.branches.dim():
+            return _like(func(first.branches, other), first)
     args, kwargs, first = _resolve(func, args, kwargs)
     n_branches = first.branches.shape[0]
     gradients = torch.is_grad_enabled()
-    ndim = max([_visible_ndim(value) for value in args if isinstance(value, Tensor)], default=0)
-    ndim = max([ndim, *(_visible_ndim(value) for value in kwargs.values() if isinstance(value, Tensor))])
+    ndim = max(_visible_ndim(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
     def operand(value: Any) -> Any:
         if type(value) is HeadwiseTensor:
@@ -209,7 +216,13 @@ _FULL_REDUCTIONS = {"sum", "mean", "all", "any", "amax", "amin", "max", "min"}
 
 def _along(func: Any, args: Any, kwargs: Any) -> Any:
     """Functions along a dimension, ``f(x, dim, …)``, and reductions over everything, ``f(x)``."""
-    (x, *rest), kwargs, name = args, dict(kwargs), func.__name__
+    (x, *rest), name = args, func.__name__
+    if not kwargs and name in ("sum", "mean") and x.branches.dim() > 1:  # the commonest cases
+        if not rest:
+            return _like(func(x.branches.reshape(x.branches.shape[0], -1), 1), x)
+        if len(rest) == 1 and type(rest[0]) is int:
+            return _like(func(x.branches, _shift(rest[0])), x)
+    kwargs = dict(kwargs)
     if not isinstance(x, HeadwiseTensor) or isinstance(kwargs.get("out"), Tensor):
         return _by_vmap(func, args, kwargs)
     branches, key = x.branches, "axis" if "axis" in kwargs else "dim"
