@@ -122,7 +122,7 @@ Not a claim: at most 5 seeds a cell (fewer where a bracket says so: the study go
 default was chosen on these very seeds. Which single setting of Alrao should be the default, and where does it stand
 beside stock Stable-Baselines3 at three learning rates (1e-4, SB3's default, 3e-3)?
 
-Steps: {steps}. Same hyperparameters, width (64×64, DQN 256×256) and activation (tanh) for all; the stock agents use
+Steps: {steps}. Same hyperparameters, width (64×64) and activation (tanh) for all; the stock agents use
 SB3's own optimizer (Adam; RMSprop for A2C). No setting was chosen per environment. {len(runs)} runs, {failed} of them
 failed (a failed run counts at the environment's floor). Score: return averaged over the steps of training. Means with
 95 % intervals of the mean (Student's t); with 5 seeds they are rough.
