@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alrao_rl"
 # What a folder may import besides the standard library; of alrao_rl, the listed parts only.
 ALLOWED = {
-    "core": {"torch", "typing_extensions", "alrao_rl.core"},
+    "headwise.py": {"torch"},
+    "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise"},
     "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib", "alrao_rl.core", "alrao_rl.sb3"},
 }
 # Commands in the order of the imports: none imports one to its right.
@@ -34,8 +35,9 @@ def imports(path):
 
 @pytest.mark.parametrize("folder", ALLOWED)
 def test_imports_point_one_way(folder):
-    files = sorted((PACKAGE / folder).rglob("*.py"))
-    assert len(files) >= 3
+    place = PACKAGE / folder
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    assert len(files) >= (1 if place.is_file() else 3)
     for path in files:
         for name in imports(path):
             standard = name.split(".")[0] in sys.stdlib_module_names
@@ -114,4 +116,4 @@ def test_code_lines_by_hand():
 def test_the_method_is_small():
     """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 1250, sizes
+    assert sum(sizes.values()) < 810, sizes

@@ -1,12 +1,10 @@
-"""The method, on torch alone: rates.py, heads.py, headwise.py, averaging.py, optim.py, tied together by convert.py;
-average.py for playing."""
+"""The method, on torch alone: rates.py, heads.py, averaging.py, optim.py, tied together by convert.py."""
 
-from alrao_rl.core.average import follow, plain_copy
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.convert import Output, convert
 from alrao_rl.core.heads import OutputHeads
-from alrao_rl.core.headwise import HeadwiseError, HeadwiseTensor
 from alrao_rl.core.optim import AlraoOptimizer
+from alrao_rl.headwise import HeadwiseError, HeadwiseTensor
 
 __all__ = [
     "AlraoConfig",
@@ -16,6 +14,4 @@ __all__ = [
     "Output",
     "OutputHeads",
     "convert",
-    "follow",
-    "plain_copy",
 ]

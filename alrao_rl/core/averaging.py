@@ -18,12 +18,14 @@ rule                        evidence        source
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from alrao_rl.core.checks import construct, number
 
 _NEVER = -1e30
 """log p of a head whose loss is not finite: finite itself, so that a softmax over nothing else is uniform."""
@@ -86,7 +88,7 @@ class Likelihood(Uniform):
 
     def __init__(self, rates: Tensor, n: float = 1.0, decay: float = 0.99) -> None:
         super().__init__(rates)
-        self.n, self.decay = _positive("n", n), _fraction("decay", decay)
+        self.n, self.decay = number("n", n, 0), number("decay", decay, 0, 1)
         self.register_buffer("scale", torch.zeros(()))
         self.register_buffer("correction", torch.ones(()))
 
@@ -114,7 +116,7 @@ class Bayes(Likelihood):
 
     def __init__(self, rates: Tensor, discount: float = 0.99, n: float = 1.0, decay: float = 0.99) -> None:
         super().__init__(rates, n, decay)
-        self.discount = _fraction("discount", discount, closed=True)
+        self.discount = number("discount", discount, 0, 1, "(]")
         self.register_buffer("posterior", torch.full((self.n_heads,), 1 / self.n_heads))
 
     def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
@@ -140,7 +142,7 @@ class Switch(Likelihood):
         self, rates: Tensor, theta: float = 0.9999, hazard: bool = True, n: float = 1.0, decay: float = 0.99
     ) -> None:
         super().__init__(rates, n, decay)
-        self.theta, self.hazard = _fraction("theta", theta), hazard
+        self.theta, self.hazard = number("theta", theta, 0, 1), hazard
         # Rows w^a and w^b.
         self.register_buffer("prior", torch.tensor([[theta], [1 - theta]]) / self.n_heads)
         self.register_buffer("mixture", self.prior.repeat(1, self.n_heads))
@@ -174,8 +176,8 @@ class ExponentiatedGradient(Uniform):
         self, rates: Tensor, beta: float = 0.3, alpha: float = 1e-3, clip: float = 1.0, decay: float = 0.99
     ) -> None:
         super().__init__(rates)
-        self.beta, self.clip = _positive("beta", beta), _positive("clip", clip)
-        self.alpha, self.decay = _fraction("alpha", alpha), _fraction("decay", decay)
+        self.beta, self.clip = number("beta", beta, 0), number("clip", clip, 0)
+        self.alpha, self.decay = number("alpha", alpha, 0, 1), number("decay", decay, 0, 1)
         self.register_buffer("variance", torch.zeros(()))
         self.register_buffer("correction", torch.ones(()))
 
@@ -212,8 +214,8 @@ class Whiteness(Uniform):
 
     def __init__(self, rates: Tensor, window: float = 100.0, kappa: float = 0.25, max_flow: float = 0.3) -> None:
         super().__init__(rates)
-        self.kappa, self.max_flow = _positive("kappa", kappa), _fraction("max_flow", max_flow)
-        self.decay = 1 - 1 / max(_positive("window", window), 1.0)
+        self.kappa, self.max_flow = number("kappa", kappa, 0), number("max_flow", max_flow, 0, 1)
+        self.decay = 1 - 1 / max(number("window", window, 0), 1.0)
         self.register_buffer("previous", torch.zeros(self.n_heads, 0))
         self.register_buffer("product", torch.zeros(self.n_heads))
         self.register_buffer("norm", torch.zeros(self.n_heads))
@@ -262,32 +264,27 @@ RULES: dict[str, type[Uniform]] = {
 }
 
 
-def make_rule(spec: str | dict[str, Any], rates: Tensor) -> Uniform:
+def rule_name(spec: str | Mapping[str, Any]) -> str:
+    """The name of an averaging rule given as a name or as a dict."""
+    return spec if isinstance(spec, str) else str(spec["rule"])
+
+
+def make_rule(spec: str | Mapping[str, Any], rates: Tensor, what: str = "averaging rule") -> Uniform:
     """Make an averaging rule for heads with the given ``rates``, ``[J]``.
 
     Args:
         spec: a name of :data:`RULES`, or a dict with the name under ``rule`` and the rule's options beside it.
         rates: learning rates of the heads, ascending.
+        what: what to call it in errors.
     """
-    options = {"rule": spec} if isinstance(spec, str) else dict(spec)
-    if options.get("rule") not in RULES:
-        raise ValueError(f"averaging rule is {options.get('rule')!r}, expected one of {', '.join(RULES)}")
-    return RULES[options.pop("rule")](rates, **options)
+    if not isinstance(spec, str) and not (isinstance(spec, Mapping) and isinstance(spec.get("rule"), str)):
+        raise TypeError(f"{what} is {spec!r}, expected the name of a rule or a dict with one under 'rule'")
+    options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "rule"}
+    rule: Uniform = construct(what, RULES, rule_name(spec), options, rates)
+    return rule
 
 
 def _normalise(state: Tensor, mixture: Tensor) -> Tensor:
     """Write ``mixture``, of sum 1 and nowhere quite 0, into ``state``: what is 0 would never come back."""
     total = mixture.sum()
     return torch.div(mixture, total, out=state).clamp_(min=torch.finfo(state.dtype).tiny)
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0 or math.isinf(value):
-        raise ValueError(f"{name} is {value!r}, expected a positive number")
-    return float(value)
-
-
-def _fraction(name: str, value: float, closed: bool = False) -> float:
-    if not (0 < value < 1 or (closed and value == 1)):
-        raise ValueError(f"{name} is {value!r}, expected a number in (0, 1{']' if closed else ')'}")
-    return float(value)

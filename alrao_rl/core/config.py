@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from alrao_rl.core.averaging import RULES, make_rule
+from alrao_rl.core.averaging import make_rule, rule_name
+from alrao_rl.core.checks import construct, is_number, number, one_of, whole
 from alrao_rl.core.optim import BASES, Base
 
 
@@ -53,27 +51,23 @@ class AlraoConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _integer("n_heads", self.n_heads, 1)
-        _integer("reclone_interval", self.reclone_interval, 0)
-        _integer("iterate_window", self.iterate_window, 1)
+        whole("alrao.n_heads", self.n_heads, 1)
+        whole("alrao.reclone_interval", self.reclone_interval, 0)
+        whole("alrao.iterate_window", self.iterate_window, 1)
         if self.seed is not None:
-            _integer("seed", self.seed, 0)
+            whole("alrao.seed", self.seed, 0)
         if self.lr_range is not None:
             object.__setattr__(self, "lr_range", _interval(self.lr_range))
-        norm = self.head_max_grad_norm
-        if norm not in (None, "auto") and not (_is_number(norm) and float(norm) > 0):
-            raise ValueError(f"alrao.head_max_grad_norm is {norm!r}, expected a positive number, None or 'auto'")
-        if _is_number(norm):
-            object.__setattr__(self, "head_max_grad_norm", float(norm))  # type: ignore[arg-type]
-        _one_of("alrao.base", self.base, BASES)
-        _options(f"alrao.base_kwargs of {self.base!r}", BASES[self.base], self.base_kwargs)
+        if self.head_max_grad_norm not in (None, "auto"):
+            norm = number("alrao.head_max_grad_norm", self.head_max_grad_norm, 0, also="None, 'auto' or ")
+            object.__setattr__(self, "head_max_grad_norm", norm)
         self.make_base()
         for name in ("value_averaging", "policy_averaging"):
-            self._check_rule(f"alrao.{name}", getattr(self, name))
-        if rule_name(self.policy_averaging) in ("switch", "bayes"):
+            make_rule(getattr(self, name), torch.ones(1), f"alrao.{name}")
+        if (name := rule_name(self.policy_averaging)) in ("switch", "bayes"):
             raise ValueError(
-                f"alrao.policy_averaging is {rule_name(self.policy_averaging)!r}, which needs labels that a policy has "
-                "not: expected 'exponentiated-gradient' or 'uniform'"
+                f"alrao.policy_averaging is {name!r}, which needs labels that a policy has not: expected "
+                "'exponentiated-gradient' or 'uniform'"
             )
 
     @classmethod
@@ -85,7 +79,7 @@ class AlraoConfig:
             raise TypeError(f"alrao is {options!r}, expected a dict of options such as dict(n_heads=20)")
         options = dict(options or {})
         for name in options:
-            _one_of("alrao option", name, [f.name for f in fields(cls)])
+            one_of("alrao option", name, [f.name for f in fields(cls)])
         return cls(**options)
 
     @property
@@ -95,61 +89,17 @@ class AlraoConfig:
 
     def make_base(self) -> Base:
         """Make the base update."""
-        return BASES[self.base](**self.base_kwargs)
-
-    @staticmethod
-    def _check_rule(name: str, spec: Any) -> None:
-        if not isinstance(spec, str) and not (isinstance(spec, Mapping) and isinstance(spec.get("rule"), str)):
-            raise TypeError(f"{name} is {spec!r}, expected the name of a rule or a dict with one under 'rule'")
-        _one_of(name, rule_name(spec), RULES)
-        if not isinstance(spec, str):
-            rest = {key: value for key, value in spec.items() if key != "rule"}
-            _options(f"{name} {rule_name(spec)!r}", RULES[rule_name(spec)], rest, skip=("rates",))
-            make_rule(dict(spec), torch.ones(1))
-
-
-def rule_name(spec: str | Mapping[str, Any]) -> str:
-    """The name of an averaging rule given as a name or as a dict."""
-    return spec if isinstance(spec, str) else str(spec["rule"])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"alrao.{name} is {value!r}, expected a whole number of at least {low}")
+        one_of("alrao.base", self.base, BASES)
+        base: Base = construct("alrao.base_kwargs of", BASES, self.base, self.base_kwargs)
+        return base
 
 
 def _interval(value: Any) -> tuple[float, float]:
     expected = "expected two numbers 0 < lr_min <= lr_max, such as (1e-6, 0.1)"
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(_is_number(end) for end in value):
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(is_number, value)):
         raise ValueError(f"alrao.lr_range is {value!r}, {expected}")
     low, high = map(float, value)
     if not 0 < low <= high:
         hint = f" (did you mean {(high, low)}?)" if 0 < high < low else ""
         raise ValueError(f"alrao.lr_range is {value!r}, {expected}{hint}")
     return low, high
-
-
-def _one_of(what: str, value: object, choices: Iterable[str]) -> None:
-    choices = list(choices)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1, 0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what} is {value!r}, expected one of {', '.join(choices)}{hint}")
-
-
-def _options(what: str, cls: type, options: Any, skip: tuple[str, ...] = ()) -> None:
-    """Check keyword options against the constructor of ``cls``: known names, right types."""
-    if not isinstance(options, Mapping):
-        raise TypeError(f"{what} is {options!r}, expected a dict")
-    known = {name: p for name, p in inspect.signature(cls).parameters.items() if name not in skip}
-    for name, value in options.items():
-        if not known:
-            raise ValueError(f"{what} takes no options, {name!r} was given")
-        _one_of(f"option of {what}", name, known)
-        wants_bool = isinstance(known[name].default, bool)
-        if wants_bool != isinstance(value, bool) or not (wants_bool or _is_number(value)):
-            raise TypeError(f"{what}: {name} is {value!r}, expected {'true or false' if wants_bool else 'a number'}")

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alrao_rl.core.averaging import Evidence, make_rule
-from alrao_rl.core.headwise import HeadwiseTensor
 from alrao_rl.core.rates import head_rates
+from alrao_rl.headwise import HeadwiseTensor
 
 
 def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:

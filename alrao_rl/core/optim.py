@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from alrao_rl.core.checks import number
 from alrao_rl.core.heads import OutputHeads, all_finite
 from alrao_rl.core.rates import FeatureMap
 
@@ -47,7 +48,7 @@ class Sgd(Base):
     default_lr_range = (1e-5, 10.0)
 
     def __init__(self, momentum: float = 0.0) -> None:
-        self.momentum = _check("momentum", momentum, 0.0, 1.0)
+        self.momentum = number("momentum", momentum, 0, 1, "[)")
         self.buffers = ("momentum_buffer",) if momentum else ()
 
     @override
@@ -64,8 +65,8 @@ class Adam(Base):
     buffers = ("exp_avg", "exp_avg_sq")
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
-        self.beta1, self.beta2 = _check("beta1", beta1, 0.0, 1.0), _check("beta2", beta2, 0.0, 1.0)
-        self.eps = _check("eps", eps, 0.0, 1.0)
+        self.beta1, self.beta2 = number("beta1", beta1, 0, 1, "[)"), number("beta2", beta2, 0, 1, "[)")
+        self.eps = number("eps", eps, 0, 1, "[)")
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -89,7 +90,7 @@ class RmsProp(Base):
     def __init__(
         self, decay: float = 0.99, eps: float = 1e-5, eps_inside: bool = True, bias_correction: bool = False
     ) -> None:
-        self.decay, self.eps = _check("decay", decay, 0.0, 1.0), _check("eps", eps, 0.0, 1.0)
+        self.decay, self.eps = number("decay", decay, 0, 1, "[)"), number("eps", eps, 0, 1, "[)")
         self.eps_inside, self.bias_correction = eps_inside, bias_correction
 
     @override
@@ -108,7 +109,7 @@ class FeatureNormalized(Base):
     buffers = ("square_avg",)
 
     def __init__(self, beta: float = 0.99, eps: float = 1e-8) -> None:
-        self.beta, self.eps = _check("beta", beta, 0.0, 1.0), _check("eps", eps, 0.0, 1.0)
+        self.beta, self.eps = number("beta", beta, 0, 1, "[)"), number("eps", eps, 0, 1, "[)")
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -331,9 +332,3 @@ class AlraoOptimizer(torch.optim.Optimizer):
 def _correction(beta: float, steps: Tensor) -> Tensor:
     """1 − β^t without cancellation."""
     return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
-
-
-def _check(name: str, value: float, low: float, high: float) -> float:
-    if not low <= value < high:
-        raise ValueError(f"{name} is {value!r}, expected a number in [{low:g}, {high:g})")
-    return float(value)

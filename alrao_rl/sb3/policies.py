@@ -20,10 +20,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
-from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert, follow, plain_copy
+from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
 from alrao_rl.core.optim import BASES
 from alrao_rl.sb3.distributions import lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
+from alrao_rl.sb3.iterate_average import follow, plain_copy
 
 Options = Mapping[str, Any] | AlraoConfig | None
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from alrao_rl.core import AlraoOptimizer, Output, OutputHeads, convert, follow, plain_copy
+from alrao_rl.core import AlraoOptimizer, Output, OutputHeads, convert
+from alrao_rl.sb3.iterate_average import follow, plain_copy
 
 
 def network(kind="values", **options):

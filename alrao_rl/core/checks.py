@@ -1,0 +1,57 @@
+"""Checks of options: one line that names the value, what was expected and the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(name: str, value: Any, low: float, high: float = math.inf, ends: str = "()", also: str = "") -> float:
+    """Return ``value`` if it is in the interval from ``low`` to ``high``, whose ends are open or closed.
+
+    ``also`` names what else would have been accepted.
+    """
+    inside = is_number(value) and low <= value <= high
+    if not inside or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
+        raise ValueError(f"{name} is {value!r}, expected {also}a number in {ends[0]}{low:g}, {high:g}{ends[1]}")
+    return float(value)
+
+
+def whole(name: str, value: Any, low: int) -> None:
+    """Refuse what is not a whole number of at least ``low``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {low}")
+
+
+def one_of(what: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse what is not among the choices."""
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1, 0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what} is {value!r}, expected one of {', '.join(choices)}{hint}")
+
+
+def construct(what: str, classes: Mapping[str, type], name: Any, options: Any, *args: Any) -> Any:
+    """Make the object called ``name``, ``classes[name](*args, **options)``; its options are numbers and booleans."""
+    one_of(what, name, classes)
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options of {what} {name!r} are {options!r}, expected a dict")
+    known = dict(list(inspect.signature(classes[name]).parameters.items())[len(args) :])
+    for key, value in options.items():
+        if not known:
+            raise ValueError(f"{what} {name!r} takes no options, {key!r} was given")
+        one_of(f"option of {what} {name!r}", key, known)
+        wants_bool = isinstance(known[key].default, bool)
+        if wants_bool != isinstance(value, bool) or not (wants_bool or is_number(value)):
+            expected = "true or false" if wants_bool else "a number"
+            raise TypeError(f"{what} {name!r}: {key} is {value!r}, expected {expected}")
+    return classes[name](*args, **options)
