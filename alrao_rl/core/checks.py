@@ -21,7 +21,10 @@ def number(name: str, value: Any, low: float, high: float = math.inf, ends: str 
     """
     inside = is_number(value) and low <= value <= high
     if not inside or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
-        raise ValueError(f"{name} is {value!r}, expected {also}a number in {ends[0]}{low:g}, {high:g}{ends[1]}")
+        kind = (
+            "a positive number" if (low, high) == (0, math.inf) else f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}"
+        )
+        raise ValueError(f"{name} is {value!r}, expected {also}{kind}")
     return float(value)
 
 
