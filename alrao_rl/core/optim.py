@@ -218,7 +218,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the evidence that no step has used."""
-        super().zero_grad(set_to_none)
+        if set_to_none:  # torch's own does this with as much around it as an update of a small network
+            for parameter in self._layout.parameters:
+                parameter.grad = None
+        else:
+            super().zero_grad(set_to_none)
         for layer in self._layers:
             layer.drop_evidence()
 
