@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from alrao_rl.errors import UserError, first_line, suggest
@@ -34,18 +36,40 @@ def make_env(recipe: Recipe, seed: int, training: bool, n_envs: int | None = Non
     n = n_envs or recipe.agent.n_envs
     env: VecEnv = DummyVecEnv([lambda: make_one(recipe.environment) for _ in range(n)])
     if recipe.agent.normalize_observations:
-        env = _normalized(env, training)
+        env = _normalized(env, training, recipe.agent.normalize_observations)
     env.seed(seed + (0 if training else EVALUATION_SEED_OFFSET))
     return env
 
 
-def _normalized(env: VecEnv, training: bool) -> VecEnv:
+def _normalized(env: VecEnv, training: bool, how: bool | str) -> VecEnv:
     """Normalise what has a mean and a variance: Box observations, but for images, which SB3 scales by itself."""
     space = env.observation_space
+    keys = None
     if isinstance(space, spaces.Dict):
         keys = [key for key, inner in space.spaces.items() if _has_statistics(inner)]
-        return VecNormalize(env, training=training, norm_reward=False, norm_obs_keys=keys) if keys else env
-    return VecNormalize(env, training=training, norm_reward=False) if _has_statistics(space) else env
+    if not (keys or _has_statistics(space)):
+        return env
+    normalizer = VecNormalize(env, training=training, norm_reward=False, norm_obs_keys=keys)
+    if how == "scale":
+        normalizer.obs_rms = _uncentred(normalizer.obs_rms)
+    return normalizer
+
+
+class RunningMeanSquare(RunningMeanStd):
+    """Statistics that make VecNormalize divide by the running root mean square and leave the centre where it is.
+
+    What hardly moves at first, such as the cosine of an angle near 0, would be blown up by its tiny variance.
+    """
+
+    def update_from_moments(self, batch_mean: Any, batch_var: Any, batch_count: float) -> None:
+        """Take a batch: the mean stays 0, the variance is the mean square."""
+        super().update_from_moments(np.zeros_like(batch_mean), batch_var + np.square(batch_mean), batch_count)
+
+
+def _uncentred(statistics: RunningMeanStd | dict[str, RunningMeanStd]) -> Any:
+    if isinstance(statistics, dict):
+        return {key: _uncentred(one) for key, one in statistics.items()}
+    return RunningMeanSquare(shape=statistics.mean.shape)
 
 
 def _has_statistics(space: spaces.Space[Any]) -> bool:

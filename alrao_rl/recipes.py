@@ -146,13 +146,14 @@ class AlraoOptions(_Table):
 class Agent(_Table):
     """An agent file. Its hyperparameters and policy options are checked by the tables of its algorithm.
 
-    ``normalize_observations`` concerns Box observations; images and discrete ones are left as they are.
+    ``normalize_observations`` concerns Box observations: true for mean 0 and standard deviation 1, "scale" for root
+    mean square 1; images and discrete ones are left as they are.
     """
 
     algo: Literal["dqn", "a2c", "ppo"]
     policy: Literal["alrao", "stock"]
     n_envs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    normalize_observations: bool = False
+    normalize_observations: Literal[True, False, "scale"] = False
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     policy_options: dict[str, Any] = Field(default_factory=dict)
     alrao: AlraoOptions = AlraoOptions()
@@ -500,7 +501,7 @@ def _explain(model: type[_Table], error: ValidationError, prefix: str, takes: st
     free = ("timesteps", "base_kwargs")
     keys = [part for before, part in zip(["", *path], path, strict=False) if part in known or before in ("", *free)]
     value = first.get("input")
-    hint = suggest(str(value), ALGORITHMS + ACTIVATIONS) if first["type"] == "literal_error" else ""
+    hint = suggest(str(value), (*ALGORITHMS, *ACTIVATIONS, "scale")) if first["type"] == "literal_error" else ""
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message[0].lower() + message[1:]
     if first["type"] == "missing":

@@ -68,7 +68,7 @@ def make_agent(algo, policy="alrao", **more):
 def make_model(agent, observations, actions, steps=16):
     env = DummyVecEnv([lambda: RandomEnv(observations, actions)] * agent.n_envs)
     if agent.normalize_observations:
-        env = _normalized(env, training=True)
+        env = _normalized(env, True, agent.normalize_observations)
     model = build(agent, env, seed=0)
     return model.learn(steps) if steps else model
 
@@ -137,12 +137,13 @@ def test_round_trip_of_a_stock_agent(tmp_path, algo):
         assert loaded.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
 
 
+@pytest.mark.parametrize("how", [True, "scale"])
 @pytest.mark.parametrize("observations", ["vector", "dict"])
-def test_normalized_agent_takes_raw_observations(tmp_path, observations):
+def test_normalized_agent_takes_raw_observations(tmp_path, observations, how):
     space = spaces.Box(100.0, 140.0, (3,)) if observations == "vector" else spaces.Dict(
         {"goal": spaces.Box(100.0, 140.0, (3,)), "n": spaces.Discrete(4), "image": IMAGE}
     )  # fmt: skip
-    agent = make_agent("ppo", normalize_observations=True)
+    agent = make_agent("ppo", normalize_observations=how)
     model = make_model(agent, space, ACTIONS["box"], steps=32)
     save_agent(model, agent, tmp_path / "agent")
     loaded = load_agent(tmp_path)
@@ -158,7 +159,20 @@ def test_normalized_agent_takes_raw_observations(tmp_path, observations):
             np.testing.assert_array_equal(normalized["image"], batch["image"])
             assert abs(normalized["goal"]).max() < 10
     # The raw observation would saturate the units: the outputs could not differ.
-    assert np.ptp(outputs, axis=0).min() > 1e-4
+    assert how == "scale" or np.ptp(outputs, axis=0).min() > 1e-4
+
+
+def test_scaled_observations_by_hand():
+    """Divided by the root mean square, the centre left where it is: a cosine near 1 stays near 1."""
+    agent = make_agent("dqn", normalize_observations="scale")
+    model = make_model(agent, spaces.Box(0.97, 1.0, (3,)), ACTIONS["discrete"], steps=0)
+    normalizer = model.get_vec_normalize_env()
+    seen = normalizer.venv.observation_space.sample() * np.ones((64, 1), np.float32)
+    for batch in (seen, 3 * seen):
+        normalizer.obs_rms.update(batch)
+    scaled = normalizer.normalize_obs(seen)
+    np.testing.assert_allclose(scaled, seen / np.sqrt((seen**2 + 9 * seen**2) / 2), rtol=2e-2)
+    assert (normalizer.obs_rms.mean == 0).all()
 
 
 @pytest.mark.parametrize("observations", ["image", "discrete"])

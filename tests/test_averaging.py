@@ -93,6 +93,17 @@ def test_exponentiated_gradient_by_hand():
     assert weights.tolist() == pytest.approx([0.9 * a + 0.05, 0.9 * (1 - a) + 0.05])
 
 
+def test_exponentiated_gradient_counts_new_data():
+    """A datum shown four times moves the weights as often, each time by a fourth."""
+    gains = [torch.tensor([4.0, 2.0])]
+    once = ExponentiatedGradient(torch.tensor([1e-3, 1e-2]), beta=0.5, alpha=1e-9)
+    often = ExponentiatedGradient(torch.tensor([1e-3, 1e-2]), beta=0.5, alpha=1e-9, reuse=4)
+    weights = once.step(uniform(2), Evidence(gains=gains))
+    assert often.step(uniform(2), Evidence(gains=gains)).tolist() == pytest.approx(
+        (weights**0.25 / (weights**0.25).sum()).tolist()
+    )
+
+
 def test_whiteness_by_hand():
     rule = Whiteness(RATES, window=2.0, kappa=0.25)
     rule.prepare(2)

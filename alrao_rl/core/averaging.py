@@ -165,7 +165,10 @@ class ExponentiatedGradient(Uniform):
     """Follow the gain of the averaged loss, g_j = −∂ℓ/∂a_j: what the average would gain from more of head j.
 
     d_j = g_j − Σ_k a_k g_k; v = bias-corrected running mean of Σ_j a_j d_j²;
-    a_j ← (1−α) a_j exp(clip(β d_j/√v, ±c))/Z + α/J. For policies, which have no label and so no likelihood.
+    a_j ← (1−α) a_j exp(clip(β/m · d_j/√v, ±c))/Z + α/J. For policies, which have no label and so no likelihood.
+
+    m, ``reuse``, is how often the algorithm shows every datum, as PPO does in its epochs: β counts *new* data.
+    Otherwise the noise of one rollout adds up m times, and decides.
     """
 
     uses = "gains"
@@ -173,9 +176,16 @@ class ExponentiatedGradient(Uniform):
     correction: Tensor
 
     def __init__(
-        self, rates: Tensor, beta: float = 0.3, alpha: float = 1e-3, clip: float = 1.0, decay: float = 0.99
+        self,
+        rates: Tensor,
+        beta: float = 0.3,
+        alpha: float = 1e-3,
+        clip: float = 1.0,
+        decay: float = 0.99,
+        reuse: float = 1.0,
     ) -> None:
         super().__init__(rates)
+        self.reuse = number("reuse", reuse, 1, ends="[)")
         self.beta, self.clip = number("beta", beta, 0), number("clip", clip, 0)
         self.alpha, self.decay = number("alpha", alpha, 0, 1), number("decay", decay, 0, 1)
         self.register_buffer("variance", torch.zeros(()))
@@ -190,7 +200,7 @@ class ExponentiatedGradient(Uniform):
         self.variance.mul_(self.decay).add_((weights * advantage.square()).sum(), alpha=1 - self.decay)
         self.correction.mul_(self.decay)
         spread = (self.variance / (1 - self.correction)).sqrt()
-        exponent = (self.beta * advantage / spread).nan_to_num(0.0).clamp(-self.clip, self.clip)
+        exponent = (self.beta / self.reuse * advantage / spread).nan_to_num(0.0).clamp(-self.clip, self.clip)
         updated = weights * exponent.exp()
         return (1 - self.alpha) * updated / updated.sum() + self.alpha / self.n_heads
 

@@ -21,6 +21,7 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
+from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.optim import BASES
 from alrao_rl.sb3.distributions import lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
@@ -45,6 +46,9 @@ class AlraoPolicyMixin:
         if config.head_max_grad_norm == "auto":
             norm = getattr(algorithm, "max_grad_norm", None)
             config = replace(config, head_max_grad_norm=None if norm in (None, math.inf) else float(norm))
+        if rule_name(rule := config.policy_averaging) == "exponentiated-gradient":
+            options = {"rule": rule} if isinstance(rule, str) else rule
+            config = replace(config, policy_averaging={"reuse": getattr(algorithm, "n_epochs", 1), **options})
         self.alrao_options = config
         kwargs.setdefault("activation_fn", nn.Tanh)
         if kwargs.get("features_extractor_class") is None:
