@@ -39,6 +39,11 @@ ALRAO: dict[str, list[str]] = {
     "switch": ["alrao.value_averaging=switch"],
     "whiteness, adam": ["alrao.value_averaging=whiteness", "alrao.base=adam"],
 }
+# DQN's recipe divides observations by their root mean square.
+OBSERVATIONS = {
+    "switch, raw observations": ["normalize_observations=false"],
+    "switch, centred observations": ["normalize_observations=true"],
+}
 PAPER = "paper: sgd, (1e-5, 10), switch"
 KEPT = ["switch"]
 
@@ -48,7 +53,8 @@ def settings(algo: str) -> dict[str, tuple[str, list[str]]]:
     rates = dict.fromkeys(["1e-4", DEFAULT_RATES[algo], "3e-3"])
     stock = {f"stock {rate}": (STOCK[algo], [f"learning_rate={rate}"]) for rate in rates}
     paper = {} if algo == "ppo" else {PAPER: (f"{algo}-paper", [])}
-    return {name: (algo, overrides) for name, overrides in ALRAO.items()} | stock | paper
+    alrao = ALRAO | (OBSERVATIONS if algo == "dqn" else {})
+    return {name: (algo, overrides) for name, overrides in alrao.items()} | stock | paper
 
 
 def plan() -> list[tuple[str, str, str, int]]:
