@@ -80,13 +80,17 @@ def figure(runs: pd.DataFrame) -> None:
     plt.close(fig)
 
 
+def scaled(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with a column ``score``: random policy = 0, reference = 1."""
+    low, high = (runs.env.map({env: scores[i] for env, scores in ENVS.items()}) for i in (0, 1))
+    return runs.assign(score=(runs.auc - low) / (high - low))
+
+
 def normalised(runs: pd.DataFrame) -> str:
     """Mean over the six cells of the score scaled to random = 0, reference = 1; and the worst cell."""
-    low, high = (runs.env.map({env: scores[i] for env, scores in ENVS.items()}) for i in (0, 1))
-    scaled = runs.assign(score=(runs.auc - low) / (high - low))
     rows = ["| setting | mean over cells | worst cell | cells |", "|---|---|---|---|"]
     found = []
-    for name, group in scaled.groupby("setting"):
+    for name, group in scaled(runs).groupby("setting"):
         cells = group.groupby(["algo", "env"]).score.mean()
         found.append((cells.mean(), name, cells.min(), cells.idxmin(), len(cells)))
     for mean, name, worst, where, n in sorted(found, reverse=True):
@@ -111,11 +115,35 @@ def losses(runs: pd.DataFrame) -> str:
     return "\n".join(lines) or "* Nowhere among these cells and rates."
 
 
+def summary(runs: pd.DataFrame) -> str:
+    """Results for the project's README: the default beside the stock rates, its rank over all cells, where it loses."""
+    shown = runs[(runs.setting == DEFAULT) | runs.setting.str.startswith("stock")]
+    means = scaled(shown).groupby(["setting", "algo", "env"]).score.mean().groupby("setting").agg(["mean", "size"])
+    shared = means[(means["size"] == len(ALGOS) * len(ENVS)) & (means.index != DEFAULT)]["mean"]
+    return f"""{table(shown, "auc").replace(f"Alrao: {DEFAULT} (the default)", "Alrao, no learning rate")}
+
+Scaled to random policy = 0 and reference = 1 and averaged over the six cells, Alrao has {means["mean"][DEFAULT]:.2f},
+the best rate shared by all cells ({shared.idxmax().removeprefix("stock ")}) {shared.max():.2f}.
+
+Where Alrao loses, by the mean:
+
+{losses(runs)}
+"""
+
+
+def fill(readme: Path, text: str) -> None:
+    """Put ``text`` between the marks in a README."""
+    start, end = "<!-- from results/defaults/report.py -->\n", "<!-- end -->"
+    head, rest = readme.read_text().split(start)
+    readme.write_text(head + start + text + end + rest.split(end, 1)[1])
+
+
 def main() -> None:
     runs = pd.read_csv(HERE / "runs.csv")
     failed = int((runs.state != "finished").sum())
     steps = ", ".join(f"{ALGOS[a]} {n:,}" for a, n in runs.groupby("algo").timesteps.first().items())
     figure(runs)
+    fill(HERE.parent.parent / "README.md", summary(runs))
     (HERE / "README.md").write_text(f"""# A look at the default setting
 
 Not a claim: at most 5 seeds a cell (fewer where a bracket says so: the study goes on), two environments, and the
