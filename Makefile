@@ -16,7 +16,7 @@ test: .venv/installed-test lint ## Lint, types, fast and slow tests
 	$(PY) -m pytest -n 2
 
 test-long: .venv/installed-test ## Tests of minutes each
-	$(PY) -m pytest -n 2 --dist worksteal -m long
+	$(PY) -m pytest -n 2 --dist worksteal -rP -m long
 
 lint: .venv/installed-test
 	$(PY) -m ruff check .

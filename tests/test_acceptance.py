@@ -28,9 +28,8 @@ def train_and_play(algo, seed, folder):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("algo", ["dqn", "a2c", "ppo"])
-def test_ten_seeds_of_cartpole(algo, tmp_path, capsys):
+def test_ten_seeds_of_cartpole(algo, tmp_path):
     results = [train_and_play(algo, seed, tmp_path) for seed in range(10)]
-    with capsys.disabled():
-        print(f"\n{algo}: return over 100 episodes and seconds, seeds 0 to 9: {results}")
+    print(f"{algo}: return over 100 episodes and seconds, seeds 0 to 9: {results}")
     assert sum(score >= 475 for score, _ in results) >= 8, results
     assert sorted(seconds for _, seconds in results)[5] < 180, results
