@@ -190,7 +190,19 @@ def _add(func: Any, args: Any, kwargs: Any) -> Any:
         )
     ndim = max(_visible_ndim(left), _visible_ndim(right))
     branches = func(_align(left.branches, ndim), _align(right.branches, ndim), *args[2:])
-    return _wrap(branches, {**left.parts, **right.parts})
+    both = left.parts.keys() & right.parts.keys()
+    parts = {**left.parts, **right.parts, **{layer: left.parts[layer] + right.parts[layer] for layer in both}}
+    return _wrap(branches, parts)
+
+
+def _subtract(func: Any, args: Any, kwargs: Any) -> Any:
+    """A difference of losses of different layers is a sum with the negative."""
+    if len(args) == 2 and not kwargs and all(type(value) is HeadwiseTensor for value in args):
+        left, right = args
+        if left.parts.keys() != right.parts.keys() and left.branches.requires_grad and right.branches.requires_grad:
+            negative = _wrap(-right.branches, {layer: -part for layer, part in right.parts.items()})
+            return _add(torch.add, (left, negative), {})
+    return _elementwise(func, args, kwargs)
 
 
 def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
@@ -480,7 +492,7 @@ def _by_vmap(func: Any, args: Any, kwargs: Any) -> Any:
 _HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {}
 for _handler, _names in {
     _elementwise: """
-        sub subtract __sub__ __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide __truediv__
+        __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide __truediv__
         __rtruediv__ __rdiv__ pow __pow__ __rpow__ exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square abs
         absolute __abs__ neg negative __neg__ sign reciprocal sigmoid tanh sin cos erf relu softplus logsigmoid maximum
         minimum where
@@ -488,6 +500,7 @@ for _handler, _names in {
         logical_and logical_or logical_not __and__ __or__ __invert__ bitwise_and bitwise_or nan_to_num masked_fill float
         double half long int bool to type_as detach clone contiguous cpu cuda round floor ceil xlogy""",
     _add: "add __add__ __radd__",
+    _subtract: "sub subtract __sub__",
     _clamp: "clamp clip clamp_min clamp_max",
     _extremum: "max min",
     _along: """

@@ -376,3 +376,25 @@ def test_identical_heads_at_one_rate_stay_uniform_and_equal_one_output(rule):
         outputs.append(output_after_training(net, x, y))
         torch.testing.assert_close(head.averaging_weights.data, torch.full((n_heads,), 1 / n_heads))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loaded_state_brings_its_rates():
+    """Also into a network that has trained already."""
+    nets = [
+        convert(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), {"2": "values"}, {"seed": s})
+        for s in (1, 2)
+    ]
+    optimizers = [AlraoOptimizer(net) for net in nets]
+    x = torch.randn(5, 3)
+
+    def update(k):
+        optimizers[k].zero_grad()
+        nets[k](x).square().mean().backward()
+        optimizers[k].step()
+
+    update(0), update(1)
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))  # torch would share its tensors
+    update(0), update(1)
+    for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(mine, other)

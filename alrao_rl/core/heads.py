@@ -65,7 +65,6 @@ class OutputHeads(nn.Module):
         splits: sizes of the independent categorical components of the output (default: one of all outputs).
         init: initialises a fresh copy of the layer in place (default: the layer's own ``reset_parameters``).
         extra: further parameters of the output that a head owns a copy of, such as a Gaussian policy's log_std.
-        dtype, device: as the layer's.
     """
 
     theta: nn.Parameter

@@ -210,6 +210,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._base: Base = self.config.make_base()
         self._rates = self._update = torch.empty(0)
         self._views: list[Tensor] = []
+        self._version: list[tuple[int, int]] = []
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -258,7 +259,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """Make the flat buffers on first use and whenever the network has moved to another device."""
         feature_rates: Tensor = self._network.alrao_rates  # type: ignore[assignment]
         device = feature_rates.device
-        if self._rates.device != device or not self._rates.numel():
+        # Loading a state writes other rates into the buffers.
+        sources = [feature_rates, *(layer.rates for layer in self._layers)]
+        version = [(rates.data_ptr(), rates._version) for rates in sources]
+        if version != self._version or not self._rates.numel():
+            self._version = version
             self._rates = self._layout.rates(feature_rates)
             self._update = torch.empty_like(self._rates)
             self._views = self._layout.views(self._update)
