@@ -142,7 +142,7 @@ class Switch(Likelihood):
         self, rates: Tensor, theta: float = 0.9999, hazard: bool = True, n: float = 1.0, decay: float = 0.99
     ) -> None:
         super().__init__(rates, n, decay)
-        self.theta, self.hazard = number("theta", theta, 0, 1), hazard
+        theta, self.hazard = number("theta", theta, 0, 1), hazard
         # Rows w^a and w^b.
         self.register_buffer("prior", torch.tensor([[theta], [1 - theta]]) / self.n_heads)
         self.register_buffer("mixture", self.prior.repeat(1, self.n_heads))

@@ -256,10 +256,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         return result
 
     def _prepare(self, group: dict[str, Any]) -> State:
-        """Make the flat buffers on first use and whenever the network has moved to another device."""
+        """Make the flat buffers on first use and whenever the rates are others: moved to a device, or loaded."""
         feature_rates: Tensor = self._network.alrao_rates  # type: ignore[assignment]
-        device = feature_rates.device
-        # Loading a state writes other rates into the buffers.
         sources = [feature_rates, *(layer.rates for layer in self._layers)]
         version = [(rates.data_ptr(), rates._version) for rates in sources]
         if version != self._version or not self._rates.numel():
@@ -271,7 +269,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if not state:
             for name in self._base.buffers:
                 state[name] = torch.zeros_like(self._rates)
-            state["steps"] = torch.zeros(len(self._layout.sizes), device=device)
+            state["steps"] = torch.zeros(len(self._layout.sizes), device=feature_rates.device)
         return state
 
     @staticmethod
