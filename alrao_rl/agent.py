@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from alrao_rl import recipes
-from alrao_rl.errors import UserError, first_line
+from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.runs import read_json, write_atomically
 from alrao_rl.sb3.policies import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy
 
@@ -90,6 +89,55 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
         raise UserError(f"cannot build {agent.algo.upper()}: {first_line(error)}") from error
 
 
+_ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
+
+
+# Methods of a class made for the object, not set on the object: a copy of it has them too, on its own network.
+
+
+def _acting(algorithm: type[Any]) -> type[Any]:
+    """The algorithm without what it cannot do when it was loaded to act."""
+
+    class Acting(algorithm):
+        def learn(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError(_ACTS_ONLY)
+
+        def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
+            if hasattr(self.policy, "statistics"):
+                raise RuntimeError(
+                    f"{path} would lose the statistics that normalise observations: keep the run's files"
+                )
+            super().save(path, *args, **kwargs)
+
+    return Acting
+
+
+def _normalizing(policy: type[Any]) -> type[Any]:
+    """The policy, taking raw observations where it was trained on normalised ones.
+
+    ``statistics`` are mean and variance for each normalised key of a Dict space, or for ``""``.
+    """
+
+    class Normalizing(policy):
+        statistics: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+
+        def obs_to_tensor(self, observation: Any) -> Any:
+            if isinstance(observation, dict):
+                observation = {key: self._normalize(value, key) for key, value in observation.items()}
+            else:
+                observation = self._normalize(observation, "")
+            return super().obs_to_tensor(observation)
+
+        def _normalize(self, value: Any, key: str) -> Any:
+            """As VecNormalize does."""
+            if key not in self.statistics:
+                return value
+            mean, variance = self.statistics[key]
+            return np.clip((value - mean) / np.sqrt(variance + 1e-8), -10.0, 10.0).astype(np.float32)
+
+    return Normalizing
+
+
 class _SpacesOnly(gym.Env[Any, Any]):
     """An environment that has spaces and nothing else, to build a model on that only predicts."""
 
@@ -98,7 +146,7 @@ class _SpacesOnly(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Refuse: there is nothing to learn on."""
-        raise RuntimeError("load_agent makes an agent that acts; its file holds no optimizer to learn on with")
+        raise RuntimeError(_ACTS_ONLY)
 
 
 # --- saving and loading ---------------------------------------------------------------------------------------------
@@ -132,7 +180,7 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
     Args:
         run: a run folder, or the path of an agent's ``.safetensors`` file.
         which: ``"agent"``, the best one of the run, or ``"last"``.
-        device: torch device.
+        device: torch device, such as ``"cpu"`` or ``"cuda:0"``.
 
     Returns:
         An SB3 model for ``predict``, which takes raw observations even if the agent was trained on normalised ones.
@@ -141,12 +189,8 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
     Raises:
         UserError: there is no such agent, or the file is truncated or not ours.
     """
-    path = Path(run)
-    if path.suffix == ".zip":
-        raise UserError(
-            f"{path} is Stable-Baselines3's own format: load it with the algorithm, as in DQN.load({str(path)!r})"
-        )
-    path = path if path.suffix == ".safetensors" else path / f"{which}.safetensors"
+    path = agent_path(run, which)
+    check_device(device)
     description, tensors = read_agent(path)
     try:
         agent = recipes.check_agent(description["agent"], "its header")
@@ -157,6 +201,7 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
         model = build(_small(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         _set_weights(model, policy)
+        statistics = _read_statistics(tensors, observations)
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
@@ -164,8 +209,37 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
         model.exploration_rate = model.exploration_final_eps
         # No buffer is better than one of size 1, on which a model that is given an environment would learn nonsense.
         model.replay_buffer = None
-    _predict_raw(model, tensors)
+    model.__class__ = _acting(type(model))
+    if statistics:
+        model.policy.__class__ = _normalizing(type(model.policy))
+        model.policy.statistics = statistics  # type: ignore[assignment]
     return model
+
+
+def check_device(device: str, what: str = "device") -> None:
+    """Refuse a torch device that is none, or that this machine lacks; ``what`` names it in the error."""
+    try:
+        torch.empty(0, device="cpu" if device == "auto" else device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        hint = suggest("cuda" if str(device).lower() == "gpu" else str(device), ("cpu", "cuda", "auto"))
+        raise UserError(
+            f"{what} is {device!r}, expected cpu, auto, or cuda or cuda:N on a machine that has it{hint} "
+            f"({first_line(error)})"
+        ) from None
+
+
+def agent_path(run: str | Path, which: str = "agent") -> Path:
+    """The file of an agent; arguments as for :func:`load_agent`."""
+    path = Path(run)
+    if path.suffix == ".zip":
+        raise UserError(
+            f"{path} is Stable-Baselines3's own format: load it with the algorithm, as in DQN.load({str(path)!r})"
+        )
+    if path.suffix == ".safetensors":
+        return path
+    if which not in ("agent", "last"):
+        raise UserError(f"which is {which!r}, expected 'agent' (the best one of the run) or 'last'")
+    return path / f"{which}.safetensors"
 
 
 def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -218,29 +292,19 @@ def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
     return dict(rms) if isinstance(rms, dict) else {"": rms}
 
 
-def _predict_raw(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None:
-    """Let ``predict`` normalise what it is given, if the agent was trained on normalised observations."""
-    means = {
-        name.removeprefix("normalization.").removesuffix(".mean"): value.numpy()
-        for name, value in tensors.items()
-        if name.endswith(".mean") and name.startswith("normalization.")
-    }
-    if not means:
-        return
-    scales = {key: np.sqrt(tensors[f"normalization.{key}.var"].numpy() + 1e-8) for key in means}
-    plain: Callable[..., Any] = model.predict
-
-    def predict(observation: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(observation, dict):
-            observation = {key: normalize(value, key) if key in means else value for key, value in observation.items()}
-        else:
-            observation = normalize(observation, "")
-        return plain(observation, *args, **kwargs)
-
-    def normalize(value: Any, key: str) -> Any:
-        return np.clip((value - means[key]) / scales[key], -10.0, 10.0).astype(np.float32)
-
-    model.predict = predict  # type: ignore[method-assign]
+def _read_statistics(tensors: dict[str, torch.Tensor], space: spaces.Space[Any]) -> dict[str, Any]:
+    """Mean and variance of each normalised part of the observations, from an agent's file."""
+    statistics = {}
+    for name in tensors:
+        if not (name.startswith("normalization.") and name.endswith(".mean")):
+            continue
+        key = name.removeprefix("normalization.").removesuffix(".mean")
+        part = space[key] if isinstance(space, spaces.Dict) else space
+        mean, variance = (tensors[f"normalization.{key}.{what}"].numpy() for what in ("mean", "var"))
+        if mean.shape != part.shape or variance.shape != part.shape:
+            raise ValueError(f"its {name} is of shape {mean.shape}, expected {part.shape}")
+        statistics[key] = (mean, variance)
+    return statistics
 
 
 # --- spaces ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +65,23 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--render and --video exclude each other: choose one")
     if args.video and args.video.suffix != ".mp4":
         raise UserError(f"--video is {str(args.video)!r}, expected a file name that ends in .mp4")
-    if args.video and not args.video.absolute().parent.is_dir():
-        raise UserError(f"--video is {str(args.video)!r}: the folder {args.video.absolute().parent} does not exist")
     if args.video:
+        _check_writable(args.video)
         _import_moviepy()
+
+
+def _check_writable(path: Path) -> None:
+    """Before anything is played, not after."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"--video is {str(path)!r}: the folder {folder} does not exist")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--video is {str(path)!r}, which cannot be written: {error.strerror}") from None
 
 
 def play(args: argparse.Namespace) -> list[float]:
@@ -77,12 +91,10 @@ def play(args: argparse.Namespace) -> list[float]:
         UserError: there is no such agent, or its environment cannot be made, shown or recorded.
         PlayError: the environment raised an error, with its first line.
     """
-    from alrao_rl.agent import load_agent
+    from alrao_rl.agent import agent_path, load_agent
     from alrao_rl.envs import make_one
 
-    path = (
-        args.run if args.run.suffix == ".safetensors" else args.run / f"{'last' if args.last else 'agent'}.safetensors"
-    )
+    path = agent_path(args.run, "last" if args.last else "agent")
     model = load_agent(path)
     environment = _environment(path)
     mode = "human" if args.render else "rgb_array" if args.video else None

@@ -24,10 +24,18 @@ class CommandLine(argparse.ArgumentParser):
 
 
 def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
-    """``"; did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string."""
+    """``"; did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string.
+
+    Who mistypes rarely errs in the first letter: a choice with another one has to be very near.
+    """
     by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(value.lower(), by_lower, 1, cutoff)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    for near in difflib.get_close_matches(value.lower(), by_lower, 3, cutoff):
+        if (
+            near.split(".")[-1][:1] == value[:1].lower()
+            or difflib.SequenceMatcher(None, near, value.lower()).ratio() >= 0.75
+        ):
+            return f"; did you mean {by_lower[near]!r}?"
+    return ""
 
 
 def first_line(error: BaseException) -> str:

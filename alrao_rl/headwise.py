@@ -8,8 +8,8 @@ whatever loss an algorithm computes comes out as J + 1 losses, and ``backward()`
 * What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average.
 * A plain tensor is the same for all branches (a label). One that requires a gradient enters the average branch as it
   is and the heads' branches detached, otherwise it would receive J + 1 gradients.
-* Tensors of the same output layer combine branch by branch. Those of different layers add branch by branch (a sum of
-  losses); in any other operation the detached one contributes its average, and two differentiable ones are an error.
+* Tensors of the same output layer combine branch by branch. Losses of different layers add, subtract and stack branch
+  by branch; in any other operation the detached one contributes its average, and two differentiable ones are an error.
 * Common operations work directly on the leading dimension; ``torch.vmap`` serves the rest.
 """
 
@@ -37,16 +37,16 @@ class HeadwiseTensor(torch.Tensor):
 
     Attributes:
         branches: plain tensor ``[1 + n_heads, *shape]``; ``branches[0]`` is the average.
-        parts: for each output layer this value depends on, the branches of its part of the sum.
+        layers: the output layers this value depends on, more than one for a sum of losses.
     """
 
     branches: Tensor
-    parts: dict[Any, Tensor]
+    layers: frozenset[Any]
 
     @staticmethod
     def wrap(branches: Tensor, layers: Iterable[Any]) -> HeadwiseTensor:
         """Make a headwise tensor of ``branches`` that belongs to the given output layers (usually one)."""
-        return _wrap(branches, dict.fromkeys(layers, branches))
+        return _wrap(branches, frozenset(layers))
 
     @property
     def average(self) -> Tensor:
@@ -57,29 +57,31 @@ class HeadwiseTensor(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__
         kwargs = kwargs or {}
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         handler = _HANDLERS.get(name)
         if handler is not None:
             return handler(func, args, kwargs)
         if name == "__get__":
             return _get_attribute(func, args)
+        if name.startswith("__i") and f"__{name[3:]}" in _HANDLERS:
+            return _in_place(getattr(Tensor, f"__{name[3:]}"), args, kwargs)
         if name.endswith("_") and name.strip("_") in _HANDLERS and not name.startswith("__"):
             return _in_place(getattr(Tensor, name[:-1]), args, kwargs)
         return _by_vmap(func, args, kwargs)
 
 
-def _wrap(branches: Tensor, parts: dict[Any, Tensor]) -> HeadwiseTensor:
+def _wrap(branches: Tensor, layers: frozenset[Any]) -> HeadwiseTensor:
     # The wrapped storage is never read: every access goes through __torch_function__, and making a view of the
     # average for each operation would cost as much as the operation.
     result: HeadwiseTensor = torch.Tensor._make_subclass(HeadwiseTensor, _PLACEHOLDER)
     result.branches = branches
-    result.parts = parts
+    result.layers = layers
     return result
 
 
 def _like(branches: Tensor, source: HeadwiseTensor) -> HeadwiseTensor:
-    if len(source.parts) == 1:
-        return _wrap(branches, dict.fromkeys(source.parts, branches))
-    return _wrap(branches, source.parts)  # of a sum of losses only the parts are of interest
+    return _wrap(branches, source.layers)
 
 
 # --- operands -------------------------------------------------------------------------------------------------------
@@ -97,18 +99,18 @@ def _resolve(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTenso
     """Make all headwise operands belong to the same layer; return the operands and one that stands for the result."""
     found = list(_headwise(args)) + list(_headwise(kwargs.values()))
     first = found[0]
-    if len(found) == 1 or all(other.parts.keys() == first.parts.keys() for other in found):
+    if len(found) == 1 or all(other.layers == first.layers for other in found):
         return args, kwargs, first
     leaders = [value for value in found if value.branches.requires_grad] or found[:1]
     first = leaders[0]
-    if any(other.parts.keys() != first.parts.keys() for other in leaders):
+    if any(other.layers != first.layers for other in leaders):
         raise HeadwiseError(
             f"{func.__name__}() combines the outputs of two different Alrao output layers, and both need a gradient: "
             "only a sum of their losses has a meaning per head (detach() one of them)"
         )
 
     def plain(value: Any) -> Any:
-        if isinstance(value, HeadwiseTensor) and value.parts.keys() != first.parts.keys():
+        if isinstance(value, HeadwiseTensor) and value.layers != first.layers:
             return value.average
         return value
 
@@ -157,7 +159,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
         if len(args) == 1 or type(other) in (int, float):
             return _like(func(first.branches, *args[1:]), first)
         if type(other) is HeadwiseTensor and other.branches.shape == first.branches.shape:
-            if len(first.parts) == 1 and other.parts.keys() == first.parts.keys():
+            if len(first.layers) == 1 and other.layers == first.layers:
                 return _like(func(first.branches, other.branches), first)
         elif type(other) is Tensor and not other.requires_grad and other.dim() < first.branches.dim():
             return _like(func(first.branches, other), first)
@@ -177,32 +179,36 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
     return _like(branches, first)
 
 
-def _add(func: Any, args: Any, kwargs: Any) -> Any:
-    left, right = args[0], args[1] if len(args) > 1 else kwargs.get("other")
-    if not isinstance(left, HeadwiseTensor) or not isinstance(right, HeadwiseTensor):
-        return _elementwise(func, args, kwargs)
-    if left.parts.keys() == right.parts.keys():
-        return _elementwise(func, args, kwargs)
-    if left.branches.shape[0] != right.branches.shape[0]:
-        raise HeadwiseError(
-            f"{func.__name__}() adds losses of output layers with {left.branches.shape[0] - 1} and "
-            f"{right.branches.shape[0] - 1} heads: layers whose losses are added need the same n_heads"
-        )
-    ndim = max(_visible_ndim(left), _visible_ndim(right))
-    branches = func(_align(left.branches, ndim), _align(right.branches, ndim), *args[2:])
-    both = left.parts.keys() & right.parts.keys()
-    parts = {**left.parts, **right.parts, **{layer: left.parts[layer] + right.parts[layer] for layer in both}}
-    return _wrap(branches, parts)
+def _sum(func: Any, args: Any, kwargs: Any) -> Any:
+    """add, sub and stack: also join losses of different layers."""
+    terms = args[0] if func.__name__ == "stack" else [*args[:2], kwargs.get("other")]
+    losses = [term for term in terms if type(term) is HeadwiseTensor and term.branches.requires_grad]
+    if len(losses) < 2 or all(loss.layers == losses[0].layers for loss in losses):
+        return (_join if func.__name__ == "stack" else _elementwise)(func, args, kwargs)
+    n_branches = losses[0].branches.shape[0]
+    for loss in losses:
+        if loss.branches.shape[0] != n_branches:
+            raise HeadwiseError(
+                f"{func.__name__}() joins losses of output layers with {n_branches - 1} and "
+                f"{loss.branches.shape[0] - 1} heads: layers whose losses are added need the same n_heads"
+            )
+        if len(loss.layers) == 1:
+            _watch_term(loss)
+    layers = frozenset().union(*(loss.layers for loss in losses))
+    joined = {id(loss): _wrap(loss.branches, layers) for loss in losses}
+    args, kwargs = tree_map(lambda value: joined.get(id(value), value), (args, kwargs))
+    return _sum(func, args, kwargs)
 
 
-def _subtract(func: Any, args: Any, kwargs: Any) -> Any:
-    """A difference of losses of different layers is a sum with the negative."""
-    if len(args) == 2 and not kwargs and all(type(value) is HeadwiseTensor for value in args):
-        left, right = args
-        if left.parts.keys() != right.parts.keys() and left.branches.requires_grad and right.branches.requires_grad:
-            negative = _wrap(-right.branches, {layer: -part for layer, part in right.parts.items()})
-            return _add(torch.add, (left, negative), {})
-    return _elementwise(func, args, kwargs)
+def _watch_term(loss: HeadwiseTensor) -> None:
+    """Of a sum of losses tell the only layer of this term what it contributes.
+
+    The gradient that comes back knows what was done to the sum since: its sign, its scale, its reduction.
+    """
+    (layer,) = loss.layers
+    if layer.rule.uses == "losses":
+        losses = loss.branches.detach()
+        loss.branches.register_hook(lambda gradient: layer.watch_loss(losses, gradient))
 
 
 def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
@@ -212,7 +218,7 @@ def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
     """
     result = _elementwise(func, args, kwargs)
     source = args[0]
-    if isinstance(source, HeadwiseTensor) and all(layer.kind == "values" for layer in source.parts):
+    if isinstance(source, HeadwiseTensor) and all(layer.kind == "values" for layer in source.layers):
         result = _like(torch.cat([result.branches[:1], source.branches[1:]]), source)
     return result
 
@@ -358,7 +364,7 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     losses = func(left, right, **options, reduction="none")
     if reduction != "none":
         losses = getattr(losses.reshape(n_branches, -1), reduction)(1)
-    layers = [layer for layer in first.parts if layer.rule.uses == "losses"]
+    layers = [layer for layer in first.layers if layer.rule.uses == "losses"]
     if layers and func.__name__ == "mse_loss" and reduction == "mean":
         squared = losses.detach()
     elif layers:
@@ -375,7 +381,7 @@ def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
         total = result.branches.detach().flatten(1).sum(1) if result.branches.dim() > 1 else result.branches.detach()
         if kwargs.get("reduction", "mean") == "mean":
             total = total * (args[1] if len(args) > 1 else kwargs["target"]).numel()
-    for layer in result.parts:
+    for layer in result.layers:
         if layer.rule.uses == "losses":
             layer.watch(result.branches, total, is_likelihood=True)
     return result
@@ -393,16 +399,16 @@ def _bce_with_logits(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
     def backward(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any, **options: Any) -> None:
-        for layer, part in x.parts.items():
-            if layer.rule.uses == "losses" and part.dim() == 1:
-                layer.watch_loss(part)
-        if gradient is None and x.branches.dim() == 1:
-            x.branches.sum().backward(None, *rest, **options)
-            return
         if gradient is None:
-            raise RuntimeError("grad can be implicitly created only for scalar outputs")
+            if x.branches.dim() != 1:
+                raise RuntimeError("grad can be implicitly created only for scalar outputs")
+            gradient = torch.ones_like(x.branches)
         gradient = gradient.average if isinstance(gradient, HeadwiseTensor) else gradient
-        x.branches.backward(gradient.expand_as(x.branches), *rest, **options)
+        gradient = gradient.expand_as(x.branches)
+        for layer in x.layers if len(x.layers) == 1 else ():  # the terms of a sum are watched already
+            if layer.rule.uses == "losses":
+                layer.watch_loss(x.branches.detach(), gradient)
+        x.branches.backward(gradient, *rest, **options)
 
     backward(*args, **kwargs)
 
@@ -455,7 +461,7 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(target, HeadwiseTensor):
         raise HeadwiseError(f"{func.__name__}() cannot write the outputs of Alrao heads into a plain tensor in place")
     result = _HANDLERS[func.__name__](func, args, kwargs)
-    target.branches, target.parts = result.branches, result.parts
+    target.branches, target.layers = result.branches, result.layers
     return target
 
 
@@ -499,8 +505,7 @@ for _handler, _names in {
         logaddexp lt le gt ge eq ne less greater __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isfinite isnan isinf
         logical_and logical_or logical_not __and__ __or__ __invert__ bitwise_and bitwise_or nan_to_num masked_fill float
         double half long int bool to type_as detach clone contiguous cpu cuda round floor ceil xlogy""",
-    _add: "add __add__ __radd__",
-    _subtract: "sub subtract __sub__",
+    _sum: "add __add__ __radd__ sub subtract __sub__ stack",
     _clamp: "clamp clip clamp_min clamp_max",
     _extremum: "max min",
     _along: """
@@ -508,7 +513,7 @@ for _handler, _names in {
     _reshape: "reshape view",
     _expand: "expand",
     _flatten: "flatten",
-    _join: "cat concat concatenate stack",
+    _join: "cat concat concatenate",
     _getitem: "__getitem__",
     _broadcast_tensors: "broadcast_tensors",
     _matmul: "matmul mm __matmul__ __rmatmul__",

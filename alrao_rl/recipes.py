@@ -132,12 +132,12 @@ class AlraoOptions(_Table):
     """Options of Alrao: their types. :class:`~alrao_rl.core.AlraoConfig` has the defaults and checks the rest."""
 
     n_heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    lr_range: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    lr_range: list[float] | None = None
     base: str | None = None
     base_kwargs: dict[str, float | bool] | None = None
     value_averaging: str | dict[str, str | float | bool] | None = None
     policy_averaging: str | dict[str, str | float | bool] | None = None
-    head_max_grad_norm: Positive | Literal["none", "auto"] | None = None
+    head_max_grad_norm: float | str | None = None
     reclone_interval: Annotated[int, Field(ge=0)] | None = None
     iterate_window: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
@@ -287,8 +287,8 @@ def _check_id(name: str) -> None:
     """Refuse an id that Gymnasium does not know, or whose package is not installed; imports no such package."""
     import gymnasium as gym
 
-    package, _, env_id = name.rpartition(":")
-    if package:
+    package, colon, env_id = name.rpartition(":")
+    if colon:
         root = package.split(".")[0]
         if not root.isidentifier() or importlib.util.find_spec(root) is None:
             raise UserError(f"environment {name!r}: there is no installed package {root!r} to import it from")
@@ -305,7 +305,7 @@ def _check_id(name: str) -> None:
         known = [key for key in gym.registry if not key.startswith(("phys2d", "tabular"))]
         raise UserError(
             f"unknown environment {env_id!r}, expected a Gymnasium id such as 'CartPole-v1' or 'package:Id'"
-            f"{suggest(env_id, [*names('envs'), *known])}"
+            f"{suggest(env_id, [*names('envs'), *known], 0.6)}"
         ) from None
 
 
@@ -375,7 +375,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
     from alrao_rl.core import AlraoConfig
 
     try:
-        config = AlraoConfig.from_options(alrao_options(agent))
+        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo == "dqn")
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
     options = {name: value for name, value in asdict(config).items() if value is not None}
@@ -439,6 +439,8 @@ def _place(key: str, agent: Agent) -> list[str]:
     elif len(path) == 1 and key in options:
         path = ["policy_options", key]
     valid = [*top, *(f"alrao.{name}" for name in alrao), *hyperparameters, *options]
+    if key in ("alrao", "hyperparameters", "policy_options"):
+        raise UserError(f"--set {key}: it is a table, set one of its keys, such as alrao.n_heads=20 or batch_size=64")
     known = {"hyperparameters": hyperparameters, "policy_options": options, "alrao": alrao}
     nested = len(path) == 3 and path[0] == "alrao" and path[1] in ("base_kwargs", "value_averaging", "policy_averaging")
     if not (key in top or (len(path) == 2 and path[1] in known.get(path[0], ())) or nested):

@@ -108,9 +108,10 @@ def print_list() -> None:
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print every value and where it comes from."""
-    from alrao_rl.agent import ALGORITHMS, build
+    from alrao_rl.agent import ALGORITHMS, build, check_device
     from alrao_rl.envs import make_env
 
+    check_device(args.device, "--device")
     env = make_env(recipe, args.seed, training=True)
     build(recipe.agent, env, args.seed)
     env.close()
@@ -150,11 +151,11 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     config = configuration(recipe, args)
     if _is_finished(folder, config):
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
-    from alrao_rl.agent import build
+    from alrao_rl.agent import build, check_device
     from alrao_rl.envs import make_env
     from alrao_rl.training import TrainingCallback
 
-    _check_device(args.device)
+    check_device(args.device, "--device")
     _limit_threads()
     env = make_env(recipe, args.seed, training=True)
     model = build(recipe.agent, env, args.seed, args.device)
@@ -227,20 +228,6 @@ def _limit_threads() -> None:
         torch.set_num_threads(1)
 
 
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        known = device == "auto" or torch.device(device).type in ("cpu", "cuda", "mps")
-    except RuntimeError:
-        known = False
-    if not known:
-        hint = suggest("cuda" if device.lower() == "gpu" else device, ("cpu", "cuda", "auto"))
-        raise UserError(f"--device is {device!r}, expected cpu, cuda, cuda:N or auto{hint}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device is {device!r}, but torch finds no CUDA device: use --device cpu")
-
-
 def _provenance(args: argparse.Namespace) -> dict[str, Any]:
     packages = ("torch", "stable-baselines3", "gymnasium", "numpy")
     return {
@@ -272,18 +259,22 @@ def _git_commit() -> str | None:
 
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
     status, environment = folder.status() or {}, recipe.environment
-    if missing := {"timesteps", "wall_seconds", "best_return", "best_timestep", "last_return"} - status.keys():
-        raise UserError(f"{folder.path / 'status.json'} lacks {', '.join(sorted(missing))}: choose another --out")
     known = {"reference": environment.reference_score, "random": environment.random_score}
     scores = ", ".join(f"{name} {score:g}" for name, score in known.items() if score is not None)
-    steps, seconds = status["timesteps"], status["wall_seconds"]
-    return "\n".join([
-        f"{recipe.agent_name} on {environment.id}: best evaluation {status['best_return']:.1f} at step "
-        f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
-        f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
-        f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
-        f"play it: python -m alrao_rl.enjoy {shlex.quote(str(folder.path))}",
-    ])  # fmt: skip
+    try:
+        steps, seconds = status["timesteps"], status["wall_seconds"]
+        return "\n".join([
+            f"{recipe.agent_name} on {environment.id}: best evaluation {status['best_return']:.1f} at step "
+            f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
+            f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
+            f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
+            f"play it: python -m alrao_rl.enjoy {shlex.quote(str(folder.path))}",
+        ])  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder.path / 'status.json'} is not as a finished run leaves it ({first_line(error)}): "
+            "choose another folder with --out"
+        ) from None
 
 
 if __name__ == "__main__":

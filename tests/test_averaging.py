@@ -87,7 +87,7 @@ def test_variance_is_the_averages_so_a_diverged_head_cannot_inflate_it():
 
 def test_exponentiated_gradient_by_hand():
     rule = ExponentiatedGradient(torch.tensor([1e-3, 1e-2]), beta=0.5, alpha=0.1, clip=10.0)
-    weights = rule.step(uniform(2), Evidence(gains=[torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])]))
+    weights = rule.step(uniform(2), Evidence(gains=torch.tensor([4.0, 2.0])))
     # g = (4, 2), d = (1, −1), v = 1: weights ∝ e^0.5, e^−0.5, mixed with 10 % of uniform
     a = math.exp(0.5) / (math.exp(0.5) + math.exp(-0.5))
     assert weights.tolist() == pytest.approx([0.9 * a + 0.05, 0.9 * (1 - a) + 0.05])
@@ -95,7 +95,7 @@ def test_exponentiated_gradient_by_hand():
 
 def test_exponentiated_gradient_counts_new_data():
     """A datum shown four times moves the weights as often, each time by a fourth."""
-    gains = [torch.tensor([4.0, 2.0])]
+    gains = torch.tensor([4.0, 2.0])
     once = ExponentiatedGradient(torch.tensor([1e-3, 1e-2]), beta=0.5, alpha=1e-9)
     often = ExponentiatedGradient(torch.tensor([1e-3, 1e-2]), beta=0.5, alpha=1e-9, reuse=4)
     weights = once.step(uniform(2), Evidence(gains=gains))
@@ -193,7 +193,7 @@ def evidence(generator, scale=1.0):
     residual = torch.rand(4, generator=generator)
     return Evidence(
         residual=residual * scale**2,
-        gains=[torch.randn(3, generator=generator) * scale],
+        gains=torch.randn(3, generator=generator) * scale,
         gradient=torch.randn(3, 5, generator=generator) * scale,
     )
 
@@ -222,7 +222,7 @@ def test_weights_stay_a_distribution_whatever_the_evidence(name, rows):
     for row in rows:
         losses = torch.tensor(row).abs()
         gradient = torch.tensor(row)[1:, None].nan_to_num(0.0, 1e15, -1e15)  # the optimizer masks what is not finite
-        weights = rule.step(weights, Evidence(residual=losses, gains=[torch.tensor(row[1:])], gradient=gradient))
+        weights = rule.step(weights, Evidence(residual=losses, gains=torch.tensor(row[1:]), gradient=gradient))
         assert weights.isfinite().all()
         assert (weights >= 0).all()
         assert weights.sum().item() == pytest.approx(1.0, abs=1e-5)

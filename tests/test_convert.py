@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,12 +60,31 @@ def test_a_shared_output_layer_is_replaced_everywhere():
         ({"7": "values"}, "does not exist, expected a Linear layer: one of 0, 2"),
         ({"1": "values"}, "is a Tanh"),
         ({"2": "vlaues"}, "kind is 'vlaues'"),
-        ({}, "outputs is empty"),
+        ({}, "outputs is {}, expected a dict"),
+        (["2"], "outputs is .'2'., expected a dict"),
+        ({"2": {"kind": "values"}}, "expected an Output or one of values"),
+        ({"2": None}, "output layer '2' is None"),
+        ({"": "values"}, "output layer '' is a Sequential"),
+        ({"2": "catgorical"}, "did you mean 'categorical'"),
+        ({"2": Output("categorical", splits=[1, 1])}, r"splits are \[1, 1\], expected sizes that add up to 3"),
     ],
 )
 def test_bad_outputs(outputs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         convert(network(), outputs)
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = {"n_heads": np.int64(3), "lr_range": (np.float32(1e-3), np.float64(0.5)), "seed": np.int32(7)}
+    config = AlraoConfig(**options, head_max_grad_norm=np.float32(0.5), base_kwargs={"decay": np.float32(0.5)})
+    assert (config.n_heads, type(config.n_heads), type(config.seed)) == (3, int, int)
+    assert (config.head_max_grad_norm, config.lr_range[1]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("replay", "rule"), [(True, "whiteness"), (False, "switch")])
+def test_the_rule_of_values_follows_their_data_unless_it_is_given(replay, rule):
+    assert AlraoConfig().resolve(replay).value_averaging == rule
+    assert AlraoConfig(value_averaging="uniform").resolve(replay).value_averaging == "uniform"
 
 
 def test_converting_twice_is_refused():
@@ -83,6 +103,10 @@ def test_converting_twice_is_refused():
         ({"lr_range": (-1.0, 0.1)}, "lr_range"),
         ({"lr_range": (float("nan"), 0.1)}, "lr_range"),
         ({"lr_range": 0.1}, "lr_range is 0.1"),
+        ({"lr_range": (1e-60, 1e300)}, "from 1e-30 to 1e30"),
+        ({"seed": 2**64}, f"alrao.seed is {2**64}, expected a whole number of at least 0 and at most"),
+        ({"value_averaging": {"rule": "switch", "theta": 3}}, "alrao.value_averaging 'switch': theta is 3"),
+        ({"base_kwargs": {"decay": 3}}, "alrao.base_kwargs of 'rmsprop': decay is 3"),
         ({"base": "rmsporp"}, "did you mean 'rmsprop'"),
         ({"base_kwargs": {"momentum": 0.9}}, "momentum"),
         ({"base": "sgd", "base_kwargs": {"momentum": 1.5}}, "momentum is 1.5"),
@@ -90,7 +114,7 @@ def test_converting_twice_is_refused():
         ({"value_averaging": "whitness"}, "did you mean 'whiteness'"),
         ({"value_averaging": {"rule": "whiteness", "widnow": 3}}, "did you mean 'window'"),
         ({"value_averaging": 3}, "value_averaging is 3"),
-        ({"policy_averaging": "switch"}, "needs labels"),
+        ({"policy_averaging": "switch"}, "needs labels.*'whiteness'"),
         ({"head_max_grad_norm": -1.0}, "head_max_grad_norm is -1.0"),
         ({"reclone_interval": -1}, "reclone_interval is -1"),
         ({"nheads": 3}, "did you mean 'n_heads'"),

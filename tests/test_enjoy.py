@@ -157,6 +157,15 @@ def test_bad_input(run, capfd, args, expected):
     assert expected in refused(capfd, run, *args)
 
 
+def test_video_that_cannot_be_written_is_refused_before_playing(run, tmp_path, capfd):
+    (tmp_path / "x.mp4").mkdir()
+    assert "x.mp4', which cannot be written: it is a folder" in refused(capfd, run, "--video", tmp_path / "x.mp4")
+
+
+def test_a_file_of_sb3s_own(tmp_path, capfd):
+    assert "m.zip is Stable-Baselines3's own format" in refused(capfd, tmp_path / "m.zip")
+
+
 def test_video_without_moviepy(run, tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)
     expected = "error: --video needs moviepy; install it with: pip install 'alrao-rl[video]'\n"

@@ -194,7 +194,7 @@ def test_the_gain_is_the_finite_difference_along_the_weights(space):
     # The clip is active: the old log-probabilities are some way off.
     old = -torch.rand(64).double() * 3
     (loss(layer(x), layer.averaged_extra()) if space == "gaussian" else loss(layer(x))).backward()
-    gain = torch.stack(layer.evidence.gains).sum(0)
+    gain = layer.evidence.gains
 
     def at(a):
         out = torch.stack([F.linear(x, w, b) for w, b in zip(layer.weight, layer.bias, strict=True)]).detach()
@@ -221,7 +221,7 @@ def test_gain_of_a2c_by_hand():
     (-(advantages * Categorical(logits=layer(x)).log_prob(actions))).sum().backward()
     p = outputs_of(layer, x).softmax(-1)[:, torch.arange(5), actions].detach()
     expected = (advantages * p / p.mean(0)).sum(1)
-    gain = layer.evidence.gains[0]  # up to a constant: a Categorical normalises its logits once more
+    gain = layer.evidence.gains  # up to a constant: a Categorical normalises its logits once more
     torch.testing.assert_close(gain - gain.mean(), expected - expected.mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -256,17 +256,54 @@ def test_any_other_loss_is_evidence_too():
     assert layer.evidence.residual is None
 
 
-def test_each_layer_keeps_its_own_part_of_a_sum_of_losses():
-    policy, value, x = (
-        heads("categorical", rule="exponentiated-gradient"),
-        heads(rule="bayes", n_out=1),
-        torch.randn(5, 4),
+def add_in_place(f, g):
+    loss = f.mean()
+    loss += 0.5 * g.mean()
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("total", "of_values"),
+    [
+        (lambda f, g: (f.mean() + 0.5 * g.mean()) * 2, 1.0),
+        (lambda f, g: -(f.mean() - 0.5 * g.mean()), 0.5),
+        (lambda f, g: (f + 0.5 * g).mean(), 0.5),
+        (lambda f, g: (g - f).sum() / 20, 1.0),
+        (lambda f, g: torch.stack([f.mean(), g.mean(), g.mean()]).sum(), 2.0),
+        (lambda f, g: torch.add(input=f, other=g, alpha=0.5).mean(), 0.5),
+        (lambda f, g: f.mean() + 0.1 + 0.5 * g.mean() + (g.mean() + f.mean()), 1.5),
+        (lambda f, g: sum([f.mean(), 0.5 * g.mean()]), 0.5),
+        (add_in_place, 0.5),
+    ],
+)
+def test_each_layer_knows_its_own_part_of_a_sum_of_losses(total, of_values):
+    """With its sign, scale and reduction; a layer named twice adds up; the gradients are those of the sum."""
+    policy = heads("categorical", rule="exponentiated-gradient", n_out=2)
+    values, x = heads(rule="bayes", n_out=2), torch.randn(10, 4)
+    f, g = policy(x), values(x).square()
+    loss = total(f, g)
+    torch.testing.assert_close(
+        loss.branches, torch.stack([total(a, b) for a, b in zip(f.branches, g.branches, strict=True)])
     )
-    loss = -policy(x).mean() + 0.5 * value(x).square().mean()
-    (loss * 2).backward()
-    torch.testing.assert_close(value.evidence.loss[1:], 0.5 * outputs_of(value, x).square().mean((1, 2)))
-    assert len(policy.evidence.gains) == 1
-    assert value.evidence.gains == []
+    loss.backward()
+    torch.testing.assert_close(values.evidence.loss, of_values * g.branches.detach().mean((1, 2)))
+    assert policy.evidence.gains is not None
+    assert policy.evidence.loss is values.evidence.gains is None
+
+
+def test_another_optimizer_is_told_that_it_does_not_reach_the_heads():
+    layer = heads()
+    optimizer = torch.optim.Adam(layer.parameters())
+
+    def train():
+        for _ in range(250):
+            optimizer.zero_grad()
+            layer(torch.randn(5, 4)).mean().backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="AlraoOptimizer") as warned:
+        train()
+    assert len(warned) == 1
 
 
 # --- lost heads -----------------------------------------------------------------------------------------------------

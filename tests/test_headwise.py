@@ -209,7 +209,7 @@ def test_different_layers_add_and_are_refused_otherwise():
     policy, value = headwise(4), headwise(4, layer=VALUES, seed=1)
     loss = policy.mean() + 0.5 * value.mean()
     torch.testing.assert_close(loss.branches, policy.branches.mean(1) + 0.5 * value.branches.mean(1))
-    assert set(loss.parts) == {LAYER, VALUES}
+    assert set(loss.layers) == {LAYER, VALUES}
     loss = loss * 2.0
     loss.backward()
     torch.testing.assert_close(value.branches.grad, torch.full((4, 4), 0.25))
@@ -252,14 +252,3 @@ def test_cross_entropy_of_a_classifier():
     labels = torch.tensor([0, 2, 1, 1])
     check(lambda x: F.cross_entropy(x, labels), headwise(4, 3))
     check(lambda x: F.nll_loss(F.log_softmax(x, -1), labels, reduction="sum"), headwise(4, 3))
-
-
-def test_losses_of_two_layers_can_be_subtracted_and_a_layer_named_twice_adds_up():
-    """The sum minus an entropy, and a regulariser of one of them: evidence of each layer is all of its loss."""
-    a, b = headwise(4), headwise(4, layer=VALUES, seed=1)
-    (first,), (second,) = a.parts, b.parts
-    losses = a.square().mean() - 0.5 * b.square().mean() + 0.1 * a.mean()
-    expected = a.branches.square().mean(1) - 0.5 * b.branches.square().mean(1) + 0.1 * a.branches.mean(1)
-    torch.testing.assert_close(losses.branches, expected)
-    torch.testing.assert_close(losses.parts[first], a.branches.square().mean(1) + 0.1 * a.branches.mean(1))
-    torch.testing.assert_close(losses.parts[second], -0.5 * b.branches.square().mean(1))

@@ -425,6 +425,13 @@ def test_set_parameters(algo):
     assert_trained(other, before)
 
 
+def test_parameters_of_another_base_are_refused():
+    model, other = make("ppo", alrao={"base": "adam"}), make("ppo")
+    model.learn(16)
+    with pytest.raises(ValueError, match=r"exp_avg.*expected.*another base update than 'rmsprop'"):
+        other.set_parameters(model.get_parameters())
+
+
 @pytest.mark.parametrize("algo", ALGORITHMS)
 @pytest.mark.parametrize("by", ["concrete", "AlraoPolicy"])
 def test_policy_save_and_load(algo, by, tmp_path):

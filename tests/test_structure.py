@@ -15,8 +15,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alrao_rl"
 # What a folder may import besides the standard library; of alrao_rl, the listed parts only.
 ALLOWED = {
+    "errors.py": set(),
+    "checks.py": {"alrao_rl.errors"},
     "headwise.py": {"torch"},
-    "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise"},
+    "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
     "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib", "alrao_rl.core", "alrao_rl.sb3"},
 }
 # Commands in the order of the imports: none imports one to its right.
@@ -116,4 +118,4 @@ def test_code_lines_by_hand():
 def test_the_method_is_small():
     """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 820, sizes
+    assert sum(sizes.values()) < 810, sizes

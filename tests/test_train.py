@@ -281,13 +281,19 @@ def test_default_folder_of_a_package_id(tiny, capfd, monkeypatch, tmp_path):
     assert [line.split() for line in lines if line.startswith("timesteps")] == [["timesteps", "=", "500000", "default"]]
 
 
-def test_status_that_was_edited(finished, tmp_path, capfd):
+@pytest.mark.parametrize(
+    "edit",
+    [lambda status: status.pop("best_return"), lambda status: status.update(wall_seconds="long", best_timestep=[])],
+)
+def test_status_that_was_edited(finished, tmp_path, capfd, edit):
     shutil.copytree(finished[0], tmp_path / "run")
-    (tmp_path / "run" / "status.json").write_text('{"state": "finished", "timesteps": 300}')
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    edit(status)
+    (tmp_path / "run" / "status.json").write_text(json.dumps(status))
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "status.json lacks best_return, best_timestep, last_return, wall_seconds: choose another" in lines[0]
+    assert "status.json is not as a finished run leaves it" in lines[0]
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
@@ -511,15 +517,20 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--eval-episodes", "0"], "--eval-episodes is 0, expected"),
         ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cuda'?"),
+        ([*DQN_ON_CARTPOLE, "--device", "nonsense", "--dry-run"], "--device is 'nonsense', expected cpu"),
+        (["--algo", "dqn", "--env", ":CartPole-v1"], "there is no installed package ''"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao=3"], "--set alrao: it is a table, set one of its keys"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[1]"], "expected two numbers 0 < lr_min <= lr_max"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.head_max_grad_norm=foo"], "expected None, 'auto' or a positive number"),
         ([*DQN_ON_CARTPOLE, "--set", "learning_rate=0.1"], "an Alrao agent has no learning rate to set"),
         ([*DQN_ON_CARTPOLE, "--set", "batchsize=1"], "did you mean 'batch_size'?"),
         ([*DQN_ON_CARTPOLE, "--set", "batch\nsize=1"], "--set batch size: no such key"),
         ([*DQN_ON_CARTPOLE, "--set", "batch_size=big"], "hyperparameters.batch_size is 'big'"),
         ([*DQN_ON_CARTPOLE, "--set", "gamma=2"], "hyperparameters.gamma is 2"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[1e-1, 1e-3]"], "alrao.lr_range is [0.1, 0.001]"),
-        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[0, 1e-3]"], "alrao.lr_range is 0"),
-        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[-1, 1e-3]"], "alrao.lr_range is -1"),
-        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[nan, 1e-3]"], "alrao.lr_range is nan"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[0, 1e-3]"], "alrao.lr_range is [0"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[-1, 1e-3]"], "alrao.lr_range is [-1"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[nan, 1e-3]"], "alrao.lr_range is [nan"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.n_heads=0"], "alrao.n_heads is 0"),
         ([*DQN_ON_CARTPOLE, "--set", "buffer_size=1000000000000"], "cannot build DQN: Unable to allocate"),
         (["--algo", "ppo", "--env", "CartPole-v1", "--set", "use_sde=true"], "only be used with continuous actions"),

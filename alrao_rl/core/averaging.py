@@ -19,13 +19,13 @@ rule                        evidence        source
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alrao_rl.core.checks import construct, number
+from alrao_rl.checks import construct, number
 
 _NEVER = -1e30
 """log p of a head whose loss is not finite: finite itself, so that a softmax over nothing else is uniform."""
@@ -41,15 +41,17 @@ class Evidence:
     """``[1 + J]``: negative log-likelihood of the batch, summed over it."""
     loss: Tensor | None = None
     """``[1 + J]``: any other loss."""
-    gains: list[Tensor] = field(default_factory=list)
-    """``[J]`` each: −∂ℓ/∂a_j of the average branch; they add up."""
+    gains: Tensor | None = None
+    """``[J]``: −∂ℓ/∂a_j of the average branch."""
     gradient: Tensor | None = None
     """``[J, P]``: gradient of every head."""
+    passes: int = 0
+    """Backward passes that have brought it."""
 
-    def clear(self) -> None:
-        """Forget all of it."""
-        self.residual = self.nll = self.loss = self.gradient = None
-        self.gains = []
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to what is known: several losses, or backward passes, before one step."""
+        before = getattr(self, name)
+        setattr(self, name, value if before is None else before + value)
 
 
 class Uniform(nn.Module):
@@ -99,7 +101,7 @@ class Likelihood(Uniform):
         """
         if evidence.nll is not None:
             log_p = -evidence.nll[1:]
-        elif (losses := evidence.residual if evidence.residual is not None else evidence.loss) is not None:
+        elif (losses := evidence.loss if evidence.residual is None else evidence.residual) is not None:
             self.scale.mul_(self.decay).add_(losses[0].abs().nan_to_num(0.0, 0.0), alpha=1 - self.decay)
             self.correction.mul_(self.decay)
             factor = self.n / 2 if losses is evidence.residual else self.n
@@ -193,9 +195,9 @@ class ExponentiatedGradient(Uniform):
 
     def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """Return the weights after one update, shape ``[J]``."""
-        if not evidence.gains:
+        if evidence.gains is None:
             return weights
-        gain = torch.stack(evidence.gains).sum(0).nan_to_num(0.0, 0.0, 0.0)
+        gain = evidence.gains.nan_to_num(0.0, 0.0, 0.0)
         advantage = gain - (weights * gain).sum()
         self.variance.mul_(self.decay).add_((weights * advantage.square()).sum(), alpha=1 - self.decay)
         self.correction.mul_(self.decay)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
+from alrao_rl.checks import construct, is_number, number, one_of, whole
 from alrao_rl.core.averaging import make_rule, rule_name
-from alrao_rl.core.checks import construct, is_number, number, one_of, whole
 from alrao_rl.core.optim import BASES, Base
 
 
@@ -24,7 +24,11 @@ class AlraoConfig:
         base_kwargs: options of the base (``momentum``; ``beta1``, ``beta2``, ``eps``; ``decay``, ``eps``,
             ``eps_inside``, ``bias_correction``; ``beta``, ``eps``).
         value_averaging: averaging rule of values: ``switch``, ``whiteness``, ``bayes``, ``exponentiated-gradient``,
-            ``uniform``, or a dict with the name under ``rule`` and its options beside it.
+            ``uniform``, or a dict with the name under ``rule`` and its options beside it. ``"auto"`` is whiteness for
+            values learned from replay (DQN), switch otherwise. Replayed batches are drawn independently, so that the
+            correlation of successive gradients tells of the rate alone, but their labels are the network's own
+            guesses, which flatter slow heads. With fresh data (A2C, PPO) it is the other way round: labels are
+            returns, and successive rollouts resemble each other at any rate.
         policy_averaging: averaging rule of policies, given in the same way. A policy has no label, so ``switch`` and
             ``bayes`` do not serve it.
         head_max_grad_norm: every head's gradient is clipped to this norm by itself; None leaves it. ``"auto"`` is the
@@ -43,7 +47,7 @@ class AlraoConfig:
     lr_range: tuple[float, float] | None = None
     base: str = "rmsprop"
     base_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    value_averaging: str | Mapping[str, Any] = "switch"
+    value_averaging: str | Mapping[str, Any] = "auto"
     policy_averaging: str | Mapping[str, Any] = "exponentiated-gradient"
     head_max_grad_norm: float | str | None = "auto"
     reclone_interval: int = 100
@@ -51,23 +55,25 @@ class AlraoConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        whole("alrao.n_heads", self.n_heads, 1)
-        whole("alrao.reclone_interval", self.reclone_interval, 0)
-        whole("alrao.iterate_window", self.iterate_window, 1)
-        if self.seed is not None:
-            whole("alrao.seed", self.seed, 0)
+        checked: dict[str, Any] = {
+            name: whole(f"alrao.{name}", getattr(self, name), low)
+            for name, low in {"n_heads": 1, "reclone_interval": 0, "iterate_window": 1, "seed": 0}.items()
+            if name != "seed" or self.seed is not None
+        }
         if self.lr_range is not None:
-            object.__setattr__(self, "lr_range", _interval(self.lr_range))
-        if self.head_max_grad_norm not in (None, "auto"):
-            norm = number("alrao.head_max_grad_norm", self.head_max_grad_norm, 0, also="None, 'auto' or ")
-            object.__setattr__(self, "head_max_grad_norm", norm)
+            checked["lr_range"] = _interval(self.lr_range)
+        if self.head_max_grad_norm is not None and self.head_max_grad_norm != "auto":
+            name = "alrao.head_max_grad_norm"
+            checked["head_max_grad_norm"] = number(name, self.head_max_grad_norm, 0, also="None, 'auto' or ")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         self.make_base()
-        for name in ("value_averaging", "policy_averaging"):
-            make_rule(getattr(self, name), torch.ones(1), f"alrao.{name}")
+        make_rule(self.resolve(replay=False).value_averaging, torch.ones(1), "alrao.value_averaging")
+        make_rule(self.policy_averaging, torch.ones(1), "alrao.policy_averaging")
         if (name := rule_name(self.policy_averaging)) in ("switch", "bayes"):
             raise ValueError(
                 f"alrao.policy_averaging is {name!r}, which needs labels that a policy has not: expected "
-                "'exponentiated-gradient' or 'uniform'"
+                "'exponentiated-gradient', 'whiteness' or 'uniform'"
             )
 
     @classmethod
@@ -81,6 +87,12 @@ class AlraoConfig:
         for name in options:
             one_of("alrao option", name, [f.name for f in fields(cls)])
         return cls(**options)
+
+    def resolve(self, replay: bool) -> AlraoConfig:
+        """The same with ``value_averaging`` decided, for values learned from replay or not."""
+        if self.value_averaging != "auto":
+            return self
+        return replace(self, value_averaging="whiteness" if replay else "switch")
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -102,4 +114,6 @@ def _interval(value: Any) -> tuple[float, float]:
     if not 0 < low <= high:
         hint = f" (did you mean {(high, low)}?)" if 0 < high < low else ""
         raise ValueError(f"alrao.lr_range is {value!r}, {expected}{hint}")
+    if low < 1e-30 or high > 1e30:
+        raise ValueError(f"alrao.lr_range is {value!r}, expected rates from 1e-30 to 1e30, which 32 bits can hold")
     return low, high

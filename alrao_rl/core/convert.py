@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alrao_rl.checks import one_of
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.heads import KINDS, OutputHeads
 from alrao_rl.core.rates import FeatureMap
@@ -36,8 +37,7 @@ class Output:
     extra: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+        one_of("kind", self.kind, KINDS)
 
 
 def convert(
@@ -57,14 +57,16 @@ def convert(
     Raises:
         ValueError: no such layer, a layer that is no ``nn.Linear``, or a network converted before.
     """
-    config = AlraoConfig.from_options(config)
+    config = AlraoConfig.from_options(config).resolve(replay=False)
     if hasattr(network, "alrao_config"):
         raise ValueError(f"{type(network).__name__} is an Alrao network already")
-    if not outputs:
-        raise ValueError("outputs is empty, expected the name of at least one output layer")
+    if not isinstance(outputs, Mapping) or not outputs:
+        raise ValueError(f"outputs is {outputs!r}, expected a dict such as {{'head': 'values'}}, one entry a layer")
     modules = dict(network.named_modules(remove_duplicate=False))
-    for name in outputs:
-        if type(modules.get(name)) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+    for name, output in outputs.items():
+        if not isinstance(output, (str, Output)):
+            raise TypeError(f"output layer {name!r} is {output!r}, expected an Output or one of {', '.join(KINDS)}")
+        if not name or type(modules.get(name)) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
             linear = [key for key, module in modules.items() if isinstance(module, nn.Linear)]
             found = f"is a {type(modules[name]).__name__}" if name in modules else "does not exist"
             raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: one of {', '.join(linear)}")

@@ -9,6 +9,7 @@ a_j from how well each head has been doing (averaging.py). Shapes: J heads, B ba
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alrao_rl.checks import one_of
 from alrao_rl.core.averaging import Evidence, make_rule
 from alrao_rl.core.rates import head_rates
 from alrao_rl.headwise import HeadwiseTensor
@@ -41,6 +43,8 @@ def all_finite(tensor: Tensor) -> bool:
     return not tensor.is_cuda and math.isfinite(tensor.detach().sum().item())
 
 
+MANY_PASSES = 100
+"""Backward passes for one step: more than anyone accumulates."""
 _TINY = torch.finfo(torch.float32).tiny
 KINDS = ("values", "categorical", "bernoulli", "mean")
 _LINEAR = ("values", "mean")
@@ -76,17 +80,18 @@ class OutputHeads(nn.Module):
         n_heads: int,
         lr_range: tuple[float, float],
         kind: str = "values",
-        rule: str | dict[str, Any] = "whiteness",
+        rule: str | dict[str, Any] = "switch",
         splits: Sequence[int] | None = None,
         init: Callable[[nn.Linear], object] | None = None,
         extra: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+        one_of("kind", kind, KINDS)
         self.n_heads, self.kind = n_heads, kind
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.splits = list(splits) if splits is not None else [layer.out_features]
+        if sum(self.splits) != layer.out_features:
+            raise ValueError(f"splits are {self.splits}, expected sizes that add up to {layer.out_features} outputs")
         self._extra_shape = None if extra is None else extra.shape
         self._sizes = [layer.weight.numel(), 0 if layer.bias is None else layer.out_features]
         self._sizes.append(0 if extra is None else extra.numel())
@@ -187,7 +192,7 @@ class OutputHeads(nn.Module):
             theta, weights = self._without_lost(theta, weights)
         if self.rule.uses == "gains" and torch.is_grad_enabled():
             weights = weights.clone().requires_grad_()
-            weights.register_hook(lambda gradient: self.evidence.gains.append(-gradient))
+            weights.register_hook(lambda gradient: self.evidence.add("gains", -gradient))
         return theta, weights
 
     @staticmethod
@@ -211,29 +216,32 @@ class OutputHeads(nn.Module):
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
 
     def _take_gradient(self, theta: Tensor) -> None:
-        before = self.evidence.gradient
-        self.evidence.gradient = theta.grad if before is None or theta.grad is None else before + theta.grad
+        if theta.grad is not None:
+            self.evidence.add("gradient", theta.grad)
         theta.grad = None
+        self.evidence.passes += 1
+        if self.evidence.passes == MANY_PASSES:
+            warnings.warn(
+                f"{MANY_PASSES} backward passes without a step of the Alrao optimizer: output heads learn only through "
+                "it (policy.optimizer, or AlraoOptimizer of alrao_rl.core), not through another torch optimizer",
+                stacklevel=2,
+            )
 
     def watch(self, branches: Tensor, losses: Tensor, is_likelihood: bool = False) -> None:
         """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
         if not branches.requires_grad:
             return
 
-        def record(gradient: Tensor) -> None:
-            name = "nll" if is_likelihood else "residual"
-            before = getattr(self.evidence, name)
-            setattr(self.evidence, name, losses if before is None else before + losses)
+        name = "nll" if is_likelihood else "residual"
+        branches.register_hook(lambda gradient: self.evidence.add(name, losses))
 
-        branches.register_hook(record)
-
-    def watch_loss(self, losses: Tensor) -> None:
-        """Take the final loss of this layer, ``[1 + J]``, as evidence if no loss function has told more."""
-        self.evidence.loss = losses.detach()
+    def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
+        """Take ``losses``, ``[1 + J, …]``, as they enter the final loss, as evidence if no loss function tells more."""
+        self.evidence.add("loss", (losses * gradient).reshape(len(losses), -1).sum(1))
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
-        self.evidence.clear()
+        self.evidence = Evidence()
 
     # --- updates ----------------------------------------------------------------------------------------------------
 

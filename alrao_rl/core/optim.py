@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from alrao_rl.core.checks import number
+from alrao_rl.checks import number
 from alrao_rl.core.heads import OutputHeads, all_finite
 from alrao_rl.core.rates import FeatureMap
 
@@ -216,6 +216,17 @@ class AlraoOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.
         return {**self.__dict__, "_rates": torch.empty(0), "_update": torch.empty(0), "_views": []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict()`` gave; ValueError if it is the state of another base update."""
+        expected = {*self._base.buffers, "steps"}
+        for held in state_dict["state"].values():
+            if held.keys() != expected:
+                raise ValueError(
+                    f"the state holds {', '.join(sorted(held))}, expected {', '.join(sorted(expected))}: it is of "
+                    f"another base update than {self.config.base!r}"
+                )
+        super().load_state_dict(state_dict)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the evidence that no step has used."""

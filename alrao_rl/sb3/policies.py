@@ -42,7 +42,7 @@ class AlraoPolicyMixin:
         algorithm = _calling_algorithm()
         _refuse_algorithm(type(self).__name__, self.serves, algorithm)
         _refuse_optimizer(kwargs, algorithm)
-        config = AlraoConfig.from_options(alrao)
+        config = AlraoConfig.from_options(alrao).resolve(replay=isinstance(self, DQNPolicy))
         if config.head_max_grad_norm == "auto":
             norm = getattr(algorithm, "max_grad_norm", None)
             config = replace(config, head_max_grad_norm=None if norm in (None, math.inf) else float(norm))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
+import numbers
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from alrao_rl.errors import suggest
+
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number, NumPy's included."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf, ends: str = "()", also: str = "") -> float:
@@ -28,19 +31,19 @@ def number(name: str, value: Any, low: float, high: float = math.inf, ends: str 
     return float(value)
 
 
-def whole(name: str, value: Any, low: int) -> None:
-    """Refuse what is not a whole number of at least ``low``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {low}")
+def whole(name: str, value: Any, low: int, high: int = sys.maxsize) -> int:
+    """Return ``value`` if it is a whole number from ``low`` to ``high``."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        most = f" and at most {high}" if is_number(value) and value > high else ""
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {low}{most}")
+    return int(value)
 
 
 def one_of(what: str, value: object, choices: Iterable[str]) -> None:
     """Refuse what is not among the choices."""
     choices = list(choices)
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1, 0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what} is {value!r}, expected one of {', '.join(choices)}{hint}")
+        raise ValueError(f"{what} is {value!r}, expected one of {', '.join(choices)}{suggest(str(value), choices)}")
 
 
 def construct(what: str, classes: Mapping[str, type], name: Any, options: Any, *args: Any) -> Any:
@@ -57,4 +60,7 @@ def construct(what: str, classes: Mapping[str, type], name: Any, options: Any, *
         if wants_bool != isinstance(value, bool) or not (wants_bool or is_number(value)):
             expected = "true or false" if wants_bool else "a number"
             raise TypeError(f"{what} {name!r}: {key} is {value!r}, expected {expected}")
-    return classes[name](*args, **options)
+    try:
+        return classes[name](*args, **options)
+    except ValueError as error:
+        raise ValueError(f"{what} {name!r}: {error}") from None
