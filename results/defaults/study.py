@@ -45,7 +45,8 @@ OBSERVATIONS = {
     "switch, centred observations": ["normalize_observations=true"],
 }
 PAPER = "paper: sgd, (1e-5, 10), switch"
-KEPT = ["switch"]
+KEPT = [*product(STOCK, ["switch"]), ("dqn", "whiteness")]
+"""Algorithm and setting of what went on to five seeds."""
 
 
 def settings(algo: str) -> dict[str, tuple[str, list[str]]]:
@@ -61,7 +62,7 @@ def plan() -> list[tuple[str, str, str, int]]:
     """All runs, in the order they are made."""
     cells = list(product(("a2c", "ppo", "dqn"), FLOORS))
     all_of = [(algo, name, env, seed) for algo, env in cells for seed in range(5) for name in settings(algo)]
-    kept = [one for one in all_of if one[1] in KEPT or one[1].startswith("stock")]
+    kept = [one for one in all_of if one[:2] in KEPT or one[1].startswith("stock")]
     return kept + [one for one in all_of if one[3] < 2 and one not in kept]
 
 
