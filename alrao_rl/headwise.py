@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 _PLACEHOLDER = torch.empty(0)
+_make_subclass = torch.Tensor._make_subclass
 
 
 class HeadwiseError(RuntimeError):
@@ -74,7 +75,7 @@ class HeadwiseTensor(torch.Tensor):
 def _wrap(branches: Tensor, layers: frozenset[Any]) -> HeadwiseTensor:
     # The wrapped storage is never read: every access goes through __torch_function__, and making a view of the
     # average for each operation would cost as much as the operation.
-    result: HeadwiseTensor = torch.Tensor._make_subclass(HeadwiseTensor, _PLACEHOLDER)
+    result: HeadwiseTensor = _make_subclass(HeadwiseTensor, _PLACEHOLDER)
     result.branches = branches
     result.layers = layers
     return result
@@ -105,7 +106,7 @@ def _resolve(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTenso
     first = leaders[0]
     if any(other.layers != first.layers for other in leaders):
         raise HeadwiseError(
-            f"{func.__name__}() combines the outputs of two different Alrao output layers, and both need a gradient: "
+            f"{func.__name__.strip('_')}() combines the outputs of two different Alrao output layers, and both need a gradient: "
             "only a sum of their losses has a meaning per head (detach() one of them)"
         )
 
@@ -131,14 +132,19 @@ def _align(value: Tensor, ndim: int) -> Tensor:
 
 def _full_branches(value: Tensor, n_branches: int, shape: tuple[int, ...]) -> Tensor:
     """Branches of any tensor, expanded to the visible ``shape``."""
-    if isinstance(value, HeadwiseTensor):
+    if type(value) is HeadwiseTensor:
         branches = value.branches
-    elif torch.is_grad_enabled() and value.requires_grad:
+    elif value.requires_grad and torch.is_grad_enabled():
         branches = _promote(value, n_branches)
     else:
-        branches = value.unsqueeze(0)
+        return value.expand(n_branches, *shape)
     branches = _align(branches, len(shape))
     return branches if branches.shape == (n_branches, *shape) else branches.expand(n_branches, *shape)
+
+
+def _rows(branches: Tensor) -> Tensor:
+    """One row for every branch."""
+    return branches if branches.dim() == 2 else branches.reshape(branches.shape[0], -1)
 
 
 def _needs_branches(value: Any) -> bool:
@@ -153,16 +159,26 @@ def _visible_ndim(value: Tensor) -> int:
 
 
 def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
-    first = args[0]
-    if not kwargs and type(first) is HeadwiseTensor:  # the commonest cases, which need none of what follows
-        other = args[1] if len(args) == 2 else None
-        if len(args) == 1 or type(other) in (int, float):
-            return _like(func(first.branches, *args[1:]), first)
-        if type(other) is HeadwiseTensor and other.branches.shape == first.branches.shape:
-            if len(first.layers) == 1 and other.layers == first.layers:
-                return _like(func(first.branches, other.branches), first)
-        elif type(other) is Tensor and not other.requires_grad and other.dim() < first.branches.dim():
-            return _like(func(first.branches, other), first)
+    # The commonest cases, which need none of what follows.
+    if not kwargs and len(args) == 2:
+        first, other = args
+        if type(first) is Tensor:  # a label, before or behind
+            if not first.requires_grad and first.dim() < other.branches.dim():
+                return _wrap(func(first, other.branches), other.layers)
+        elif type(other) is Tensor:
+            if type(first) is HeadwiseTensor and not other.requires_grad and other.dim() < first.branches.dim():
+                return _wrap(func(first.branches, other), first.layers)
+        elif type(other) is HeadwiseTensor:
+            if (
+                type(first) is HeadwiseTensor
+                and other.layers == first.layers
+                and other.branches.dim() == first.branches.dim()
+            ):
+                return _wrap(func(first.branches, other.branches), first.layers)
+        elif type(first) is HeadwiseTensor and type(other) in (int, float):
+            return _wrap(func(first.branches, other), first.layers)
+    elif not kwargs and len(args) == 1:
+        return _wrap(func(args[0].branches), args[0].layers)
     args, kwargs, first = _resolve(func, args, kwargs)
     n_branches = first.branches.shape[0]
     gradients = torch.is_grad_enabled()
@@ -181,23 +197,26 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     """add, sub and stack: also join losses of different layers."""
-    terms = args[0] if func.__name__ == "stack" else [*args[:2], kwargs.get("other")]
+    stack = func.__name__ == "stack"
+    terms = args[0] if stack else [*args[:2], kwargs.get("other")]
     losses = [term for term in terms if type(term) is HeadwiseTensor and term.branches.requires_grad]
-    if len(losses) < 2 or all(loss.layers == losses[0].layers for loss in losses):
-        return (_join if func.__name__ == "stack" else _elementwise)(func, args, kwargs)
+    if len(losses) < 2 or all(loss.layers == losses[0].layers for loss in losses[1:]):
+        return (_join if stack else _elementwise)(func, args, kwargs)
     n_branches = losses[0].branches.shape[0]
     for loss in losses:
         if loss.branches.shape[0] != n_branches:
             raise HeadwiseError(
-                f"{func.__name__}() joins losses of output layers with {n_branches - 1} and "
+                f"{func.__name__.strip('_')}() joins losses of output layers with {n_branches - 1} and "
                 f"{loss.branches.shape[0] - 1} heads: layers whose losses are added need the same n_heads"
             )
         if len(loss.layers) == 1:
             _watch_term(loss)
-    layers = frozenset().union(*(loss.layers for loss in losses))
+    layers = losses[0].layers.union(*(loss.layers for loss in losses[1:]))
     joined = {id(loss): _wrap(loss.branches, layers) for loss in losses}
+    if not stack and not kwargs:
+        return _elementwise(func, tuple(joined.get(id(value), value) for value in args), kwargs)
     args, kwargs = tree_map(lambda value: joined.get(id(value), value), (args, kwargs))
-    return _sum(func, args, kwargs)
+    return (_join if stack else _elementwise)(func, args, kwargs)
 
 
 def _watch_term(loss: HeadwiseTensor) -> None:
@@ -237,9 +256,9 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
     (x, *rest), name = args, func.__name__
     if not kwargs and name in ("sum", "mean") and x.branches.dim() > 1:  # the commonest cases
         if not rest:
-            return _like(func(x.branches.reshape(x.branches.shape[0], -1), 1), x)
+            return _wrap(func(_rows(x.branches), 1), x.layers)
         if len(rest) == 1 and type(rest[0]) is int:
-            return _like(func(x.branches, _shift(rest[0])), x)
+            return _wrap(func(x.branches, _shift(rest[0])), x.layers)
     kwargs = dict(kwargs)
     if not isinstance(x, HeadwiseTensor) or isinstance(kwargs.get("out"), Tensor):
         return _by_vmap(func, args, kwargs)
@@ -250,12 +269,17 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
     elif len(rest) > position and rest[position] is not None:
         rest[position] = _shift(rest[position])
     elif everything := name in _FULL_REDUCTIONS and not rest and not kwargs.get("keepdim"):
-        branches, rest = branches.reshape(branches.shape[0], -1), [1]
+        branches, rest = _rows(branches), [1]
         kwargs.pop(key, None)
     elif name in ("split", "chunk", "unbind"):
         kwargs[key] = 1
     else:
         return _by_vmap(func, args, kwargs)
+    if name in ("softmax", "log_softmax") and branches.dim() > 2:
+        dim = kwargs[key] if key in kwargs else rest[0]
+        if dim in (-1, branches.dim() - 1) and kwargs.get("dtype") is None:
+            # Torch's kernel for the last dimension takes a row at a time, and those of actions are short.
+            return _like(getattr(torch, name)(branches.transpose(-1, -2), -2).transpose(-1, -2), x)
     if branches.dim() == 1 and name != "unsqueeze":  # a dimension of a scalar: 0 and -1 stand for none
         return _by_vmap(func, args, kwargs if key not in kwargs else {**kwargs, key: 0})
     if name == "gather":
@@ -350,28 +374,33 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     The residual is output − label before any clipping: Huber's gradient is ±1 for every head once errors are large.
     """
     values, options = list(args[:2]), dict(zip(("size_average", "reduce", "reduction"), args[2:], strict=False))
-    options = {key: value for key, value in (options | kwargs).items() if value is not None}
-    while len(values) < 2:
-        values.append(options.pop("target" if values else "input"))
+    options |= kwargs
+    options = {key: value for key, value in options.items() if value is not None}
+    if len(values) < 2:
+        values.append(options.pop("target"))
     values, _, first = _resolve(func, values, {})
-    if options.keys() & {"weight", "reduce", "size_average"}:
+    if not options.keys().isdisjoint(("weight", "reduce", "size_average")):
         return _by_vmap(func, (*values,), options)
     reduction = options.pop("reduction", "mean")
     n_branches, shape = first.branches.shape[0], values[0].shape
     if shape != values[1].shape:
         shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
-    left, right = (_full_branches(value, n_branches, shape) for value in values)
-    losses = func(left, right, **options, reduction="none")
-    if reduction != "none":
-        losses = getattr(losses.reshape(n_branches, -1), reduction)(1)
+    left, right = [_full_branches(value, n_branches, shape) for value in values]
+    if func.__name__ == "mse_loss":  # as F.mse_loss, without its way there
+        losses = (left - right).square()
+    else:
+        losses = func(left, right, **options, reduction="none")
     layers = [layer for layer in first.layers if layer.rule.uses == "losses"]
-    if layers and func.__name__ == "mse_loss" and reduction == "mean":
-        squared = losses.detach()
-    elif layers:
-        squared = (left.detach() - right.detach()).square().reshape(n_branches, -1).mean(1)
-    for layer in layers:
-        layer.watch(losses, squared)
-    return _like(losses, first)
+    if reduction != "none":
+        losses = getattr(_rows(losses), reduction)(1)
+    if layers:
+        if func.__name__ == "mse_loss" and reduction == "mean":
+            squared = losses.detach()
+        else:
+            squared = _rows((left.detach() - right.detach()).square()).mean(1)
+        for layer in layers:
+            layer.watch(losses, squared)
+    return _wrap(losses, first.layers)
 
 
 def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
@@ -532,3 +561,18 @@ for _handler, _names in {
         _is_all_true _is_any_true""",
 }.items():
     _HANDLERS.update(dict.fromkeys(_names.split(), _handler))
+
+
+def _direct(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
+    """A method that goes straight to its handler: half of a small operation's time is torch's way there."""
+
+    def method(self: HeadwiseTensor, *args: Any, **kwargs: Any) -> Any:
+        return handler(function, (self, *args), kwargs)
+
+    return method
+
+
+for _name, _handler in _HANDLERS.items():
+    _function = getattr(Tensor, _name, None)
+    if callable(_function) and (_handler is not _visible or _name == "item"):
+        setattr(HeadwiseTensor, _name, _direct(_function, _handler))

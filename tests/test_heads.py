@@ -26,10 +26,10 @@ def outputs_of(layer, x):
 
 
 def test_mixtures_by_hand():
-    logits = torch.log(torch.tensor([[[0.8, 0.2], [0.4, 0.6]]]))  # [1, J = 2, K = 2]
+    logits = torch.log(torch.tensor([[[0.8], [0.2]], [[0.4], [0.6]]]))  # [J = 2, K = 2, 1]
     mixed = mix_logits(logits, torch.tensor([0.25, 0.75])).exp()
     assert mixed.flatten().tolist() == pytest.approx([0.5, 0.5])
-    logits = torch.logit(torch.tensor([[0.8], [0.4]]))
+    logits = torch.logit(torch.tensor([[[0.8]], [[0.4]]]))
     assert torch.sigmoid(mix_bernoulli(logits, torch.tensor([0.25, 0.75]))).item() == pytest.approx(0.5)
 
 

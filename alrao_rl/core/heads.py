@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alrao_rl.checks import one_of
@@ -24,18 +23,18 @@ from alrao_rl.headwise import HeadwiseTensor
 
 
 def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
-    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[…, J, K]`` and ``[J]`` to ``[…, K]``."""
-    return _weighted(torch.softmax(logits, -1), weights).clamp_min(_TINY).log()
+    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
+    return _weighted(torch.softmax(logits, 1), weights).clamp_min(_TINY).log()
 
 
 def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[…, J, K]`` and ``[J]`` to ``[…, K]``."""
+    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
     yes, no = _weighted(torch.sigmoid(logits), weights), _weighted(torch.sigmoid(-logits), weights)
     return yes.clamp_min(_TINY).log() - no.clamp_min(_TINY).log()
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights[:, None]).sum(-2)
+    return (weights @ values.reshape(len(values), -1)).view(values.shape[1:])
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -138,11 +137,17 @@ class OutputHeads(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Average the heads' outputs: ``[…, I]`` to ``[…, O]``."""
+        # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
+        x = features if features.dim() == 2 else features.reshape(-1, self.in_features)
+        shape = (*features.shape[:-1], self.out_features)
         if not torch.is_grad_enabled():
-            return self._average(features)
+            return self._average(x).t().reshape(shape)
         self._catch_gradient()
-        own = self._outputs(features.detach(), self.theta).movedim(-2, 0)
-        return HeadwiseTensor.wrap(torch.cat([self._average(features).unsqueeze(0), own]), [self])
+        branches = torch.cat([self._average(x), self._outputs(x.detach(), self.theta)])
+        branches = branches.view(1 + self.n_heads, self.out_features, len(x)).transpose(1, 2)
+        if features.dim() != 2:
+            branches = branches.reshape(1 + self.n_heads, *shape)
+        return HeadwiseTensor.wrap(branches, [self])
 
     def collapse(self) -> dict[str, Tensor | None]:
         """Weight and bias of the one ``Linear`` that computes the average of outputs, Σ_j a_j θ_j."""
@@ -164,23 +169,23 @@ class OutputHeads(nn.Module):
         return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), cast(Tensor, self.extra)]), [self])
 
     def _average(self, features: Tensor) -> Tensor:
-        """Φ as a function of the features and of a, the heads' parameters detached: ``[…, I]`` to ``[…, O]``."""
+        """Φ as a function of the features and of a, the heads' parameters detached: ``[B, I]`` to ``[O, B]``."""
+        theta, weights = self._usable()
         if self.kind in _LINEAR:
             # Averaging outputs is averaging parameters: one layer instead of J.
-            return F.linear(features, **cast(dict[str, Tensor], self.collapse()))
-        theta, weights = self._usable()
-        outputs = self._outputs(features, theta)
+            return self._outputs(features, weights @ theta)
+        outputs = self._outputs(features, theta).view(self.n_heads, self.out_features, len(features))
         if self.kind == "bernoulli":
             return mix_bernoulli(outputs, weights)
         if len(self.splits) == 1:
             return mix_logits(outputs, weights)
-        return torch.cat([mix_logits(part, weights) for part in outputs.split(self.splits, -1)], -1)
+        return torch.cat([mix_logits(part, weights) for part in outputs.split(self.splits, 1)])
 
     def _outputs(self, features: Tensor, theta: Tensor) -> Tensor:
-        """Outputs of every head, ``[…, J, O]``, by one matrix product."""
-        weight, bias, _ = self._parts(theta)
-        flat = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
-        return flat.unflatten(-1, (self.n_heads, self.out_features))
+        """Outputs of heads, ``[B, I]`` and ``[…, P]`` to ``[… · O, B]``, by one matrix product."""
+        weight, bias, _ = theta.split(self._sizes, -1)
+        weight = weight.reshape(-1, self.in_features)
+        return torch.addmm(bias.reshape(-1, 1), weight, features.t()) if self._sizes[1] else weight @ features.t()
 
     def _usable(self) -> tuple[Tensor, Tensor]:
         """θ, detached, and averaging weights, without heads that are not finite.

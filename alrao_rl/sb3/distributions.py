@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
@@ -40,7 +39,7 @@ class LeanCategorical(CategoricalDistribution):
 
     def proba_distribution(self, action_logits: Tensor) -> LeanCategorical:
         """Take logits, ``[B, K]``."""
-        self.log_probs = F.log_softmax(action_logits, -1)
+        self.log_probs = action_logits.log_softmax(-1)
         return self
 
     def log_prob(self, actions: Tensor) -> Tensor:
