@@ -7,6 +7,7 @@ of that header for people. One file, replaced at once, cannot be half of one age
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -20,8 +21,7 @@ from safetensors.torch import load, save
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from alrao_rl import recipes
@@ -92,6 +92,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
 _ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
 
 
+_LOSES_STATISTICS = "{} would lose the statistics that normalise observations: keep the run's files, or use save_agent"
 # Methods of a class made for the object, not set on the object: a copy of it has them too, on its own network.
 
 
@@ -104,9 +105,7 @@ def _acting(algorithm: type[Any]) -> type[Any]:
 
         def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
             if hasattr(self.policy, "statistics"):
-                raise RuntimeError(
-                    f"{path} would lose the statistics that normalise observations: keep the run's files"
-                )
+                raise RuntimeError(_LOSES_STATISTICS.format(path))
             super().save(path, *args, **kwargs)
 
     return Acting
@@ -127,6 +126,9 @@ def _normalizing(policy: type[Any]) -> type[Any]:
             else:
                 observation = self._normalize(observation, "")
             return super().obs_to_tensor(observation)
+
+        def save(self, path: str) -> None:
+            raise RuntimeError(_LOSES_STATISTICS.format(path))
 
         def _normalize(self, value: Any, key: str) -> Any:
             """As VecNormalize does."""
@@ -155,11 +157,9 @@ class _SpacesOnly(gym.Env[Any, Any]):
 def save_agent(model: BaseAlgorithm, agent: recipes.Agent, path: Path, **facts: Any) -> None:
     """Write ``path``.safetensors and ``path``.json; ``facts`` (scores, timestep) go into both headers."""
     tensors = {f"policy.{name}": tensor.contiguous() for name, tensor in model.policy.state_dict().items()}
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is not None and normalizer.norm_obs:
-        for key, statistics in _statistics(normalizer).items():
-            tensors[f"normalization.{key}.mean"] = torch.as_tensor(statistics.mean)
-            tensors[f"normalization.{key}.var"] = torch.as_tensor(statistics.var)
+    for key, (mean, variance) in _statistics(model).items():
+        tensors[f"normalization.{key}.mean"] = torch.as_tensor(mean)
+        tensors[f"normalization.{key}.var"] = torch.as_tensor(variance)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     description = {
         "format": FORMAT,
@@ -219,7 +219,8 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
 def check_device(device: str, what: str = "device") -> None:
     """Refuse a torch device that is none, or that this machine lacks; ``what`` names it in the error."""
     try:
-        torch.empty(0, device="cpu" if device == "auto" else device)
+        if torch.empty(0, device="cpu" if device == "auto" else torch.device(device)).is_meta:
+            raise RuntimeError("meta holds no numbers")
     except (RuntimeError, AssertionError, TypeError) as error:
         hint = suggest("cuda" if str(device).lower() == "gpu" else str(device), ("cpu", "cuda", "auto"))
         raise UserError(
@@ -251,8 +252,9 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        status = path.parent / "status.json"
-        state = f"; the run's state is {read_json(status).get('state')!r}" if status.exists() else ""
+        state = ""
+        with contextlib.suppress(UserError):
+            state = f"; the run's state is {read_json(path.parent / 'status.json').get('state')!r}"
         raise UserError(f"cannot read the agent {path}: {error.strerror}{state}") from None
     try:
         length = int.from_bytes(data[:8], "little")
@@ -287,9 +289,13 @@ def _small(agent: recipes.Agent) -> recipes.Agent:
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})
 
 
-def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
-    rms = normalizer.obs_rms
-    return dict(rms) if isinstance(rms, dict) else {"": rms}
+def _statistics(model: BaseAlgorithm) -> dict[str, tuple[Any, Any]]:
+    """Mean and variance that normalise each part of the observations: those of training, or of a loaded agent."""
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is None or not normalizer.norm_obs:
+        return dict(getattr(model.policy, "statistics", {}))
+    rms = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {"": normalizer.obs_rms}
+    return {key: (one.mean, one.var) for key, one in rms.items()}
 
 
 def _read_statistics(tensors: dict[str, torch.Tensor], space: spaces.Space[Any]) -> dict[str, Any]:

@@ -14,7 +14,10 @@ from alrao_rl.errors import suggest
 
 def is_number(value: object) -> bool:
     """Whether it is a finite number, NumPy's included."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf, ends: str = "()", also: str = "") -> float:

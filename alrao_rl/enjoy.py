@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alrao_rl.errors import CommandLine, UserError, first_line, print_error
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error, say
 
 if TYPE_CHECKING:
     from alrao_rl.recipes import Environment
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def parser() -> CommandLine:
     """The command line."""
-    p = CommandLine(prog="python -m alrao_rl.enjoy", description="Play a trained agent and print its returns.")
+    p = CommandLine(
+        prog="python -m alrao_rl.enjoy",
+        description="Play a trained agent in the environment its file names and print its returns.",
+    )
     p.add_argument(
         "run",
         type=Path,
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(f"mean return over {len(returns)} episodes: {sum(returns) / len(returns):.1f}")
+    say(f"mean return over {len(returns)} episodes: {sum(returns) / len(returns):.1f}")
     return 0
 
 
@@ -111,11 +114,11 @@ def play(args: argparse.Namespace) -> list[float]:
             returns.append(_episode(model, env, args.seed if episode == 0 else None, args.stochastic, record))
         except Exception as error:
             raise PlayError(f"{environment.id} failed: {type(error).__name__}: {first_line(error)}") from error
-        print(f"episode {episode + 1}: return {returns[-1]:.1f}", flush=True)
+        say(f"episode {episode + 1}: return {returns[-1]:.1f}")
     env.close()
     if args.video:
         _write_video(args.video, frames, env.metadata.get("render_fps", 30))
-        print(f"video: {args.video}")
+        say(f"video: {args.video}")
     return returns
 
 
@@ -148,7 +151,7 @@ def _import_moviepy() -> Any:
     try:
         return importlib.import_module("moviepy").ImageSequenceClip
     except ImportError:
-        raise UserError("--video needs moviepy; install it with: pip install 'alrao-rl[video]'") from None
+        raise UserError("--video needs moviepy; install it with: pip install moviepy pygame-ce") from None
 
 
 def _write_video(path: Path, frames: list[Any], fps: float) -> None:

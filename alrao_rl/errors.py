@@ -1,11 +1,14 @@
-"""Errors of the user's, each one clear line: the value, what was expected, the nearest valid choice."""
+"""What commands say: errors of the user's, each one clear line with the nearest valid choice, and lines of output."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import shutil
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -42,6 +45,26 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, or the name of its type."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def say(*lines: object) -> None:
+    """Print lines to stdout. A reader that goes away, as ``head`` does, ends the printing and not the run."""
+    text = "\n".join(map(str, lines))
+    try:
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:
+            print(text.encode("ascii", "replace").decode(), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def python() -> str:
+    """How the user would call this interpreter: ``python`` if that is it, else its path, relative where it is near."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def print_error(message: object) -> None:

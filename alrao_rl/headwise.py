@@ -106,8 +106,8 @@ def _resolve(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTenso
     first = leaders[0]
     if any(other.layers != first.layers for other in leaders):
         raise HeadwiseError(
-            f"{func.__name__.strip('_')}() combines the outputs of two different Alrao output layers, and both need a gradient: "
-            "only a sum of their losses has a meaning per head (detach() one of them)"
+            f"{func.__name__.strip('_')}() combines the outputs of two different Alrao output layers, and both need a "
+            "gradient: only a sum of their losses has a meaning per head (detach() one of them)"
         )
 
     def plain(value: Any) -> Any:
@@ -222,22 +222,21 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
 def _watch_term(loss: HeadwiseTensor) -> None:
     """Of a sum of losses tell the only layer of this term what it contributes.
 
-    The gradient that comes back knows what was done to the sum since: its sign, its scale, its reduction.
+    The gradient that comes back knows what was done to the sum since: its sign, its scale, its reduction. Where more
+    than that was done, as to a sum of outputs, it is the contribution to first order; a loss function tells more.
     """
     (layer,) = loss.layers
-    if layer.rule.uses == "losses":
+    if layer.rule.uses == "losses" and not getattr(loss, "watched", False):
+        loss.watched = True  # type: ignore[attr-defined]
         losses = loss.branches.detach()
         loss.branches.register_hook(lambda gradient: layer.watch_loss(losses, gradient))
 
 
 def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
-    """Clamp; around an *averaged value* (PPO's clip_range_vf) only the average is clamped.
-
-    A head outside the band would have no gradient for ever, since the band moves with the average, not with the head.
-    """
+    """Clamp; of layers that say so only the average."""
     result = _elementwise(func, args, kwargs)
     source = args[0]
-    if isinstance(source, HeadwiseTensor) and all(layer.kind == "values" for layer in source.layers):
+    if isinstance(source, HeadwiseTensor) and all(layer.clamp_average_only for layer in source.layers):
         result = _like(torch.cat([result.branches[:1], source.branches[1:]]), source)
     return result
 
@@ -386,15 +385,13 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     if shape != values[1].shape:
         shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
     left, right = [_full_branches(value, n_branches, shape) for value in values]
-    if func.__name__ == "mse_loss":  # as F.mse_loss, without its way there
-        losses = (left - right).square()
-    else:
-        losses = func(left, right, **options, reduction="none")
+    squares = func.__name__ == "mse_loss"
+    losses = (left - right).square() if squares else func(left, right, **options, reduction="none")
     layers = [layer for layer in first.layers if layer.rule.uses == "losses"]
     if reduction != "none":
         losses = getattr(_rows(losses), reduction)(1)
     if layers:
-        if func.__name__ == "mse_loss" and reduction == "mean":
+        if squares and reduction == "mean":
             squared = losses.detach()
         else:
             squared = _rows((left.detach() - right.detach()).square()).mean(1)
@@ -406,13 +403,12 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
 def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
     """Classification losses: the negative log-likelihood of each branch is its evidence as it stands."""
     result = _by_vmap(func, args, kwargs)
-    with torch.no_grad():
-        total = result.branches.detach().flatten(1).sum(1) if result.branches.dim() > 1 else result.branches.detach()
-        if kwargs.get("reduction", "mean") == "mean":
-            total = total * (args[1] if len(args) > 1 else kwargs["target"]).numel()
-    for layer in result.layers:
-        if layer.rule.uses == "losses":
-            layer.watch(result.branches, total, is_likelihood=True)
+    layers = [layer for layer in result.layers if layer.rule.uses == "losses"]
+    if layers:
+        with torch.no_grad():
+            total = _by_vmap(func, args, {**kwargs, "reduction": "sum"}).branches
+    for layer in layers:
+        layer.watch(result.branches, total, is_likelihood=True)
     return result
 
 
@@ -439,6 +435,14 @@ def _backward(func: Any, args: Any, kwargs: Any) -> None:
                 layer.watch_loss(x.branches.detach(), gradient)
         x.branches.backward(gradient, *rest, **options)
 
+    tensors = args[0]
+    if isinstance(tensors, (list, tuple)):  # torch.autograd.backward
+        options = {key: value for key, value in kwargs.items() if value is not None}
+        if len(args) > 1 or "grad_tensors" in options:
+            raise HeadwiseError("backward() with grad_tensors is not implemented for Alrao heads: call loss.backward()")
+        for tensor in tensors:
+            tensor.backward(**options)
+        return
     backward(*args, **kwargs)
 
 
@@ -453,6 +457,17 @@ def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
         return torch.autograd.grad(plain, inputs, **options)
 
     return gradients(*args, **kwargs)
+
+
+def _setitem(func: Any, args: Any, kwargs: Any) -> None:
+    """Write a number or a label into every branch."""
+    x, index, value = args
+    parts = index if isinstance(index, tuple) else (index,)
+    if not isinstance(x, HeadwiseTensor) or any(isinstance(part, HeadwiseTensor) for part in (*parts, value)):
+        raise HeadwiseError("__setitem__() cannot write the outputs of Alrao heads, or where they say; use torch.where")
+    branches = x.branches.clone()
+    branches[(slice(None), *parts)] = value
+    x.branches = branches
 
 
 def _visible(func: Any, args: Any, kwargs: Any) -> Any:
@@ -544,6 +559,7 @@ for _handler, _names in {
     _flatten: "flatten",
     _join: "cat concat concatenate",
     _getitem: "__getitem__",
+    _setitem: "__setitem__",
     _broadcast_tensors: "broadcast_tensors",
     _matmul: "matmul mm __matmul__ __rmatmul__",
     _loss: "mse_loss smooth_l1_loss huber_loss l1_loss",
@@ -572,7 +588,6 @@ def _direct(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
     return method
 
 
-for _name, _handler in _HANDLERS.items():
-    _function = getattr(Tensor, _name, None)
-    if callable(_function) and (_handler is not _visible or _name == "item"):
-        setattr(HeadwiseTensor, _name, _direct(_function, _handler))
+for _name in [name for name, handler in _HANDLERS.items() if handler is not _visible or name == "item"]:
+    if callable(_function := getattr(Tensor, _name, None)):
+        setattr(HeadwiseTensor, _name, _direct(_function, _HANDLERS[_name]))

@@ -28,7 +28,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=10**12)]
+MAX_COUNT = 10**12
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]
 
 

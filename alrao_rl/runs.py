@@ -7,6 +7,7 @@ between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -104,7 +105,7 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def set_status(self, state: str, **details: Any) -> None:
-        """Write ``status.json``; ``state`` is queued, running, finished or failed."""
+        """Write ``status.json``; ``state`` is running, finished or failed."""
         write_json(self.path / "status.json", {"state": state, **details})
 
     def open(self) -> None:
@@ -128,16 +129,23 @@ class RunFolder:
         return UserError(f"cannot write to {self.path}: {error.strerror or error}; choose another folder with --out")
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Begin the run anew: write ``config.json`` and the headers of the logs, drop what an unfinished run left."""
-        write_json(self.path / "config.json", config)
-        self.set_status("running", pid=os.getpid())
-        for path in (*(self.path / name for name in (TRACEBACK, *AGENTS)), *self.path.glob(".*.tmp")):
-            path.unlink(missing_ok=True)
-        for name, columns in COLUMNS.items():
-            file = (self.path / name).open("w", newline="")
-            csv.writer(file, lineterminator="\n").writerow(columns)
-            self._files[name] = file
-        self.flush()
+        """Begin the run anew: write ``config.json`` and the headers of the logs, drop what an unfinished run left.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            write_json(self.path / "config.json", config)
+            self.set_status("running", pid=os.getpid())
+            for path in (*(self.path / name for name in (TRACEBACK, *AGENTS)), *self.path.glob(".*.tmp")):
+                path.unlink(missing_ok=True)
+            for name, columns in COLUMNS.items():
+                file = (self.path / name).open("w", newline="")
+                self._files[name] = file
+                csv.writer(file, lineterminator="\n").writerow(columns)
+            self.flush()
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def append(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Append rows to a CSV log."""
@@ -151,7 +159,8 @@ class RunFolder:
     def close(self) -> None:
         """Close the logs and give the lock back. Its file stays: who removed it could remove another process's."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk, of which a write has told already
+                file.close()
         self._files.clear()
         if self._lock is not None:
             self._lock.close()

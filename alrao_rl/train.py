@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alrao_rl import __version__, recipes
-from alrao_rl.errors import CommandLine, UserError, first_line, print_error, suggest
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error, python, say, suggest
 from alrao_rl.runs import TRACEBACK, RunFolder, differences, write_atomically
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
     if agent is None or args.env is None:
         missing = "--algo (or --agent)" if agent is None else "--env"
         raise UserError(f"{missing} is missing: python -m alrao_rl.train --algo dqn --env CartPole-v1")
-    if args.timesteps is not None and args.timesteps < 1:
-        raise UserError(f"--timesteps is {args.timesteps}, expected a whole number of at least 1")
+    if args.timesteps is not None and not 1 <= args.timesteps <= recipes.MAX_COUNT:
+        raise UserError(f"--timesteps is {args.timesteps}, expected a whole number from 1 to {recipes.MAX_COUNT:,}")
     if args.eval_episodes < 1:
         raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number of at least 1")
     if not 0 <= args.seed < 2**31:
@@ -94,16 +94,16 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
 
 def print_list() -> None:
     """Print the agents and environments that are shipped."""
-    print("agents (--agent NAME; --algo dqn, a2c and ppo are the Alrao agents of that name):")
+    say("agents (--agent NAME; --algo dqn, a2c and ppo are the Alrao agents of that name):")
     for name in recipes.names("agents"):
         agent = recipes.load_agent_recipe(name)[1]
         rate = agent.hyperparameters.get("learning_rate")
-        print(f"  {name:<14} {agent.algo:<4} {'no learning rate' if rate is None else f'learning rate {rate:g}'}")
-    print("environments (--env ID; any other Gymnasium id works too, with default budgets):")
+        say(f"  {name:<14} {agent.algo:<4} {'no learning rate' if rate is None else f'learning rate {rate:g}'}")
+    say("environments (--env ID; any other Gymnasium id works too, with default budgets):")
     for name in recipes.names("envs"):
         environment = recipes.load_environment(name)[0]
         steps = ", ".join(f"{algo} {n:,}" for algo, n in environment.timesteps.items())
-        print(f"  {name:<26} steps: {steps}; reference score {environment.reference_score}")
+        say(f"  {name:<26} steps: {steps}; reference score {environment.reference_score}")
 
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
@@ -118,8 +118,8 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     origins = recipes.defaults(ALGORITHMS[recipe.agent.algo], recipe.agent) | recipe.origins
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
-        print(f"{key:<{width}} = {value!s:<22} {origin}")
-    print(f"run folder: {run_folder(recipe, args)}")
+        say(f"{key:<{width}} = {value!s:<22} {origin}")
+    say(f"run folder: {run_folder(recipe, args)}")
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
 
 def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:
     if not quiet:
-        print(*lines, _summary(recipe, folder), sep="\n")
+        say(*lines, _summary(recipe, folder))
     return 0
 
 
@@ -268,7 +268,7 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
             f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
             f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
             f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
-            f"play it: python -m alrao_rl.enjoy {shlex.quote(str(folder.path))}",
+            f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}",
         ])  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 
 from alrao_rl.agent import save_agent
 from alrao_rl.envs import make_env
+from alrao_rl.errors import say
 from alrao_rl.recipes import Recipe
 from alrao_rl.runs import RunFolder
 from alrao_rl.sb3.callback import AlraoCallback
@@ -161,7 +162,7 @@ class Display:
             self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-")
             self._screen.start()
         elif not self._quiet:
-            print(f"{self._name}: {self._total:,} steps", flush=True)
+            say(f"{self._name}: {self._total:,} steps")
 
     def update(
         self, step: int, returns: Sequence[float], weights: Callable[[], dict[str, Any]], final: bool = False
@@ -189,10 +190,9 @@ class Display:
         left = (self._total - step) * seconds / max(step, 1)
         score = f"{np.mean(self._returns):.1f}" if self._returns else "-"
         bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in self._weights().items())
-        print(
+        say(
             f"step {min(step, self._total):,} of {self._total:,}: return {score}, evaluation {mean:.1f}, "
-            f"{step / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}",
-            flush=True,
+            f"{step / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}"
         )
 
     def stop(self) -> None:

@@ -166,8 +166,12 @@ def test_normalized_agent_takes_raw_observations(tmp_path, observations, how):
             assert abs(normalized["goal"]).max() < 10
     # The raw observation would saturate the units: the outputs could not differ.
     assert how == "scale" or np.ptp(outputs, axis=0).min() > 1e-4
-    with pytest.raises(RuntimeError, match=r"m\.zip would lose the statistics"):
-        loaded.save(tmp_path / "m.zip")
+    for thing in (loaded, loaded.policy):
+        with pytest.raises(RuntimeError, match=r"m\.zip would lose the statistics"):
+            thing.save(tmp_path / "m.zip")
+    save_agent(loaded, agent, tmp_path / "again")
+    again = load_agent(tmp_path / "again.safetensors")
+    np.testing.assert_array_equal(again.predict(observation, deterministic=True)[0], expected)
 
 
 @pytest.mark.parametrize(

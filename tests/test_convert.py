@@ -74,6 +74,60 @@ def test_bad_outputs(outputs, message):
         convert(network(), outputs)
 
 
+def test_a_refused_network_is_left_as_it_was():
+    net = network()
+    with pytest.raises(ValueError, match="splits are"):
+        convert(net, {"0": "values", "2": Output("categorical", splits=[7])})
+    convert(net, {"2": "values"})
+    assert isinstance(net[0], nn.Linear)
+
+
+def test_tied_output_weights_are_refused():
+    net = network()
+    net.append(nn.Linear(*reversed(net[2].weight.shape)))
+    net[3].weight = net[2].weight
+    with pytest.raises(ValueError, match="'2' shares its weight"):
+        convert(net, {"2": "values"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": 3}, "splits is 3, expected a list"),
+        ({"splits": [1.5, 1.5]}, "expected a list of positive whole numbers"),
+        ({"splits": [0, 3]}, "positive whole"),
+        ({"init": 3}, "init is 3"),
+        ({"extra": 3.0}, "extra is 3.0, expected a tensor"),
+    ],
+)
+def test_bad_output_specifications(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Output("categorical", **options)
+
+
+@pytest.mark.parametrize("rule", [3, {}, ["switch"]])
+def test_bad_rules_of_outputs(rule):
+    with pytest.raises(TypeError, match="expected the name of a rule"):
+        convert(network(), {"2": Output("values", rule=rule)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_train_and_reclone(dtype):
+    net = convert(network().to(dtype), {"2": "values"}, {"reclone_interval": 2})
+    optimizer = AlraoOptimizer(net)
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.mse_loss(net(torch.randn(8, net[0].in_features, dtype=dtype)), torch.zeros(8, 3, dtype=dtype)).backward()
+        optimizer.step()
+    assert all(p.dtype == dtype and p.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), "x", None, -1])
+def test_bad_lr_of_the_optimizer(lr):
+    with pytest.raises(ValueError, match="lr is"):
+        AlraoOptimizer(convert(network(), {"2": "values"}), lr=lr)
+
+
 def test_numbers_of_numpy_are_numbers():
     options = {"n_heads": np.int64(3), "lr_range": (np.float32(1e-3), np.float64(0.5)), "seed": np.int32(7)}
     config = AlraoConfig(**options, head_max_grad_norm=np.float32(0.5), base_kwargs={"decay": np.float32(0.5)})
@@ -104,6 +158,7 @@ def test_converting_twice_is_refused():
         ({"lr_range": (float("nan"), 0.1)}, "lr_range"),
         ({"lr_range": 0.1}, "lr_range is 0.1"),
         ({"lr_range": (1e-60, 1e300)}, "from 1e-30 to 1e30"),
+        ({"head_max_grad_norm": 10**400}, "head_max_grad_norm is 1000"),
         ({"seed": 2**64}, f"alrao.seed is {2**64}, expected a whole number of at least 0 and at most"),
         ({"value_averaging": {"rule": "switch", "theta": 3}}, "alrao.value_averaging 'switch': theta is 3"),
         ({"base_kwargs": {"decay": 3}}, "alrao.base_kwargs of 'rmsprop': decay is 3"),

@@ -168,7 +168,7 @@ def test_a_file_of_sb3s_own(tmp_path, capfd):
 
 def test_video_without_moviepy(run, tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)
-    expected = "error: --video needs moviepy; install it with: pip install 'alrao-rl[video]'\n"
+    expected = "error: --video needs moviepy; install it with: pip install moviepy pygame-ce\n"
     assert refused(capfd, run, "--video", tmp_path / "x.mp4") == expected
 
 

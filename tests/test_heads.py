@@ -66,7 +66,8 @@ def test_output_without_gradients_is_the_average_branch_bit_for_bit(kind, batch,
     assert type(plain) is torch.Tensor
     assert isinstance(headwise, HeadwiseTensor)
     assert torch.equal(plain, headwise.average)
-    torch.testing.assert_close(headwise.branches[1:], outputs_of(layer, x))
+    out = outputs_of(layer, x)
+    torch.testing.assert_close(headwise.branches[1:], out.log_softmax(-1) if kind == "categorical" else out)
 
 
 def test_extra_parameter_is_averaged_as_the_means_are():
@@ -221,7 +222,7 @@ def test_gain_of_a2c_by_hand():
     (-(advantages * Categorical(logits=layer(x)).log_prob(actions))).sum().backward()
     p = outputs_of(layer, x).softmax(-1)[:, torch.arange(5), actions].detach()
     expected = (advantages * p / p.mean(0)).sum(1)
-    gain = layer.evidence.gains  # up to a constant: a Categorical normalises its logits once more
+    gain = layer.evidence.gains  # up to a constant: torch's Categorical normalises once more
     torch.testing.assert_close(gain - gain.mean(), expected - expected.mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -247,6 +248,20 @@ def test_likelihood_of_a_classifier_is_that_of_the_batch():
     F.cross_entropy(layer(x), y).backward()
     expected = torch.stack([F.cross_entropy(out, y, reduction="sum") for out in outputs_of(layer, x)])
     torch.testing.assert_close(layer.evidence.nll[1:], expected)
+
+
+def test_likelihood_counts_labels_not_numbers():
+    """One-hot labels are one each, ignored ones none; what a categorical layer gives is log-probabilities already."""
+    y = torch.tensor([0, 1, 2, 0, -100])
+    for target, loss in (
+        (y, F.cross_entropy),
+        (y, F.nll_loss),
+        (F.one_hot(y.clamp(min=0), 3).float(), F.cross_entropy),
+    ):
+        layer, x = heads("categorical", rule="switch"), torch.randn(5, 4)
+        loss(layer(x), target).backward()
+        expected = torch.stack([F.cross_entropy(out, target, reduction="sum") for out in outputs_of(layer, x)])
+        torch.testing.assert_close(layer.evidence.nll[1:], expected)
 
 
 def test_any_other_loss_is_evidence_too():
@@ -289,6 +304,20 @@ def test_each_layer_knows_its_own_part_of_a_sum_of_losses(total, of_values):
     torch.testing.assert_close(values.evidence.loss, of_values * g.branches.detach().mean((1, 2)))
     assert policy.evidence.gains is not None
     assert policy.evidence.loss is values.evidence.gains is None
+
+
+def test_a_loss_that_is_also_logged_counts_once():
+    policy, values, x = heads("mean", rule="uniform"), heads(rule="bayes"), torch.randn(5, 4)
+    f, g = policy(x).mean(), values(x).square().mean()
+    (f + g).item()
+    (f + g).backward()
+    torch.testing.assert_close(values.evidence.loss, g.branches.detach())
+
+
+def test_frozen_copy():
+    target = heads().requires_grad_(False)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(target(x).branches[1:], outputs_of(target, x))
 
 
 def test_another_optimizer_is_told_that_it_does_not_reach_the_heads():

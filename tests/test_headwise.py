@@ -234,7 +234,9 @@ def test_detach_keeps_the_branches():
 
 def test_clamp_around_the_average_value_leaves_heads_their_gradient():
     old = torch.zeros(4)
-    values = headwise(4, layer=VALUES)
+    check(lambda x: x.clamp(-0.1, 0.1), headwise(4, layer=VALUES))  # only where the layer says so
+    layer = OutputHeads(nn.Linear(2, 3), 3, (1e-3, 1e-1), clamp_average_only=True)
+    values = headwise(4, layer=layer)
     clipped = old + torch.clamp(values - old, -0.1, 0.1)
     F.mse_loss(torch.ones(4), clipped).backward()
     assert (values.branches.grad[1:] != 0).all()
@@ -246,6 +248,28 @@ def test_what_cannot_be_done_names_the_function():
         torch.nonzero(headwise(4))
     with pytest.raises(HeadwiseError, match="sub"):
         torch.zeros(4).sub_(headwise(4))
+
+
+def test_writing_into_an_output():
+    for index, value in ((0, 0.0), ((slice(None), 1), torch.ones(4)), (torch.tensor([True, False, True, False]), -1.0)):
+        x, before = headwise(4, 3), headwise(4, 3)
+        y = x * 1.0
+        y[index] = value
+        for branch, old in zip(y.branches, before.branches, strict=True):
+            old = old.detach().clone()
+            old[index] = value
+            torch.testing.assert_close(branch, old)
+        y.sum().backward()
+        assert 0 < (x.branches.grad == 0).sum() < x.branches.numel()
+    with pytest.raises(HeadwiseError, match=r"torch\.where"):
+        torch.zeros(4, 3)[0] = headwise(4, 3)[0]
+
+
+def test_backward_of_several_losses():
+    x, y = headwise(4), headwise(4)
+    torch.autograd.backward([x.exp().mean(), x.sum()])
+    (y.exp().mean() + y.sum()).backward()
+    torch.testing.assert_close(x.branches.grad, y.branches.grad)
 
 
 def test_cross_entropy_of_a_classifier():

@@ -19,10 +19,10 @@ ALLOWED = {
     "checks.py": {"alrao_rl.errors"},
     "headwise.py": {"torch"},
     "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
-    "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib", "alrao_rl.core", "alrao_rl.sb3"},
+    "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "alrao_rl.core", "alrao_rl.sb3"},
 }
-# Commands in the order of the imports: none imports one to its right.
-COMMANDS = ["train", "sweep", "report"]
+# Modules in the order of the imports: none imports one to its right.
+ORDER = ["errors", "runs", "recipes", "envs", "agent", "training", "train"]
 
 
 def imports(path):
@@ -48,12 +48,12 @@ def test_imports_point_one_way(folder):
             )
 
 
-def test_nothing_imports_a_later_command():
-    for i, command in enumerate(COMMANDS):
-        later = {f"alrao_rl.{name}" for name in COMMANDS[i + 1 :]}
-        path = PACKAGE / f"{command}.py"
-        if path.exists():
-            assert not any(f"{name}.".startswith(f"{one}.") for name in imports(path) for one in later)
+@pytest.mark.parametrize("module", ORDER)
+def test_nothing_imports_a_later_module(module):
+    later = {f"alrao_rl.{name}" for name in [*ORDER[ORDER.index(module) + 1 :], "enjoy"]}
+    names = list(imports(PACKAGE / f"{module}.py"))
+    assert names
+    assert not any(f"{name}.".startswith(f"{one}.") for name in names for one in later)
 
 
 @pytest.mark.parametrize("folder", ["agents", "envs"])
@@ -118,4 +118,4 @@ def test_code_lines_by_hand():
 def test_the_method_is_small():
     """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 810, sizes
+    assert sum(sizes.values()) < 860, sizes

@@ -17,7 +17,7 @@ import pytest
 from alrao_rl.envs import make_env
 from alrao_rl.recipes import names, resolve
 from alrao_rl.runs import COLUMNS
-from alrao_rl.train import main
+from alrao_rl.train import configuration, from_arguments, main, parser
 from alrao_rl.training import bar_chart
 
 ROOT = Path(__file__).parent.parent
@@ -178,7 +178,7 @@ def test_logs_agree_with_each_other(finished):
     assert [row["timestep"] for row in rows(folder / "timing.csv")] == [row["timestep"] for row in evaluations]
     assert f"best evaluation {status['best_return']:.1f} at step {status['best_timestep']:,}" in out
     assert f"last {status['last_return']:.1f} (reference 500, random 22.2)" in out
-    assert "play it: python -m alrao_rl.enjoy results/train/CartPole-v1/dqn/seed-3" in out
+    assert re.search(r"play it: \S*python\S* -m alrao_rl.enjoy results/train/CartPole-v1/dqn/seed-3\n", out)
 
 
 def test_heads_are_a_distribution_over_increasing_rates(finished):
@@ -483,6 +483,20 @@ def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reader_that_goes_away_and_a_terminal_of_few_letters(tmp_path):
+    line = f"{sys.executable} -m alrao_rl.train --list | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command("--algo", "a2c", "--env", "CartPole-v1", "--timesteps", "50", "--eval-episodes", "1", "--out", out),
+        env=ascii_only, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "value_net |???" in done.stdout
+
+
 def test_dry_run_of_a_stock_agent_shows_its_learning_rate(capfd):
     assert main(["--agent", "ppo-adam", "--env", "CartPole-v1", "--timesteps", "9", "--dry-run"]) == 0
     out = capfd.readouterr().out
@@ -511,8 +525,9 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         (["--algo", "dqn", "--env", "Cart\nPole"], "unknown environment 'Cart\\nPole'"),
         (["--algo", "dqn", "--env", "Pendulum-v1"], "DQN cannot act in Box(-2.0, 2.0, (1,), float32)"),
         (["--algo", "dqn", "--env", "Pendulum-v1"], "use --algo ppo or --algo a2c"),
-        ([*DQN_ON_CARTPOLE, "--timesteps", "0"], "--timesteps is 0, expected a whole number of at least 1"),
+        ([*DQN_ON_CARTPOLE, "--timesteps", "0"], "--timesteps is 0, expected a whole number from 1 to"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "-5"], "--timesteps is -5, expected"),
+        ([*DQN_ON_CARTPOLE, "--timesteps", "1" + 40 * "0"], "from 1 to 1,000,000,000,000"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "many"], "invalid int value: 'many'"),
         ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--eval-episodes", "0"], "--eval-episodes is 0, expected"),
@@ -521,7 +536,7 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         (["--algo", "dqn", "--env", ":CartPole-v1"], "there is no installed package ''"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao=3"], "--set alrao: it is a table, set one of its keys"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[1]"], "expected two numbers 0 < lr_min <= lr_max"),
-        ([*DQN_ON_CARTPOLE, "--set", "alrao.head_max_grad_norm=foo"], "expected None, 'auto' or a positive number"),
+        ([*DQN_ON_CARTPOLE, "--set", "alrao.head_max_grad_norm=foo"], "None (in TOML 'none'), 'auto' or a positive"),
         ([*DQN_ON_CARTPOLE, "--set", "learning_rate=0.1"], "an Alrao agent has no learning rate to set"),
         ([*DQN_ON_CARTPOLE, "--set", "batchsize=1"], "did you mean 'batch_size'?"),
         ([*DQN_ON_CARTPOLE, "--set", "batch\nsize=1"], "--set batch size: no such key"),
@@ -562,6 +577,15 @@ def test_run_folder_whose_files_are_damaged(tmp_path, capfd):
     (tmp_path / "config.json").write_text('{"agent": ')
     message = refused(capfd, *DQN_ON_CARTPOLE, "--out", tmp_path)
     assert message.startswith(f"error: {tmp_path / 'config.json'} is not a JSON file")
+
+
+@pytest.mark.parametrize("name", ["agent.safetensors", "episodes.csv", "status.json"])
+def test_a_folder_where_a_file_of_the_run_belongs(tmp_path, capfd, name):
+    args = ["--algo", "ppo", "--env", "CartPole-v1", "--timesteps", "10"]
+    (tmp_path / name).mkdir()
+    config = configuration(from_arguments(parser().parse_args(args)), parser().parse_args(args))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "cannot" in refused(capfd, *args, "--out", tmp_path)
 
 
 def test_bad_input_of_the_real_command(tmp_path):

@@ -64,7 +64,9 @@ class AlraoConfig:
             checked["lr_range"] = _interval(self.lr_range)
         if self.head_max_grad_norm is not None and self.head_max_grad_norm != "auto":
             name = "alrao.head_max_grad_norm"
-            checked["head_max_grad_norm"] = number(name, self.head_max_grad_norm, 0, also="None, 'auto' or ")
+            checked["head_max_grad_norm"] = number(
+                name, self.head_max_grad_norm, 0, also="None (in TOML 'none'), 'auto' or "
+            )
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         self.make_base()

@@ -35,9 +35,19 @@ class Output:
     splits: Sequence[int] | None = None
     init: Callable[[nn.Linear], object] | None = None
     extra: Tensor | None = None
+    clamp_average_only: bool = False
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
+        sizes = self.splits
+        if sizes is not None and (
+            not isinstance(sizes, Sequence) or not all(isinstance(n, int) and n > 0 for n in sizes) or not sizes
+        ):
+            raise ValueError(f"splits is {sizes!r}, expected a list of positive whole numbers such as [2, 3]")
+        if self.init is not None and not callable(self.init):
+            raise TypeError(f"init is {self.init!r}, expected a function of a Linear layer")
+        if self.extra is not None and not isinstance(self.extra, Tensor):
+            raise TypeError(f"extra is {self.extra!r}, expected a tensor")
 
 
 def convert(
@@ -66,16 +76,23 @@ def convert(
     for name, output in outputs.items():
         if not isinstance(output, (str, Output)):
             raise TypeError(f"output layer {name!r} is {output!r}, expected an Output or one of {', '.join(KINDS)}")
-        if not name or type(modules.get(name)) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
-            linear = [key for key, module in modules.items() if isinstance(module, nn.Linear)]
+        if not name or type(modules.get(name)) is not nn.Linear:
+            linear = [key for key, module in modules.items() if key and type(module) is nn.Linear]
             found = f"is a {type(modules[name]).__name__}" if name in modules else "does not exist"
             raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: one of {', '.join(linear)}")
+        if any(
+            module._parameters.get(key) is modules[name].weight
+            for module in set(modules.values()) - {modules[name]}
+            for key in module._parameters
+        ):
+            raise ValueError(f"output layer {name!r} shares its weight with another layer: its copies cannot, untie it")
     seed = _seed(config)
     devices = sorted({p.device.index or 0 for p in network.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for name, output in outputs.items():
-            _replace(network, name, _make_heads(modules[name], output, config))
+        heads = {name: _make_heads(modules[name], output, config) for name, output in outputs.items()}
+        for name, layer in heads.items():
+            _replace(network, name, layer)
     layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
     rates = FeatureMap(network, skip=layers).draw(config.interval, torch.Generator().manual_seed(seed))
     # A buffer of the network itself, saved with it: a child module would run in a Sequential.
@@ -86,17 +103,22 @@ def convert(
 
 def _make_heads(layer: nn.Module, output: Output | str, config: AlraoConfig) -> OutputHeads:
     output = Output(output) if isinstance(output, str) else output
-    rule = output.rule or (config.value_averaging if output.kind == "values" else config.policy_averaging)
+    rule = (
+        output.rule
+        if output.rule is not None
+        else (config.value_averaging if output.kind == "values" else config.policy_averaging)
+    )
     assert isinstance(layer, nn.Linear)
     return OutputHeads(
         layer,
         config.n_heads,
         config.interval,
         output.kind,
-        rule if isinstance(rule, str) else dict(rule),
+        rule,
         output.splits,
         output.init,
         output.extra,
+        output.clamp_average_only,
     )
 
 

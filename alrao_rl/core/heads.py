@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -68,6 +68,8 @@ class OutputHeads(nn.Module):
         splits: sizes of the independent categorical components of the output (default: one of all outputs).
         init: initialises a fresh copy of the layer in place (default: the layer's own ``reset_parameters``).
         extra: further parameters of the output that a head owns a copy of, such as a Gaussian policy's log_std.
+        clamp_average_only: ``clamp`` leaves the heads' branches, as PPO's ``clip_range_vf`` needs: its band moves with
+            the average, so that a head outside of it would have no gradient for ever.
     """
 
     theta: nn.Parameter
@@ -79,14 +81,16 @@ class OutputHeads(nn.Module):
         n_heads: int,
         lr_range: tuple[float, float],
         kind: str = "values",
-        rule: str | dict[str, Any] = "switch",
+        rule: str | Mapping[str, Any] = "switch",
         splits: Sequence[int] | None = None,
         init: Callable[[nn.Linear], object] | None = None,
         extra: Tensor | None = None,
+        clamp_average_only: bool = False,
     ) -> None:
         super().__init__()
         one_of("kind", kind, KINDS)
         self.n_heads, self.kind = n_heads, kind
+        self.clamp_average_only = clamp_average_only
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.splits = list(splits) if splits is not None else [layer.out_features]
         if sum(self.splits) != layer.out_features:
@@ -143,7 +147,12 @@ class OutputHeads(nn.Module):
         if not torch.is_grad_enabled():
             return self._average(x).t().reshape(shape)
         self._catch_gradient()
-        branches = torch.cat([self._average(x), self._outputs(x.detach(), self.theta)])
+        own = self._outputs(x.detach(), self.theta)
+        if self.kind == "categorical":
+            own = own.view(self.n_heads, self.out_features, len(x))
+            parts = [part.log_softmax(1) for part in own.split(self.splits, 1)]
+            own = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
+        branches = torch.cat([self._average(x), own])
         branches = branches.view(1 + self.n_heads, self.out_features, len(x)).transpose(1, 2)
         if features.dim() != 2:
             branches = branches.reshape(1 + self.n_heads, *shape)
@@ -206,7 +215,7 @@ class OutputHeads(nn.Module):
         finite = theta.isfinite().all(1)
         kept = weights * finite
         kept = kept / kept.sum()
-        kept = torch.where(kept.isfinite(), kept, finite / finite.sum().clamp_min(1))
+        kept = torch.where(kept.isfinite(), kept, finite.to(kept) / finite.sum().clamp_min(1).to(kept))
         return torch.where(finite[:, None], theta, 0.0), kept
 
     # --- what arrives in the backward pass --------------------------------------------------------------------------
@@ -217,7 +226,7 @@ class OutputHeads(nn.Module):
         Algorithms clip the global norm over all parameters; there one diverging head would starve the trunk and the
         others. The hook is checked in every forward pass because ``deepcopy`` drops it.
         """
-        if not self.theta._post_accumulate_grad_hooks:
+        if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
 
     def _take_gradient(self, theta: Tensor) -> None:

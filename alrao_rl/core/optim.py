@@ -11,6 +11,7 @@ vector, trunk first, then the heads of each output layer, one head after the oth
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
         lr: see above; 1 unless an algorithm writes its own.
 
     Raises:
-        ValueError: ``network`` is not a converted one.
+        ValueError: ``network`` is not a converted one, or ``lr`` is no rate.
+
+    The heads' gradients are not in ``.grad``, where one that diverges would decide on the clipping of all: what works
+    on ``.grad`` of all parameters, such as a gradient scaler, does not reach them.
     """
 
     def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
@@ -211,7 +215,14 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._rates = self._update = torch.empty(0)
         self._views: list[Tensor] = []
         self._version: list[tuple[int, int]] = []
+        lr = number("lr", lr, 0, ends="[)")
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a second group: the optimizer is that of a network."""
+        if self.param_groups:
+            raise ValueError("an AlraoOptimizer has one parameter group, that of its network: convert a larger network")
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.
@@ -286,10 +297,18 @@ class AlraoOptimizer(torch.optim.Optimizer):
     @staticmethod
     def _scale(group: dict[str, Any]) -> float:
         """Ratio of ``lr`` to its first non-zero value; 1 before there is one."""
-        lr = float(group["lr"])
-        if not group["first_lr"] and lr:
+        lr, first = float(group["lr"]), group["first_lr"]
+        if not first:
             group["first_lr"] = lr
-        return lr / group["first_lr"] if group["first_lr"] else 1.0
+            return 1.0
+        if lr > first and not group.get("warned"):
+            group["warned"] = True
+            warnings.warn(
+                f"the learning rate rose to {lr / first:.3g} times its first value, and all of Alrao's rates with it: "
+                "a schedule may decay, a warm-up is not needed",
+                stacklevel=4,
+            )
+        return lr / first
 
     def _gather(self) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
         """All gradients as one vector ``[N]``; where there was none, or None; which heads are broken, or None.

@@ -38,8 +38,8 @@ class LeanCategorical(CategoricalDistribution):
         return Categorical(logits=self.log_probs)
 
     def proba_distribution(self, action_logits: Tensor) -> LeanCategorical:
-        """Take logits, ``[B, K]``."""
-        self.log_probs = action_logits.log_softmax(-1)
+        """Take what heads of the kind ``"categorical"`` give: log-probabilities, ``[B, K]``."""
+        self.log_probs = action_logits
         return self
 
     def log_prob(self, actions: Tensor) -> Tensor:

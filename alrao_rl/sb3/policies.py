@@ -146,7 +146,7 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
         super()._build(lr_schedule)
         policy = _policy_output(self.action_space)
         log_std = self._parameters.pop("log_std", None)
-        value = Output("values", init=self._init(1.0))
+        value = Output("values", init=self._init(1.0), clamp_average_only=True)
         convert(
             self,
             {"action_net": Output(**policy, init=self._init(0.01), extra=log_std), "value_net": value},

@@ -131,7 +131,7 @@ def summary(runs: pd.DataFrame) -> str:
     return f"""{table(shown, "auc", "Alrao, no learning rate")}
 
 Scaled to random policy = 0 and reference = 1 and averaged over the six cells, Alrao has {means["mean"][DEFAULT]:.2f},
-the best rate shared by all cells ({shared.idxmax().removeprefix("stock ")}) {shared.max():.2f}.
+the better of the two stock rates run in all cells ({shared.idxmax().removeprefix("stock ")}) {shared.max():.2f}.
 
 Where Alrao loses, by the mean:
 
