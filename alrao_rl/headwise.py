@@ -5,7 +5,8 @@ every head its own, as if it alone were the output. A :class:`HeadwiseTensor` sh
 hidden leading dimension ``[average, head_1 … head_J]``. Every operation on it is applied to each of these branches, so
 whatever loss an algorithm computes comes out as J + 1 losses, and ``backward()`` starts from their sum.
 
-* What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average.
+* What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average; under ``no_grad``,
+  where nothing can become a loss, so is what is computed.
 * A plain tensor is the same for all branches (a label). One that requires a gradient enters the average branch as it
   is and the heads' branches detached, otherwise it would receive J + 1 gradients.
 * Tensors of the same output layer combine branch by branch. Losses of different layers add, subtract and stack branch
@@ -159,6 +160,8 @@ def _visible_ndim(value: Tensor) -> int:
 
 
 def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return _visible(func, args, kwargs)
     # The commonest cases, which need none of what follows.
     if not kwargs and len(args) == 2:
         first, other = args
@@ -504,6 +507,10 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     target = args[0]
     if not isinstance(target, HeadwiseTensor):
         raise HeadwiseError(f"{func.__name__}() cannot write the outputs of Alrao heads into a plain tensor in place")
+    if not torch.is_grad_enabled():
+        raise HeadwiseError(
+            f"{func.__name__}() cannot change the outputs of Alrao heads under no_grad: detach() them first"
+        )
     result = _HANDLERS[func.__name__](func, args, kwargs)
     target.branches, target.layers = result.branches, result.layers
     return target

@@ -250,6 +250,16 @@ def test_what_cannot_be_done_names_the_function():
         torch.zeros(4).sub_(headwise(4))
 
 
+def test_without_gradients_everything_is_the_average():
+    x = headwise(4)
+    with torch.no_grad():
+        for y in (x - torch.ones(4), x.exp() * x, torch.minimum(x, x.detach()) + x):
+            assert type(y) is torch.Tensor
+        torch.testing.assert_close(x.detach().clamp(0.0, 1.0), x.average.clamp(0.0, 1.0))
+        with pytest.raises(HeadwiseError, match="under no_grad"):
+            x += 1
+
+
 def test_writing_into_an_output():
     for index, value in ((0, 0.0), ((slice(None), 1), torch.ones(4)), (torch.tensor([True, False, True, False]), -1.0)):
         x, before = headwise(4, 3), headwise(4, 3)
