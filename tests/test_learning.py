@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from alrao_rl import recipes
 from alrao_rl.agent import build
@@ -28,6 +29,8 @@ class StopAtGoal(BaseCallback):
 
     def _on_rollout_start(self):
         if self.num_timesteps >= self.interval * (len(self.returns) + 1):
+            if isinstance(self.env, VecNormalize):
+                sync_envs_normalization(self.training_env, self.env)
             self.returns.append(evaluate_policy(self.model, self.env, n_eval_episodes=10)[0])
 
 

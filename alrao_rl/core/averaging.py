@@ -102,13 +102,13 @@ class Likelihood(Uniform):
         if evidence.nll is not None:
             log_p = -evidence.nll[1:]
         elif (losses := evidence.loss if evidence.residual is None else evidence.residual) is not None:
-            self.scale.mul_(self.decay).add_(losses[0].abs().nan_to_num(0.0, 0.0), alpha=1 - self.decay)
+            self.scale.lerp_(losses[0].abs().nan_to_num_(0.0, 0.0), 1 - self.decay)
             self.correction.mul_(self.decay)
             factor = self.n / 2 if losses is evidence.residual else self.n
-            log_p = losses[1:] * ((self.correction - 1) / self.scale * factor)
+            log_p = losses[1:] * ((self.correction - 1).div_(self.scale).mul_(factor))
         else:
             return None
-        return log_p.nan_to_num(_NEVER, _NEVER, _NEVER).softmax(0)
+        return log_p.nan_to_num_(_NEVER, _NEVER, _NEVER).softmax(0)
 
 
 class Bayes(Likelihood):
@@ -198,13 +198,13 @@ class ExponentiatedGradient(Uniform):
         if evidence.gains is None:
             return weights
         gain = evidence.gains.nan_to_num(0.0, 0.0, 0.0)
-        advantage = gain - (weights * gain).sum()
-        self.variance.mul_(self.decay).add_((weights * advantage.square()).sum(), alpha=1 - self.decay)
+        advantage = gain - weights.dot(gain)
+        self.variance.lerp_(weights.dot(advantage.square()), 1 - self.decay)
         self.correction.mul_(self.decay)
-        spread = (self.variance / (1 - self.correction)).sqrt()
-        exponent = (self.beta / self.reuse * advantage / spread).nan_to_num(0.0).clamp(-self.clip, self.clip)
-        updated = weights * exponent.exp()
-        return (1 - self.alpha) * updated / updated.sum() + self.alpha / self.n_heads
+        spread = (self.variance / (1 - self.correction)).sqrt_()
+        exponent = advantage.div_(spread).mul_(self.beta / self.reuse).nan_to_num_(0.0).clamp_(-self.clip, self.clip)
+        updated = exponent.exp_().mul_(weights)
+        return updated.mul_((1 - self.alpha) / updated.sum()).add_(self.alpha / self.n_heads)
 
 
 class Whiteness(Uniform):
@@ -231,8 +231,9 @@ class Whiteness(Uniform):
         self.register_buffer("previous", torch.zeros(self.n_heads, 0))
         self.register_buffer("product", torch.zeros(self.n_heads))
         self.register_buffer("norm", torch.zeros(self.n_heads))
-        # Between heads of one rate there is no direction to flow in.
-        self.register_buffer("faster", (rates[1:] > rates[:-1]).float())
+        # Row k takes weight from head k to head k + 1; between heads of one rate there is no direction to flow in.
+        steps = torch.eye(self.n_heads)[1:] - torch.eye(self.n_heads)[:-1]
+        self.register_buffer("faster", steps * (rates[1:] > rates[:-1])[:, None])
 
     def prepare(self, n_parameters: int) -> None:
         """Make room for the last gradient."""
@@ -247,18 +248,17 @@ class Whiteness(Uniform):
         gradient = evidence.gradient
         if gradient is None:
             return weights
-        self.product.mul_(self.decay).add_((gradient * self.previous).sum(1), alpha=1 - self.decay)
-        self.norm.mul_(self.decay).add_(gradient.square().sum(1), alpha=1 - self.decay)
+        self.product.lerp_(torch.linalg.vecdot(gradient, self.previous), 1 - self.decay)
+        self.norm.lerp_(torch.linalg.vecdot(gradient, gradient), 1 - self.decay)
         self.previous.copy_(gradient)
         rho = self.correlation()
         excess = rho - rho[0].clamp(max=0.0)
-        flow = (self.kappa * excess).clamp(-self.max_flow, self.max_flow) * weights
-        up, down = flow[:-1].clamp(min=0) * self.faster, -flow[1:].clamp(max=0) * self.faster
-        change = torch.zeros_like(weights)
-        change[:-1] += down - up
-        change[1:] += up - down
-        updated = (weights + change).clamp(min=0)
-        return updated / updated.sum()
+        flow = excess.mul_(self.kappa).clamp_(-self.max_flow, self.max_flow).mul_(weights)
+        # Up from head k, and down, which is negative, from head k + 1.
+        updated = torch.addmv(weights, self.faster.t(), flow[:-1].clamp(min=0).add_(flow[1:].clamp(max=0))).clamp_(
+            min=0
+        )
+        return updated.div_(updated.sum())
 
     def forget(self, lost: Tensor) -> None:
         """Clear the gradients of lost heads."""

@@ -60,8 +60,13 @@ class AlraoPolicyMixin:
 
     def set_training_mode(self, mode: bool) -> None:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
-        if mode != self.training:
-            super().set_training_mode(mode)  # type: ignore[misc]
+        if mode == self.training:
+            return
+        for module in self.modules():  # type: ignore[attr-defined]
+            if type(module).train is nn.Module.train:
+                module.__dict__["training"] = mode  # past nn.Module.__setattr__, which looks for parameters
+            else:
+                module.train(mode)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What ``policy.load`` builds the policy from: SB3's own, less the optimizer, which is not to be chosen."""
