@@ -34,7 +34,7 @@ def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     for near in difflib.get_close_matches(value.lower(), by_lower, 3, cutoff):
         if (
-            near.split(".")[-1][:1] == value[:1].lower()
+            near.split(".")[-1].lstrip("-")[:1] == value.lstrip("-")[:1].lower()
             or difflib.SequenceMatcher(None, near, value.lower()).ratio() >= 0.75
         ):
             return f"; did you mean {by_lower[near]!r}?"

@@ -1,90 +1,382 @@
-"""Training time of Alrao against stock Stable-Baselines3, as a ratio: ``python benchmarks/speed.py [--pairs 15]``.
+"""What Alrao costs beside stock Stable-Baselines3: ``python benchmarks/speed.py [--pairs 15] [--only NAME]``.
 
-Stock and Alrao train in turn, A B A B …, in one process with one torch thread, after a warm-up of each; the ratio of a
-pair is that of its process times, and the table gives the median with its 95 % interval (of the median, by the binomial
-distribution of its rank). The table goes to results/speed.md, every pair to results/speed.csv.
+Stock and Alrao train in turn, A B A B …, in one process with one torch thread, after a warm-up of each. The ratio of a
+pair is that of its process times; the tables give medians with their 95 % interval (of the median, by the binomial
+distribution of its rank). Everything goes to results/speed.md, every pair to results/speed.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import csv
+import io
+import os
+import platform
+import pstats
+import re
+import subprocess
+import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import stats
+from stable_baselines3 import A2C
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
 
-from alrao_rl import recipes
+from alrao_rl import AlraoCnnPolicy, recipes
 from alrao_rl.agent import build
+from alrao_rl.core import AlraoOptimizer, OutputHeads, convert
 from alrao_rl.envs import make_env
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
 STOCK = {"dqn": "dqn-adam", "a2c": "a2c-rmsprop", "ppo": "ppo-adam"}
-STEPS = {"dqn": 3_000, "a2c": 8_000, "ppo": 4_096}
-CASES = {
-    "DQN, CartPole-v1, 64×64": ("dqn", "CartPole-v1", []),
-    "A2C, CartPole-v1, 64×64": ("a2c", "CartPole-v1", []),
-    "PPO, CartPole-v1, 64×64": ("ppo", "CartPole-v1", []),
-    "DQN, CartPole-v1, 256×256": ("dqn", "CartPole-v1", ["net_arch=[256, 256]"]),
-    "PPO, Pendulum-v1, 64×64": ("ppo", "Pendulum-v1", []),
-}
+STEPS = {"dqn": 1_000, "a2c": 8_000, "ppo": 4_096}
+WIDE = "net_arch=[256, 256]"
+
+Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
-def trainer(agent: str, env_id: str, overrides: list[str], steps: int):
-    """A function that trains for ``steps`` more steps and returns the process seconds it took."""
-    recipe = recipes.resolve(agent, env_id, overrides, steps, {})
+# --- cases ----------------------------------------------------------------------------------------------------------
+
+
+def make(agent: str, env_id: str, *overrides: str) -> BaseAlgorithm:
+    """A model that has begun to learn."""
+    recipe = recipes.resolve(agent, env_id, overrides, 1, {})
     model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0)
     if recipe.agent.algo == "dqn":
-        model.learn(model.learning_starts + 100)  # nothing is learnt before
-
-    def train() -> float:
-        started = time.process_time()
-        model.learn(steps, reset_num_timesteps=False)
-        return time.process_time() - started
-
-    return train
+        model.learn(model.learning_starts + 100)
+    return model
 
 
-def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+def training(
+    algo: str, env_id: str, *overrides: str, alrao: tuple[str, ...] = ()
+) -> tuple[BaseAlgorithm, BaseAlgorithm]:
+    """The stock model and Alrao's."""
+    return make(STOCK[algo], env_id, *overrides), make(algo, env_id, *overrides, *alrao)
+
+
+def images() -> tuple[BaseAlgorithm, BaseAlgorithm]:
+    """A2C on synthetic frames, 84×84×4, with the layers of NatureCNN."""
+    env = DummyVecEnv([lambda: FakeImageEnv(n_channels=4, discrete=True, channel_first=True)] * 8)
+    return A2C("CnnPolicy", env, device="cpu"), A2C(AlraoCnnPolicy, env, device="cpu")
+
+
+def recurrent() -> Pair:
+    """Regression with an LSTM on sequences of 32, batch 64: torch alone."""
+    x, y = torch.randn(32, 64, 16), torch.randn(32, 64, 4)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(16, 64), nn.Linear(64, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.lstm(x)[0])
+
+    def trainer(network: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+        def train() -> None:
+            for _ in range(50):
+                optimizer.zero_grad()
+                F.mse_loss(network(x), y).backward()
+                optimizer.step()
+
+        return train
+
+    stock, alrao = Network(), convert(Network(), {"out": "values"})
+    return trainer(stock, torch.optim.Adam(stock.parameters())), trainer(alrao, AlraoOptimizer(alrao))
+
+
+CASES: dict[str, tuple[Callable[[], tuple[BaseAlgorithm, BaseAlgorithm]], int]] = {
+    "DQN, CartPole-v1, 64×64": (lambda: training("dqn", "CartPole-v1"), STEPS["dqn"]),
+    "A2C, CartPole-v1, 64×64": (lambda: training("a2c", "CartPole-v1"), STEPS["a2c"]),
+    "PPO, CartPole-v1, 64×64": (lambda: training("ppo", "CartPole-v1"), STEPS["ppo"]),
+    "DQN, CartPole-v1, 256×256": (lambda: training("dqn", "CartPole-v1", WIDE), 500),
+    "A2C, CartPole-v1, 256×256": (lambda: training("a2c", "CartPole-v1", WIDE), 4_000),
+    "PPO, CartPole-v1, 256×256": (lambda: training("ppo", "CartPole-v1", WIDE), 2_048),
+    "DQN, LunarLander-v3": (lambda: training("dqn", "LunarLander-v3"), STEPS["dqn"]),
+    "A2C, LunarLander-v3": (lambda: training("a2c", "LunarLander-v3"), 4_000),
+    "PPO, LunarLander-v3": (lambda: training("ppo", "LunarLander-v3"), STEPS["ppo"]),
+    "A2C, Pendulum-v1": (lambda: training("a2c", "Pendulum-v1"), STEPS["a2c"]),
+    "PPO, Pendulum-v1": (lambda: training("ppo", "Pendulum-v1"), STEPS["ppo"]),
+    "A2C, images 84×84×4": (images, 160),
+}
+PROFILED = ("DQN, CartPole-v1, 64×64", "A2C, CartPole-v1, 64×64", "PPO, CartPole-v1, 64×64")
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def median(values: np.ndarray) -> str:
     """Median with its 95 % interval from order statistics."""
     ordered, n = np.sort(values), len(values)
     low = int(stats.binom.ppf(0.025, n, 0.5))
-    return float(np.median(ordered)), float(ordered[max(low - 1, 0)]), float(ordered[min(n - low, n - 1)])
+    return f"{np.median(ordered):.2f} ({ordered[max(low - 1, 0)]:.2f} to {ordered[min(n - low, n - 1)]:.2f})"
+
+
+def learn(model: BaseAlgorithm, steps: int) -> Callable[[], object]:
+    """A function that trains for ``steps`` more steps."""
+    return lambda: model.learn(steps, reset_num_timesteps=False)
+
+
+class Pairs:
+    """Runs pairs and keeps their times: process and wall seconds of stock and Alrao."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.rows: list[tuple[str, int, float, float, float, float]] = []
+
+    def run(self, name: str, pair: Pair) -> np.ndarray:
+        """Times ``[n, 4]`` of a case after a warm-up: process seconds of stock and Alrao, wall seconds of both."""
+
+        def times(function: Callable[[], object]) -> tuple[float, float]:
+            wall, process = time.perf_counter(), time.process_time()
+            function()
+            return time.process_time() - process, time.perf_counter() - wall
+
+        for function in pair:
+            function()
+        found = []
+        for k in range(self.n):
+            (stock, stock_wall), (alrao, alrao_wall) = (times(function) for function in pair)
+            found.append((stock, alrao, stock_wall, alrao_wall))
+            self.rows.append((name, k, *(round(value, 5) for value in found[-1])))
+        return np.array(found)
+
+
+@contextmanager
+def stopwatch(model: BaseAlgorithm) -> Iterator[dict[str, float]]:
+    """Seconds of each part of training while it is open; the averaging is part of the optimizer's."""
+    seconds: dict[str, float] = defaultdict(float)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[part] += time.perf_counter() - started
+
+        return call
+
+    def batches(function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            iterator = function(*args, **kwargs)
+            while True:
+                started = time.perf_counter()
+                batch = next(iterator, None)
+                seconds["sampling"] += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
+
+        return call
+
+    policy = model.policy
+    places = [
+        (model.env, "step", "environment"),
+        (policy.optimizer, "step", "optimizer"),
+        (torch.nn.utils, "clip_grad_norm_", "clipping"),
+        (torch.Tensor, "backward", "backward"),
+        *[
+            (layer, "update_averaging", "of which averaging")
+            for layer in policy.modules()
+            if type(layer) is OutputHeads
+        ],
+    ]
+    replay = getattr(model, "replay_buffer", None)
+    places.append((model, "predict", "acting") if replay is not None else (policy, "forward", "acting"))
+    if replay is not None:
+        places.append((replay, "sample", "sampling"))
+    patches = [mock.patch.object(thing, name, timed(part, getattr(thing, name))) for thing, name, part in places]
+    if replay is None:
+        patches.append(mock.patch.object(model.rollout_buffer, "get", batches(model.rollout_buffer.get)))
+    started = time.perf_counter()
+    for patch in patches:
+        patch.start()
+    try:
+        yield seconds
+    finally:
+        for patch in patches:
+            patch.stop()
+        total = time.perf_counter() - started
+        known = sum(value for part, value in seconds.items() if not part.startswith("of which"))
+        seconds["forward, loss, the rest"] = total - known
+
+
+def breakdown(models: tuple[BaseAlgorithm, BaseAlgorithm], steps: int) -> str:
+    """Table of µs a step by part: the least of five runs of each, stock and Alrao in turn."""
+    found: list[dict[str, float]] = [{}, {}]
+    for _ in range(5):
+        for model, least in zip(models, found, strict=True):
+            with stopwatch(model) as seconds:
+                model.learn(steps, reset_num_timesteps=False)
+            for part, value in seconds.items():
+                least[part] = min(least.get(part, np.inf), value / steps * 1e6)
+    parts = ["acting", "environment", "sampling", "forward, loss, the rest", "backward", "clipping", "optimizer"]
+    lines = ["| µs a step | stock | Alrao | difference |", "|---|---|---|---|"]
+    for part in [*parts, "of which averaging"]:
+        stock, alrao = (one.get(part, 0.0) for one in found)
+        lines.append(f"| {part} | {stock:.1f} | {alrao:.1f} | {alrao - stock:+.1f} |")
+    return "\n".join(lines)
+
+
+def profile(model: BaseAlgorithm, steps: int) -> str:
+    """The ten heaviest rows by own time."""
+    profiler = cProfile.Profile()
+    profiler.runcall(model.learn, steps, reset_num_timesteps=False)
+    text = io.StringIO()
+    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(10)
+    lines = [line for line in text.getvalue().splitlines() if line.strip()]
+    start = next(i for i, line in enumerate(lines) if "ncalls" in line)
+    rows = [re.sub(r"\S*/(site-packages|lib/python[\d.]+|alrao_rl)/", "", line) for line in lines[start:]]
+    return "```\n" + "\n".join(rows) + "\n```"
+
+
+def predict(models: tuple[BaseAlgorithm, BaseAlgorithm]) -> Pair:
+    """A thousand predictions for one observation."""
+    observation = np.zeros(models[0].observation_space.shape, np.float32)
+
+    def calls(model: BaseAlgorithm) -> Callable[[], object]:
+        return lambda: [model.predict(observation, deterministic=True) for _ in range(1_000)]
+
+    return calls(models[0]), calls(models[1])
+
+
+MEMORY = """
+import resource, sys, torch
+sys.path.insert(0, {folder!r})
+import speed
+torch.set_num_threads(1)
+model = speed.make({agent!r}, "CartPole-v1", {width!r})
+model.learn(2000, reset_num_timesteps=False)
+policy = model.policy
+size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+state = [t for one in policy.optimizer.state.values() for t in one.values()]
+heads = [m.theta for m in policy.modules() if isinstance(m, speed.OutputHeads)]
+more = size(heads) * (1 - 1 / heads[0].shape[0]) if heads else 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, size(policy.parameters()), size(state), more)
+"""
+
+
+def memory() -> str:
+    """Peak memory of a process that trains, and the bytes of parameters and of the optimizer's state."""
+    lines = [
+        "| case | | peak RSS, MB | parameters, kB | optimizer state, kB | of the parameters, further heads, kB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for algo in STOCK:
+        for name, agent in (("stock", STOCK[algo]), ("Alrao", algo)):
+            script = MEMORY.format(folder=str(Path(__file__).parent), agent=agent, width=WIDE)
+            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+            rss, parameters, state, more = map(float, done.stdout.split())
+            numbers = f"{rss:.0f} | {parameters / 1e3:.0f} | {state / 1e3:.0f} | {more / 1e3:.0f}"
+            lines.append(f"| {algo.upper()}, CartPole-v1, 256×256 | {name} | {numbers} |")
+    return "\n".join(lines)
+
+
+def start_up() -> str:
+    """Seconds until a command answers, and what the import adds to torch and SB3: medians of seven processes."""
+    train = [sys.executable, "-m", "alrao_rl.train"]
+    imports = "import time, torch, stable_baselines3; t = time.perf_counter(); import alrao_rl; alrao_rl.AlraoPolicy; "
+    commands = {
+        "`import alrao_rl` and AlraoPolicy, beyond torch and SB3": [
+            sys.executable, "-c", imports + "print(time.perf_counter() - t)",
+        ],
+        "`--help`": [*train, "--help"],
+        "`--list`": [*train, "--list"],
+        "`--dry-run`": [*train, "--algo", "dqn", "--env", "CartPole-v1", "--dry-run"],
+    }  # fmt: skip
+    lines = ["| start-up | seconds |", "|---|---|"]
+    for name, command in commands.items():
+        found = []
+        for _ in range(7):
+            started = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+            found.append(float(done.stdout) if "import" in name else time.perf_counter() - started)
+        lines.append(f"| {name} | {np.median(found):.2f} |")
+    return "\n".join(lines)
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--pairs", type=int, default=15, help="pairs a case (default 15)")
+    parser.add_argument("--only", default="", help="training cases whose name contains this, and no report")
     args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    lines = ["| case | stock µs/step | Alrao µs/step | ratio (95 % interval) |", "|---|---|---|---|"]
-    print(*lines, sep="\n", flush=True)
-    rows = []
-    for name, (algo, env_id, overrides) in CASES.items():
+    pairs = Pairs(args.pairs)
+    sections: list[str] = []
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+        sections.append(text)
+
+    tell("| case | stock µs/step | Alrao µs/step | ratio, process time | ratio, wall time |\n|---|---|---|---|---|")
+    details = []
+    for name, (models_of, steps) in CASES.items():
         if args.only not in name:
             continue
-        steps = STEPS[algo]
-        stock, alrao = (trainer(agent, env_id, overrides, steps) for agent in (STOCK[algo], algo))
-        stock(), alrao()
-        pairs = np.array([(stock(), alrao()) for _ in range(args.pairs)])
-        rows += [(name, k, steps, *np.round(pair, 4)) for k, pair in enumerate(pairs)]
-        middle, low, high = median_interval(pairs[:, 1] / pairs[:, 0])
-        micro = np.median(pairs, axis=0) / steps * 1e6
-        lines.append(f"| {name} | {micro[0]:.0f} | {micro[1]:.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
-        print(lines[-1], flush=True)
+        models = models_of()
+        times = pairs.run(name, (learn(models[0], steps), learn(models[1], steps)))
+        micro = np.median(times, axis=0) / steps * 1e6
+        ratios = f"{median(times[:, 1] / times[:, 0])} | {median(times[:, 3] / times[:, 2])}"
+        tell(f"| {name} | {micro[0]:.0f} | {micro[1]:.0f} | {ratios} |")
+        if name in PROFILED and not args.only:
+            parts = breakdown(models, steps)
+            details.append(f"### {name}\n\n{parts}\n\nTen heaviest functions of Alrao:\n\n{profile(models[1], steps)}")
     if args.only:
         return
+    times = pairs.run("LSTM, sequences of 32, core alone", recurrent())
+    micro = np.median(times, axis=0) / 50 * 1e6
+    ratios = f"{median(times[:, 1] / times[:, 0])} | {median(times[:, 3] / times[:, 2])}"
+    tell(f"| LSTM, sequences of 32, core alone (µs/update) | {micro[0]:.0f} | {micro[1]:.0f} | {ratios} |")
+
+    tell("\n## Number of heads\n\nPPO on CartPole-v1, 64×64; ratio to one head.\n")
+    tell("| heads | µs/step with one | µs/step | ratio, process time |\n|---|---|---|---|")
+    one = make("ppo", "CartPole-v1", "alrao.n_heads=1")
+    for n in (10, 30, 100):
+        many = make("ppo", "CartPole-v1", f"alrao.n_heads={n}")
+        times = pairs.run(f"PPO, {n} heads against 1", (learn(one, 4_096), learn(many, 4_096)))
+        micro = np.median(times, axis=0) / 4_096 * 1e6
+        tell(f"| {n} | {micro[0]:.0f} | {micro[1]:.0f} | {median(times[:, 1] / times[:, 0])} |")
+
+    tell("\n## One prediction\n\n`predict(observation, deterministic=True)`, CartPole-v1, 64×64.\n")
+    tell("| case | stock µs | Alrao µs | ratio, process time |\n|---|---|---|---|")
+    for algo in STOCK:
+        times = pairs.run(f"{algo.upper()}, predict", predict(training(algo, "CartPole-v1")))
+        micro = np.median(times, axis=0) * 1e3
+        tell(f"| {algo.upper()} | {micro[0]:.0f} | {micro[1]:.0f} | {median(times[:, 1] / times[:, 0])} |")
+    tell(f"\n## Memory\n\n{memory()}")
+    tell(f"\n## Start-up\n\n{start_up()}")
+    tell("\n## Where the time goes\n\n" + "\n\n".join(details))
+
     with (RESULTS / "speed.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("case", "pair", "steps", "stock_seconds", "alrao_seconds"), *rows])
+        writer.writerow(("case", "pair", "stock_seconds", "alrao_seconds", "stock_wall_seconds", "alrao_wall_seconds"))
+        writer.writerows(pairs.rows)
+    notes = (Path(__file__).parent / "notes.md").read_text()
     (RESULTS / "speed.md").write_text(
-        "# Training time against stock Stable-Baselines3\n\n"
-        "Process time per environment step, ten heads, one torch thread; stock and Alrao in turn in one process; "
-        f"medians of {args.pairs} pairs. Torch {torch.__version__}. Remake: `make bench`. Raw pairs: `speed.csv`.\n\n"
-        + "\n".join(lines) + "\n"
+        "# Time and memory against stock Stable-Baselines3\n\n"
+        "Process time per environment step, ten heads, one torch thread; stock (Adam; RMSprop for A2C) and Alrao in "
+        f"turn in one process; medians of {args.pairs} pairs with 95 % intervals. Torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {os.cpu_count()} cores. Remake: `make bench`. Raw pairs: `speed.csv`.\n\n"
+        + "\n".join(sections) + "\n\n" + notes
     )  # fmt: skip
 
 
