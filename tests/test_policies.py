@@ -425,6 +425,21 @@ def test_set_parameters(algo):
     assert_trained(other, before)
 
 
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_parameters_and_training_mode_are_as_torchs(algo):
+    policy = make(algo).policy
+    policy.extra = nn.Sequential(nn.Dropout(), policy.alrao_layers().popitem()[1])  # a shared module
+    assert list(map(id, policy.parameters())) == list(map(id, nn.Module.parameters(policy)))
+    assert list(policy.parameters(recurse=False)) == list(nn.Module.parameters(policy, recurse=False))
+    for mode in (True, False):
+        policy.set_training_mode(mode)
+        trained = policy.q_net if algo == "dqn" else policy
+        assert {policy.training, *(module.training for module in trained.modules())} == {mode}
+        if algo == "dqn":
+            others = [*policy.q_net_target.modules(), *policy.q_net_average.modules()]
+            assert not any(module.training for module in others)
+
+
 def test_parameters_of_another_base_are_refused():
     model, other = make("ppo", alrao={"base": "adam"}), make("ppo")
     model.learn(16)

@@ -103,11 +103,8 @@ def convert(
 
 def _make_heads(layer: nn.Module, output: Output | str, config: AlraoConfig) -> OutputHeads:
     output = Output(output) if isinstance(output, str) else output
-    rule = (
-        output.rule
-        if output.rule is not None
-        else (config.value_averaging if output.kind == "values" else config.policy_averaging)
-    )
+    default = config.value_averaging if output.kind == "values" else config.policy_averaging
+    rule = default if output.rule is None else output.rule
     assert isinstance(layer, nn.Linear)
     return OutputHeads(
         layer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -62,11 +62,18 @@ class AlraoPolicyMixin:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
         if mode == self.training:
             return
-        for module in self.modules():  # type: ignore[attr-defined]
+        self.training = mode
+        trained = getattr(cast(nn.Module, self), "q_net", self)  # a target network stays as it is
+        for module in _modules(cast(nn.Module, trained)):
             if type(module).train is nn.Module.train:
                 module.__dict__["training"] = mode  # past nn.Module.__setattr__, which looks for parameters
             else:
                 module.train(mode)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As nn.Module's; SB3 asks at every update, to clip the gradient."""
+        modules = _modules(cast(nn.Module, self)) if recurse else [cast(nn.Module, self)]
+        return iter(dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What ``policy.load`` builds the policy from: SB3's own, less the optimizer, which is not to be chosen."""
@@ -174,6 +181,20 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
     def alrao_layers(self) -> dict[str, OutputHeads]:
         """``action_net`` and ``value_net``."""
         return {name: cast(OutputHeads, getattr(self, name)) for name in ("action_net", "value_net")}
+
+
+def _modules(root: nn.Module) -> list[nn.Module]:
+    """``list(root.modules())`` without its nested generators, which cost a small policy as much as a layer."""
+    found = {root: None}
+
+    def visit(module: nn.Module) -> None:
+        for child in module._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                visit(child)
+
+    visit(root)
+    return list(found)
 
 
 def _follow(average: nn.Module, network: nn.Module, optimizer: AlraoOptimizer, *_: Any) -> None:
