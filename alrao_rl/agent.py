@@ -222,7 +222,8 @@ def check_device(device: str, what: str = "device") -> None:
         if torch.empty(0, device="cpu" if device == "auto" else torch.device(device)).is_meta:
             raise RuntimeError("meta holds no numbers")
     except (RuntimeError, AssertionError, TypeError) as error:
-        hint = suggest("cuda" if str(device).lower() == "gpu" else str(device), ("cpu", "cuda", "auto"))
+        known = str(device).startswith(("cpu", "cuda"))
+        hint = suggest("cuda" if device == "gpu" else str(device), () if known else ("cpu", "cuda", "auto"))
         raise UserError(
             f"{what} is {device!r}, expected cpu, auto, or cuda or cuda:N on a machine that has it{hint} "
             f"({first_line(error)})"

@@ -59,8 +59,9 @@ class HeadwiseTensor(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__
         kwargs = kwargs or {}
-        if not args and "input" in kwargs:
-            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        if not args:
+            kwargs = dict(kwargs)
+            args = tuple(kwargs.pop(name) for name in ("input", "tensors") if name in kwargs)
         handler = _HANDLERS.get(name)
         if handler is not None:
             return handler(func, args, kwargs)
@@ -266,6 +267,10 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
         return _by_vmap(func, args, kwargs)
     branches, key = x.branches, "axis" if "axis" in kwargs else "dim"
     position, everything = 1 if name in ("split", "chunk") else 0, False
+    if kwargs.get(key) in ((), []):  # no dimension stands for all, but not for the branches
+        del kwargs[key]
+    elif len(rest) > position and rest[position] in ((), []):
+        del rest[position]
     if kwargs.get(key) is not None:
         kwargs[key] = _shift(kwargs[key])
     elif len(rest) > position and rest[position] is not None:
@@ -279,7 +284,7 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
         return _by_vmap(func, args, kwargs)
     if name in ("softmax", "log_softmax") and branches.dim() > 2:
         dim = kwargs[key] if key in kwargs else rest[0]
-        if dim in (-1, branches.dim() - 1) and kwargs.get("dtype") is None:
+        if dim in (-1, branches.dim() - 1) and len(rest) < 2 and kwargs.get("dtype") is None:
             # Torch's kernel for the last dimension takes a row at a time, and those of actions are short.
             return _like(getattr(torch, name)(branches.transpose(-1, -2), -2).transpose(-1, -2), x)
     if branches.dim() == 1 and name != "unsqueeze":  # a dimension of a scalar: 0 and -1 stand for none
@@ -306,8 +311,8 @@ def _shift(dim: Any) -> Any:
 
 def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
     x, *shape = args
-    if not shape and "shape" in kwargs:
-        shape = [kwargs["shape"]]
+    if not shape:
+        shape = [kwargs.get("shape", kwargs.get("size"))]
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = list(shape[0])
     if not all(isinstance(n, int) for n in shape):
@@ -317,6 +322,7 @@ def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _expand(func: Any, args: Any, kwargs: Any) -> Any:
     x, *shape = args
+    shape = shape or [kwargs["size"]]
     shape = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     return _like(_align(x.branches, len(shape)).expand(x.branches.shape[0], *shape), x)
 
@@ -333,7 +339,7 @@ def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
 def _join(func: Any, args: Any, kwargs: Any) -> Any:
     """cat and stack."""
     args, kwargs, first = _resolve(func, args, kwargs)
-    tensors, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    tensors, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
     n_branches = first.branches.shape[0]
 
     def branches(value: Tensor) -> Tensor:
@@ -367,7 +373,7 @@ def _broadcast_tensors(func: Any, args: Any, kwargs: Any) -> Any:
 def _matmul(func: Any, args: Any, kwargs: Any) -> Any:
     if len(args) != 2 or min(_visible_ndim(value) for value in args) < 2:
         return _by_vmap(func, args, kwargs)
-    return _elementwise(torch.matmul, args, kwargs)
+    return _elementwise(torch.matmul, args[::-1] if func.__name__ == "__rmatmul__" else args, kwargs)
 
 
 def _loss(func: Any, args: Any, kwargs: Any) -> Any:
@@ -549,14 +555,14 @@ def _by_vmap(func: Any, args: Any, kwargs: Any) -> Any:
 _HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {}
 for _handler, _names in {
     _elementwise: """
-        __rsub__ rsub mul multiply __mul__ __rmul__ div divide true_divide __truediv__
+        mul multiply __mul__ __rmul__ div divide true_divide __truediv__
         __rtruediv__ __rdiv__ pow __pow__ __rpow__ exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square abs
         absolute __abs__ neg negative __neg__ sign reciprocal sigmoid tanh sin cos erf relu softplus logsigmoid maximum
         minimum where
         logaddexp lt le gt ge eq ne less greater __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isfinite isnan isinf
         logical_and logical_or logical_not __and__ __or__ __invert__ bitwise_and bitwise_or nan_to_num masked_fill float
         double half long int bool to type_as detach clone contiguous cpu cuda round floor ceil xlogy""",
-    _sum: "add __add__ __radd__ sub subtract __sub__ stack",
+    _sum: "add __add__ __radd__ sub subtract __sub__ rsub __rsub__ stack",
     _clamp: "clamp clip clamp_min clamp_max",
     _extremum: "max min",
     _along: """

@@ -250,6 +250,33 @@ def test_what_cannot_be_done_names_the_function():
         torch.zeros(4).sub_(headwise(4))
 
 
+def test_matrix_product_from_the_left():
+    matrix = torch.randn(3, 3)
+    check(lambda x: matrix @ x, headwise(3, 3))
+    check(lambda x: x @ matrix, headwise(3, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(matrix @ headwise(3, 3), matrix @ headwise(3, 3).average)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum(dim=()),
+        lambda x: x.sum([]),
+        lambda x: x.sum((), keepdim=True),
+        lambda x: torch.cat([x, torch.ones(4, 3)], axis=1),
+        lambda x: torch.cat(tensors=[x, torch.ones(4, 3)], dim=1),
+        lambda x: torch.stack(tensors=[x, torch.ones(4, 3)], dim=1),
+        lambda x: x.view(size=(12,)),
+        lambda x: x.expand(size=(2, 4, 3)),
+        lambda x: x.log_softmax(-1, torch.float64),
+        lambda x: torch.rsub(x, torch.ones(3)),
+    ],
+)
+def test_rare_ways_to_call(function):
+    check(function, headwise(4, 3))
+
+
 def test_without_gradients_everything_is_the_average():
     x = headwise(4)
     with torch.no_grad():
