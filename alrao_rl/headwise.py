@@ -5,8 +5,8 @@ every head its own, as if it alone were the output. A :class:`HeadwiseTensor` sh
 hidden leading dimension ``[average, head_1 … head_J]``. Every operation on it is applied to each of these branches, so
 whatever loss an algorithm computes comes out as J + 1 losses, and ``backward()`` starts from their sum.
 
-* What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average; under ``no_grad``,
-  where nothing can become a loss, so is what is computed.
+* What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average. Under ``no_grad``,
+  where nothing can become a loss, elementwise operations compute the average alone and give a plain tensor.
 * A plain tensor is the same for all branches (a label). One that requires a gradient enters the average branch as it
   is and the heads' branches detached, otherwise it would receive J + 1 gradients.
 * Tensors of the same output layer combine branch by branch. Losses of different layers add, subtract and stack branch
