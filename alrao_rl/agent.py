@@ -90,9 +90,8 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
 
 
 _ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
-
-
 _LOSES_STATISTICS = "{} would lose the statistics that normalise observations: keep the run's files, or use save_agent"
+
 # Methods of a class made for the object, not set on the object: a copy of it has them too, on its own network.
 
 

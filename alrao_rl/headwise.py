@@ -217,10 +217,13 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
             _watch_term(loss)
     layers = losses[0].layers.union(*(loss.layers for loss in losses[1:]))
     joined = {id(loss): _wrap(loss.branches, layers) for loss in losses}
-    if not stack and not kwargs:
-        return _elementwise(func, tuple(joined.get(id(value), value) for value in args), kwargs)
-    args, kwargs = tree_map(lambda value: joined.get(id(value), value), (args, kwargs))
-    return (_join if stack else _elementwise)(func, args, kwargs)
+
+    def swap(value: Any) -> Any:
+        return joined.get(id(value), value)
+
+    if stack:
+        return _join(func, ([swap(term) for term in terms], *args[1:]), kwargs)
+    return _elementwise(func, tuple(map(swap, args)), {key: swap(value) for key, value in kwargs.items()})
 
 
 def _watch_term(loss: HeadwiseTensor) -> None:
