@@ -57,6 +57,8 @@ class HeadwiseTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not kwargs and (quick := _QUICK.get(func)) is not None:
+            return quick(*args)
         name = func.__name__
         kwargs = kwargs or {}
         if not args:
@@ -100,7 +102,9 @@ def _headwise(values: Any) -> Iterator[HeadwiseTensor]:
 
 def _resolve(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTensor]:
     """Make all headwise operands belong to the same layer; return the operands and one that stands for the result."""
-    found = list(_headwise(args)) + list(_headwise(kwargs.values()))
+    found = list(_headwise(args))
+    if kwargs:
+        found += _headwise(kwargs.values())
     first = found[0]
     if len(found) == 1 or all(other.layers == first.layers for other in found):
         return args, kwargs, first
@@ -153,6 +157,10 @@ def _needs_branches(value: Any) -> bool:
     return type(value) is not HeadwiseTensor and isinstance(value, Tensor) and value.requires_grad
 
 
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
 def _visible_ndim(value: Tensor) -> int:
     return value.branches.dim() - 1 if type(value) is HeadwiseTensor else value.dim()
 
@@ -163,26 +171,6 @@ def _visible_ndim(value: Tensor) -> int:
 def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return _visible(func, args, kwargs)
-    # The commonest cases, which need none of what follows.
-    if not kwargs and len(args) == 2:
-        first, other = args
-        if type(first) is Tensor:  # a label, before or behind
-            if not first.requires_grad and first.dim() < other.branches.dim():
-                return _wrap(func(first, other.branches), other.layers)
-        elif type(other) is Tensor:
-            if type(first) is HeadwiseTensor and not other.requires_grad and other.dim() < first.branches.dim():
-                return _wrap(func(first.branches, other), first.layers)
-        elif type(other) is HeadwiseTensor:
-            if (
-                type(first) is HeadwiseTensor
-                and other.layers == first.layers
-                and other.branches.dim() == first.branches.dim()
-            ):
-                return _wrap(func(first.branches, other.branches), first.layers)
-        elif type(first) is HeadwiseTensor and type(other) in (int, float):
-            return _wrap(func(first.branches, other), first.layers)
-    elif not kwargs and len(args) == 1:
-        return _wrap(func(args[0].branches), args[0].layers)
     args, kwargs, first = _resolve(func, args, kwargs)
     n_branches = first.branches.shape[0]
     gradients = torch.is_grad_enabled()
@@ -201,10 +189,24 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     """add, sub and stack: also join losses of different layers."""
+    if len(args) == 2 and not kwargs and not (type(args[0]) is type(args[1]) is HeadwiseTensor):
+        return (_join if isinstance(args[0], (list, tuple)) else _elementwise)(func, args, kwargs)
+    first, other = args if len(args) == 2 else (None, None)
+    if (
+        type(first) is type(other) is HeadwiseTensor
+        and torch.is_grad_enabled()
+        and first.branches.shape == other.branches.shape
+        and first.branches.requires_grad
+        and other.branches.requires_grad
+    ):  # the sum of two losses
+        for loss in args:
+            if len(loss.layers) == 1:
+                _watch_term(loss)
+        return _wrap(func(first.branches, other.branches), first.layers | other.layers)
     stack = func.__name__ == "stack"
     terms = args[0] if stack else [*args[:2], kwargs.get("other")]
     losses = [term for term in terms if type(term) is HeadwiseTensor and term.branches.requires_grad]
-    if len(losses) < 2 or all(loss.layers == losses[0].layers for loss in losses[1:]):
+    if len(losses) < 2 or all([loss.layers == losses[0].layers for loss in losses[1:]]):
         return (_join if stack else _elementwise)(func, args, kwargs)
     n_branches = losses[0].branches.shape[0]
     for loss in losses:
@@ -239,19 +241,28 @@ def _watch_term(loss: HeadwiseTensor) -> None:
         loss.branches.register_hook(lambda gradient: layer.watch_loss(losses, gradient))
 
 
+def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
+    """mul; :func:`_quick` knows that a loss times 0, as an entropy bonus of 0, has no gradient to compute."""
+    return _elementwise(func, args, kwargs)
+
+
 def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
     """Clamp; of layers that say so only the average."""
-    result = _elementwise(func, args, kwargs)
     source = args[0]
-    if isinstance(source, HeadwiseTensor) and all(layer.clamp_average_only for layer in source.layers):
+    if type(source) is HeadwiseTensor and not kwargs and torch.is_grad_enabled() and not any(map(_is_tensor, args[1:])):
+        result = _wrap(func(source.branches, *args[1:]), source.layers)
+    else:
+        result = _elementwise(func, args, kwargs)
+    if isinstance(source, HeadwiseTensor) and all([layer.clamp_average_only for layer in source.layers]):
         result = _like(torch.cat([result.branches[:1], source.branches[1:]]), source)
     return result
 
 
 def _extremum(func: Any, args: Any, kwargs: Any) -> Any:
     """max and min: of two tensors, along a dimension, or over everything."""
-    two = (len(args) > 1 and isinstance(args[1], Tensor)) or "other" in kwargs
-    return (_elementwise if two else _along)(func, args, kwargs)
+    if (len(args) > 1 and isinstance(args[1], Tensor)) or "other" in kwargs:
+        return _QUICK[torch.maximum if func.__name__ == "max" else torch.minimum](*args, **kwargs)
+    return _along(func, args, kwargs)
 
 
 _FULL_REDUCTIONS = {"sum", "mean", "all", "any", "amax", "amin", "max", "min"}
@@ -292,11 +303,6 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
             return _like(getattr(torch, name)(branches.transpose(-1, -2), -2).transpose(-1, -2), x)
     if branches.dim() == 1 and name != "unsqueeze":  # a dimension of a scalar: 0 and -1 stand for none
         return _by_vmap(func, args, kwargs if key not in kwargs else {**kwargs, key: 0})
-    if name == "gather":
-        index = kwargs["index"] if "index" in kwargs else rest.pop()
-        if isinstance(index, HeadwiseTensor):
-            return _by_vmap(func, args, kwargs)
-        kwargs["index"] = index.unsqueeze(0).expand(branches.shape[0], *index.shape)
     result = func(branches, *rest, **kwargs)
     if isinstance(result, Tensor):
         return _like(result, x)
@@ -304,6 +310,15 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
         return _like(result[0], x)
     pieces = [_like(piece, x) for piece in result]
     return tuple(pieces) if type(result) in (tuple, list) else type(result)(pieces)
+
+
+def _gather(func: Any, args: Any, kwargs: Any) -> Any:
+    x, dim, index = (*args, None, None)[:3]
+    dim, index = kwargs.get("dim", dim), kwargs.get("index", index)
+    if type(x) is not HeadwiseTensor or type(index) is not Tensor or x.branches.dim() < 2:
+        return _by_vmap(func, args, kwargs)
+    branches = x.branches
+    return _wrap(branches.gather(_shift(dim), index.expand(len(branches), *index.shape)), x.layers)
 
 
 def _shift(dim: Any) -> Any:
@@ -385,19 +400,23 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     The residual is output − label before any clipping: Huber's gradient is ±1 for every head once errors are large.
     """
     values, options = list(args[:2]), dict(zip(("size_average", "reduce", "reduction"), args[2:], strict=False))
-    options |= kwargs
-    options = {key: value for key, value in options.items() if value is not None}
+    options |= {key: value for key, value in kwargs.items() if value is not None}
     if len(values) < 2:
         values.append(options.pop("target"))
     values, _, first = _resolve(func, values, {})
     if not options.keys().isdisjoint(("weight", "reduce", "size_average")):
         return _by_vmap(func, (*values,), options)
     reduction = options.pop("reduction", "mean")
-    n_branches, shape = first.branches.shape[0], values[0].shape
-    if shape != values[1].shape:
-        shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
-    left, right = [_full_branches(value, n_branches, shape) for value in values]
     squares = func.__name__ == "mse_loss"
+    label = values[values[0] is first]
+    if type(label) is Tensor and not label.requires_grad and label.shape == first.branches.shape[1:]:
+        # The commonest case; these losses do not ask which of the two is the label.
+        left, right = first.branches, label if squares else label.expand_as(first.branches)
+    else:
+        n_branches, shape = first.branches.shape[0], values[0].shape
+        if shape != values[1].shape:
+            shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
+        left, right = [_full_branches(value, n_branches, shape) for value in values]
     losses = (left - right).square() if squares else func(left, right, **options, reduction="none")
     layers = [layer for layer in first.layers if layer.rule.uses == "losses"]
     if reduction != "none":
@@ -484,12 +503,12 @@ def _setitem(func: Any, args: Any, kwargs: Any) -> None:
 
 def _visible(func: Any, args: Any, kwargs: Any) -> Any:
     """Read from the average branch."""
-    if len(args) == 1 and not kwargs:
-        return func(args[0].average)
 
     def plain(value: Any) -> Any:
-        return value.average if isinstance(value, HeadwiseTensor) else value
+        return value.branches[0] if isinstance(value, HeadwiseTensor) else value
 
+    if len(args) <= 2 and not kwargs and not isinstance(args[0], (list, tuple)):
+        return func(*map(plain, args))
     return func(*tree_map(plain, args), **tree_map(plain, kwargs))
 
 
@@ -558,7 +577,7 @@ def _by_vmap(func: Any, args: Any, kwargs: Any) -> Any:
 _HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {}
 for _handler, _names in {
     _elementwise: """
-        mul multiply __mul__ __rmul__ div divide true_divide __truediv__
+        div divide true_divide __truediv__
         __rtruediv__ __rdiv__ pow __pow__ __rpow__ exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square abs
         absolute __abs__ neg negative __neg__ sign reciprocal sigmoid tanh sin cos erf relu softplus logsigmoid maximum
         minimum where
@@ -566,10 +585,12 @@ for _handler, _names in {
         logical_and logical_or logical_not __and__ __or__ __invert__ bitwise_and bitwise_or nan_to_num masked_fill float
         double half long int bool to type_as detach clone contiguous cpu cuda round floor ceil xlogy""",
     _sum: "add __add__ __radd__ sub subtract __sub__ rsub __rsub__ stack",
+    _multiply: "mul multiply __mul__ __rmul__",
     _clamp: "clamp clip clamp_min clamp_max",
     _extremum: "max min",
     _along: """
-        sum mean logsumexp softmax log_softmax amax amin all any gather squeeze unsqueeze split chunk unbind""",
+        sum mean logsumexp softmax log_softmax amax amin all any squeeze unsqueeze split chunk unbind""",
+    _gather: "gather",
     _reshape: "reshape view",
     _expand: "expand",
     _flatten: "flatten",
@@ -595,6 +616,32 @@ for _handler, _names in {
     _HANDLERS.update(dict.fromkeys(_names.split(), _handler))
 
 
+def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
+    """An elementwise operation that goes past all questions for the commonest operands, else through its handler."""
+
+    def operation(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs and torch.is_grad_enabled() and type(first := args[0]) is HeadwiseTensor:
+            branches = first.branches
+            if len(args) == 1:
+                return _wrap(function(branches), first.layers)
+            if len(args) == 2:
+                other = args[1]
+                kind = type(other)
+                if kind is HeadwiseTensor:
+                    if other.layers == first.layers and other.branches.dim() == branches.dim():
+                        return _wrap(function(branches, other.branches), first.layers)
+                elif kind is Tensor:  # a label
+                    if not other.requires_grad and other.dim() < branches.dim():
+                        return _wrap(function(branches, other), first.layers)
+                elif kind is float or kind is int:
+                    if not other and handler is _multiply:
+                        branches = branches.detach()
+                    return _wrap(function(branches, other), first.layers)
+        return handler(function, args, kwargs)
+
+    return operation
+
+
 def _direct(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
     """A method that goes straight to its handler: half of a small operation's time is torch's way there."""
 
@@ -604,6 +651,11 @@ def _direct(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
     return method
 
 
+_QUICK: dict[Any, Any] = {}
+for _name in [name for name, handler in _HANDLERS.items() if handler in (_elementwise, _sum, _multiply)]:
+    for _function in (getattr(torch, _name, None), getattr(Tensor, _name, None)):
+        if callable(_function) and _name != "stack":
+            _QUICK[_function] = _quick(_function, _HANDLERS[_name])
 for _name in [name for name, handler in _HANDLERS.items() if handler is not _visible or name == "item"]:
     if callable(_function := getattr(Tensor, _name, None)):
-        setattr(HeadwiseTensor, _name, _direct(_function, _HANDLERS[_name]))
+        setattr(HeadwiseTensor, _name, _QUICK.get(_function) or _direct(_function, _HANDLERS[_name]))

@@ -39,7 +39,7 @@ def _weighted(values: Tensor, weights: Tensor) -> Tensor:
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether all is well, where looking is free: on a GPU, which would have to be waited for, always False."""
-    return not tensor.is_cuda and math.isfinite(tensor.detach().sum().item())
+    return not tensor.is_cuda and math.isfinite(tensor.sum().item())
 
 
 MANY_PASSES = 100
@@ -74,6 +74,7 @@ class OutputHeads(nn.Module):
 
     theta: nn.Parameter
     rates: Tensor
+    _leaves: list[Tensor]
 
     def __init__(
         self,
@@ -96,42 +97,54 @@ class OutputHeads(nn.Module):
         if sum(self.splits) != layer.out_features:
             raise ValueError(f"splits are {self.splits}, expected sizes that add up to {layer.out_features} outputs")
         self._extra_shape = None if extra is None else extra.shape
-        self._sizes = [layer.weight.numel(), 0 if layer.bias is None else layer.out_features]
-        self._sizes.append(0 if extra is None else extra.numel())
+        # A head is the rows of its matrix, the bias of every output behind its weights, and then the extra parameter.
+        self._columns = layer.in_features + (layer.bias is not None)
+        self._n_matrix = self.out_features * self._columns
         copies = [layer, *(_fresh(layer, init) for _ in range(n_heads - 1))]
-        own = [[p.detach().flatten() for p in (copy.weight, copy.bias, extra) if p is not None] for copy in copies]
-        self.theta = nn.Parameter(torch.stack([torch.cat(one) for one in own]))
+        own = [torch.cat([_matrix(copy).flatten(), *([] if extra is None else [extra.flatten()])]) for copy in copies]
+        self.theta = nn.Parameter(torch.stack(own).detach())
         # A parameter, though nothing trains it by gradient descent: target networks copy parameters, not buffers.
         self.averaging_weights = nn.Parameter(torch.full((n_heads,), 1.0 / n_heads), requires_grad=False)
         self.register_buffer("rates", head_rates(n_heads, lr_range))
         self.rule = make_rule(rule, self.rates)
         self.rule.prepare(self.theta.shape[1])
         self.to(layer.weight)
-        self.evidence = Evidence()
+        self._evidence = Evidence()
+        self._place: tuple[Any, ...] = ()
+        self._finite = -1
 
     @property
     def weight(self) -> Tensor:
         """View of every head's weight, ``[J, O, I]``."""
-        return self._parts(self.theta)[0]
+        return self._rows(self.theta)[..., : self.in_features]
 
     @property
     def bias(self) -> Tensor | None:
         """View of every head's bias, ``[J, O]``, or None."""
-        return self._parts(self.theta)[1]
+        return self._rows(self.theta)[..., -1] if self._has_bias else None
 
     @property
     def extra(self) -> Tensor | None:
         """View of every head's extra parameter, ``[J, *extra.shape]``, or None."""
-        return self._parts(self.theta)[2]
+        return None if self._extra_shape is None else self._extra(self.theta)
 
-    def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Weight, bias and extra parameter in ``theta``, ``[…, P]``."""
-        weight, bias, extra = theta.split(self._sizes, -1)
-        return (
-            weight.unflatten(-1, (self.out_features, self.in_features)),
-            bias if self._sizes[1] else None,
-            None if self._extra_shape is None else extra.reshape(*extra.shape[:-1], *self._extra_shape),
-        )
+    @property
+    def _has_bias(self) -> bool:
+        return self._columns > self.in_features
+
+    def _rows(self, theta: Tensor) -> Tensor:
+        """View of the rows of each head's matrix, ``[…, P]`` to ``[…, O, columns]``."""
+        return theta[..., : self._n_matrix].unflatten(-1, (self.out_features, self._columns))
+
+    def _extra(self, theta: Tensor) -> Tensor:
+        """View of each head's extra parameter, ``[…, P]`` to ``[…, *extra.shape]``."""
+        return theta[..., self._n_matrix :].unflatten(-1, cast(torch.Size, self._extra_shape))
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Views of weight and bias, ``[…, columns]`` to ``[…, I]`` and ``[…, 1]``."""
+        if not self._has_bias:
+            return rows, None
+        return rows.narrow(-1, 0, self.in_features), rows.narrow(-1, self.in_features, 1)
 
     def extra_repr(self) -> str:
         """Shapes and kind, for ``print(network)``."""
@@ -141,73 +154,124 @@ class OutputHeads(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Average the heads' outputs: ``[…, I]`` to ``[…, O]``."""
-        # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
-        x = features if features.dim() == 2 else features.reshape(-1, self.in_features)
-        shape = (*features.shape[:-1], self.out_features)
-        if not torch.is_grad_enabled():
-            return self._average(x).t().reshape(shape)
-        self._catch_gradient()
-        own = self._outputs(x.detach(), self.theta)
-        if self.kind == "categorical":
-            own = own.view(self.n_heads, self.out_features, len(x))
-            parts = [part.log_softmax(1) for part in own.split(self.splits, 1)]
-            own = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
-        branches = torch.cat([self._average(x), own])
-        branches = branches.view(1 + self.n_heads, self.out_features, len(x)).transpose(1, 2)
         if features.dim() != 2:
-            branches = branches.reshape(1 + self.n_heads, *shape)
-        return HeadwiseTensor.wrap(branches, [self])
+            flat = self.forward(features.reshape(-1, self.in_features))
+            return flat.reshape(*features.shape[:-1], self.out_features)
+        average = self._average(features)
+        if not torch.is_grad_enabled():
+            return average
+        # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
+        branches = torch.cat([average.t().unsqueeze(0), self._own(features.detach())])
+        return HeadwiseTensor.wrap(branches.transpose(1, 2), [self])
 
     def collapse(self) -> dict[str, Tensor | None]:
         """Weight and bias of the one ``Linear`` that computes the average of outputs, Σ_j a_j θ_j."""
         if self.kind not in _LINEAR:
             raise ValueError(f"heads of the kind {self.kind!r} average probabilities: no one layer computes that")
         theta, weights = self._usable()
-        weight, bias, _ = self._parts(weights @ theta)
-        return {"weight": weight, "bias": bias}
+        weight, bias = self._split(self._rows(weights.detach() @ theta))
+        return {"weight": weight, "bias": None if bias is None else bias.squeeze(1)}
 
     def averaged_extra(self) -> Tensor:
         """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
         if self._extra_shape is None:
             raise AttributeError("this output layer has no extra parameter")
         theta, weights = self._usable()
-        average = cast(Tensor, self._parts(weights @ theta)[2])
+        average = self._extra(weights @ theta)
         if not torch.is_grad_enabled():
             return average
-        self._catch_gradient()
-        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), cast(Tensor, self.extra)]), [self])
+        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), [self])
 
-    def _average(self, features: Tensor) -> Tensor:
-        """Φ as a function of the features and of a, the heads' parameters detached: ``[B, I]`` to ``[O, B]``."""
+    def _average(self, x: Tensor) -> Tensor:
+        """Φ as a function of the features and of a, the heads' parameters held: ``[B, I]`` to ``[B, O]``."""
         theta, weights = self._usable()
         if self.kind in _LINEAR:
             # Averaging outputs is averaging parameters: one layer instead of J.
-            return self._outputs(features, weights @ theta)
-        outputs = self._outputs(features, theta).view(self.n_heads, self.out_features, len(features))
+            averaged = weights @ theta
+            if self._extra_shape is not None:
+                averaged = averaged[: self._n_matrix]
+            weight, bias = self._split(averaged.view(self.out_features, self._columns))
+            return nn.functional.linear(x, weight, None if bias is None else bias.squeeze(1))
+        logits = self._outputs(x, *self._split(self._joint(theta)))
         if self.kind == "bernoulli":
-            return mix_bernoulli(outputs, weights)
+            return mix_bernoulli(logits, weights).t()
         if len(self.splits) == 1:
-            return mix_logits(outputs, weights)
-        return torch.cat([mix_logits(part, weights) for part in outputs.split(self.splits, 1)])
+            return mix_logits(logits, weights).t()
+        return torch.cat([mix_logits(part, weights) for part in logits.split(self.splits, 1)]).t()
 
-    def _outputs(self, features: Tensor, theta: Tensor) -> Tensor:
-        """Outputs of heads, ``[B, I]`` and ``[…, P]`` to ``[… · O, B]``, by one matrix product."""
-        weight, bias, _ = theta.split(self._sizes, -1)
-        weight = weight.reshape(-1, self.in_features)
-        return torch.addmm(bias.reshape(-1, 1), weight, features.t()) if self._sizes[1] else weight @ features.t()
+    def _own(self, x: Tensor) -> Tensor:
+        """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
+        own = self._outputs(x, self._leaves[0], self._leaves[1] if self._has_bias else None)
+        if self.kind != "categorical":
+            return own
+        if len(self.splits) == 1:
+            return own.log_softmax(1)
+        return torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
+
+    def _outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``[B, I]`` to ``[J, O, B]`` by weight and bias of :meth:`_joint` rows, ``[J · O, …]`` or ``[J, O, …]``."""
+        if weight.dim() == 3:  # with an extra parameter behind its rows a head's matrix does not touch the next one's
+            x = x.t().expand(self.n_heads, -1, -1)
+            return weight @ x if bias is None else torch.baddbmm(bias, weight, x)
+        outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
+        return outputs.view(self.n_heads, self.out_features, len(x))
+
+    def _joint(self, theta: Tensor) -> Tensor:
+        """View of the rows of all heads as one matrix where they are one, ``[J · O, columns]``; else ``[J, O, …]``."""
+        return theta.view(-1, self._columns) if self._extra_shape is None else self._rows(theta)
+
+    # The graph ends at aliases of the parts of θ, and of a, so that no gradient arrives in ``.grad`` of the parameters.
+    # Algorithms clip the global norm over all parameters; there one diverging head would starve the trunk and the
+    # others. Aliases cost nothing, where views in the graph and hooks take longer than the layer. They hold as long as
+    # the memory they look at: parameters that were moved, copied or replaced get new ones.
+
+    def _find(self) -> None:
+        """Make the aliases, unless they are there."""
+        theta, weights = self._parameters["theta"], self._parameters["averaging_weights"]
+        place = (theta.data_ptr(), theta.requires_grad, weights.data_ptr())  # type: ignore[union-attr]
+        if place == self._place:
+            if (gradient := self._leaves[0].grad) is not None and gradient._version == MANY_PASSES:
+                self._warn_of_passes()
+            return
+        self._place, self._finite = place, -1
+        self._held = self.theta.detach(), self.averaging_weights.detach()
+        parts = [part for part in self._split(self._joint(self._held[0])) if part is not None]
+        if self._extra_shape is not None:
+            parts.append(self._extra(self._held[0]))
+        self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
+        self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
+
+    def __getstate__(self) -> dict[str, Any]:
+        aliases = ("_held", "_leaves", "_weights")
+        return {key: value for key, value in self.__dict__.items() if key not in aliases} | {"_place": ()}
+
+    @staticmethod
+    def _warn_of_passes() -> None:
+        warnings.warn(
+            f"{MANY_PASSES} backward passes without a step of the Alrao optimizer: output heads learn only through it "
+            "(policy.optimizer, or AlraoOptimizer of alrao_rl.core), not through another torch optimizer",
+            stacklevel=3,
+        )
 
     def _usable(self) -> tuple[Tensor, Tensor]:
-        """θ, detached, and averaging weights, without heads that are not finite.
-
-        When the loss decides on a, the weights are a leaf whose gradient is kept as evidence.
-        """
-        theta, weights = self.theta.detach(), self.averaging_weights.detach()
-        if not all_finite(theta):
-            theta, weights = self._without_lost(theta, weights)
-        if self.rule.uses == "gains" and torch.is_grad_enabled():
-            weights = weights.clone().requires_grad_()
-            weights.register_hook(lambda gradient: self.evidence.add("gains", -gradient))
+        """θ, held, and a, without heads that are not finite; a is a leaf where the loss decides on it."""
+        self._find()
+        theta, weights = self._held
+        if torch.is_grad_enabled():
+            weights = self._weights
+        if self._finite != theta._version:  # looking again takes as long as a small layer
+            if not all_finite(theta):
+                return self._without_lost(theta, weights)
+            self.mark_finite()
         return theta, weights
+
+    def known_finite(self) -> bool:
+        """Whether θ is as it was when last seen finite."""
+        return bool(self._place) and self._finite == self._held[0]._version
+
+    def mark_finite(self) -> None:
+        """Note that θ is finite as it is."""
+        self.__dict__["_finite"] = self._held[0]._version  # past nn.Module's search for parameters
 
     @staticmethod
     def _without_lost(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,26 +284,30 @@ class OutputHeads(nn.Module):
 
     # --- what arrives in the backward pass --------------------------------------------------------------------------
 
-    def _catch_gradient(self) -> None:
-        """Take the heads' gradient out of ``.grad`` as it arrives.
+    @property
+    def evidence(self) -> Evidence:
+        """What has arrived since the last step."""
+        self._evidence.gradient = self.gradient
+        self._evidence.gains = self._gains()
+        return self._evidence
 
-        Algorithms clip the global norm over all parameters; there one diverging head would starve the trunk and the
-        others. The hook is checked in every forward pass because ``deepcopy`` drops it.
-        """
-        if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
-            self.theta.register_post_accumulate_grad_hook(self._take_gradient)
+    def _gains(self) -> Tensor | None:
+        return -self._weights.grad if self._place and self._weights.grad is not None else None
 
-    def _take_gradient(self, theta: Tensor) -> None:
-        if theta.grad is not None:
-            self.evidence.add("gradient", theta.grad)
-        theta.grad = None
-        self.evidence.passes += 1
-        if self.evidence.passes == MANY_PASSES:
-            warnings.warn(
-                f"{MANY_PASSES} backward passes without a step of the Alrao optimizer: output heads learn only through "
-                "it (policy.optimizer, or AlraoOptimizer of alrao_rl.core), not through another torch optimizer",
-                stacklevel=2,
-            )
+    @property
+    def gradient(self) -> Tensor | None:
+        """Gradient of θ, ``[J, P]``; None if none has arrived since the last step."""
+        if not self._place:
+            return None
+        gradients = [leaf.grad for leaf in self._leaves]
+        if any([gradient is None for gradient in gradients]):
+            if all([gradient is None for gradient in gradients]):
+                return None
+            gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in self._leaves]
+        parts = cast(list[Tensor], gradients)
+        extra = [] if self._extra_shape is None else [parts.pop().flatten(1)]
+        rows = torch.cat(parts, -1).view(self.n_heads, -1)
+        return torch.cat([rows, *extra], 1) if extra else rows
 
     def watch(self, branches: Tensor, losses: Tensor, is_likelihood: bool = False) -> None:
         """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
@@ -247,23 +315,27 @@ class OutputHeads(nn.Module):
             return
 
         name = "nll" if is_likelihood else "residual"
-        branches.register_hook(lambda gradient: self.evidence.add(name, losses))
+        branches.register_hook(lambda gradient: self._evidence.add(name, losses))
 
     def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
         """Take ``losses``, ``[1 + J, …]``, as they enter the final loss, as evidence if no loss function tells more."""
-        self.evidence.add("loss", (losses * gradient).reshape(len(losses), -1).sum(1))
+        self._evidence.add("loss", (losses * gradient).reshape(len(losses), -1).sum(1))
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
-        self.evidence = Evidence()
+        self._evidence.clear()
+        if self._place:
+            for leaf in (*self._leaves, self._weights):
+                leaf.grad = None
 
     # --- updates ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def update_averaging(self, gradient: Tensor) -> None:
         """Move the averaging weights by the evidence of this step, judged on outputs from before the step."""
-        self.evidence.gradient = gradient
-        self.averaging_weights.copy_(self.rule.step(self.averaging_weights, self.evidence))
+        evidence = self._evidence
+        evidence.gradient, evidence.gains = gradient, self._gains()
+        self.averaging_weights.copy_(self.rule.step(self.averaging_weights, evidence))
 
     @torch.no_grad()
     def reclone(self, lost: Tensor) -> None:
@@ -285,6 +357,11 @@ class OutputHeads(nn.Module):
             "entropy": float(torch.special.entr(weights).sum()),
             "effective_lr": float(torch.exp((weights * rates.log()).sum())),
         }
+
+
+def _matrix(layer: nn.Linear) -> Tensor:
+    """Weight and bias of a layer side by side, ``[O, I + 1]``."""
+    return layer.weight if layer.bias is None else torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1)
 
 
 def _fresh(layer: nn.Linear, init: Callable[[nn.Linear], object] | None) -> nn.Linear:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from typing_extensions import override
 
 from alrao_rl.checks import number
@@ -215,6 +217,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._rates = self._update = torch.empty(0)
         self._views: list[Tensor] = []
         self._version: list[tuple[int, int]] = []
+        self.after_step: Callable[[AlraoOptimizer], None] | None = None
         lr = number("lr", lr, 0, ends="[)")
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
 
@@ -249,9 +252,17 @@ class AlraoOptimizer(torch.optim.Optimizer):
         for layer in self._layers:
             layer.drop_evidence()
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of averaging weights, trunk and heads, in this order: weights judge the outputs from before."""
+        if _hooks_or_profiler(self):
+            return self._hooked_step(closure)
+        return self._step(closure)
+
+    # Torch wraps every optimizer's step for these two, which costs as much as a quarter of the step of a small network.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -259,9 +270,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
         group = self.param_groups[0]
         group["n_updates"] += 1
         state = self._prepare(group)
-        g, absent, broken = self._gather()
-        for layer, gradient in zip(self._layers, self._layout.heads(g), strict=True):
-            self._judge(layer, gradient)
+        of_heads = [layer.gradient for layer in self._layers]
+        g, absent, broken = self._gather(of_heads)
+        for layer, given, gradient in zip(self._layers, of_heads, self._layout.heads(g), strict=True):
+            if given is not None:
+                self._judge(layer, gradient)
         state["steps"] += 1
         before = {} if absent is None else {name: state[name].clone() for name in self._base.buffers}
         torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._update)
@@ -271,17 +284,25 @@ class AlraoOptimizer(torch.optim.Optimizer):
                 state[name].copy_(torch.where(absent, old, state[name]))
         if (scale := self._scale(group)) != 1.0:
             self._update.mul_(scale)
+        finite = [layer for layer in self._layers if layer.known_finite()]
         torch._foreach_sub_(group["params"], self._views)
-        self._reclone(state, broken, group["n_updates"])
+        if not self._reclone(state, broken, group["n_updates"]):
+            for layer in finite:
+                layer.mark_finite()
         for layer in self._layers:
             layer.drop_evidence()
+        if self.after_step is not None:
+            self.after_step(self)
         return result
+
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def _prepare(self, group: dict[str, Any]) -> State:
         """Make the flat buffers on first use and whenever the rates are others: moved to a device, or loaded."""
         feature_rates: Tensor = self._network.alrao_rates  # type: ignore[assignment]
-        sources = [feature_rates, *(layer.rates for layer in self._layers)]
-        version = [(rates.data_ptr(), rates._version) for rates in sources]
+        version = [(feature_rates.data_ptr(), feature_rates._version)]
+        for layer in self._layers:
+            version.append(((rates := layer.rates).data_ptr(), rates._version))
         if version != self._version or not self._rates.numel():
             self._version = version
             self._rates = self._layout.rates(feature_rates)
@@ -310,19 +331,22 @@ class AlraoOptimizer(torch.optim.Optimizer):
             )
         return lr / first
 
-    def _gather(self) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
+    def _gather(self, of_heads: list[Tensor | None]) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
         """All gradients as one vector ``[N]``; where there was none, or None; which heads are broken, or None.
 
         A number that is not finite becomes 0, with all of its head: it moves nothing and reaches no state.
         """
         layout = self._layout
-        given = [*(parameter.grad for parameter in layout.trunk), *(layer.evidence.gradient for layer in self._layers)]
-        found = [torch.zeros_like(p) if g is None else g for g, p in zip(given, layout.parameters, strict=True)]
-        g, absent = torch.cat([gradient.reshape(-1) for gradient in found]), None
-        if any(gradient is None for gradient in given):
-            nothing = [torch.full_like(g, one is None, dtype=torch.bool) for one, g in zip(given, found, strict=True)]
+        given = [*(parameter.grad for parameter in layout.trunk), *of_heads]
+        absent = None
+        if any([gradient is None for gradient in given]):
+            nothing = [
+                torch.full_like(p, g is None, dtype=torch.bool) for g, p in zip(given, layout.parameters, strict=True)
+            ]
             absent = torch.cat([mask.reshape(-1) for mask in nothing])
-        if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
+            given = [torch.zeros_like(p) if g is None else g for g, p in zip(given, layout.parameters, strict=True)]
+        g = _flatten_dense_tensors(given)
+        if not g.is_cuda and math.isfinite(torch.dot(g, g).item()):  # infinite, too, where a norm is
             return g, absent, None
         broken = []
         for gradient in layout.heads(g):
@@ -334,23 +358,21 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def _judge(self, layer: OutputHeads, gradient: Tensor) -> None:
         """Let a layer's evidence move its weights, then clip the gradient ``[J, P]`` of every head by itself."""
-        if layer.evidence.gradient is None:
-            return
         layer.update_averaging(gradient)
         if isinstance(limit := self.config.head_max_grad_norm, float):
-            # As torch's clip_grad_norm_.
-            norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            gradient.mul_((limit / (norms + 1e-6)).clamp_(max=1.0))
+            gradient.renorm_(2, 0, limit)
 
-    def _reclone(self, state: State, broken: list[Tensor] | None, n_updates: int) -> None:
+    def _reclone(self, state: State, broken: list[Tensor] | None, n_updates: int) -> bool:
         """Replace heads that broke in this step, and every ``reclone_interval`` steps those without weight.
+
+        False if there was nothing to look for: all that was added is finite.
 
         In the same step: a target network that copied a number that is not finite would keep it for ever.
         """
         interval = self.config.reclone_interval
         due = bool(interval) and n_updates % interval == 0
         if not due and broken is None and all_finite(self._update):
-            return
+            return False
         buffers = [self._layout.heads(state[name]) for name in self._base.buffers]
         first = 1
         for k, layer in enumerate(self._layers):
@@ -364,6 +386,17 @@ class AlraoOptimizer(torch.optim.Optimizer):
                 matrices[k].masked_fill_(lost[:, None], 0.0)
             state["steps"][first : first + layer.n_heads].masked_fill_(lost, 0.0)
             first += layer.n_heads
+        return True
+
+
+def _hooks_or_profiler(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+    )
 
 
 def _correction(beta: float, steps: Tensor) -> Tensor:

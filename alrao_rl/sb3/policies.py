@@ -121,7 +121,7 @@ class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
         super()._build(lr_schedule)
         self.optimizer = AlraoOptimizer(self.q_net, lr=lr_schedule(1))
         self.q_net_average = cast(QNetwork, plain_copy(self.q_net))
-        self.optimizer.register_step_post_hook(partial(_follow, self.q_net_average, self.q_net))
+        self.optimizer.after_step = partial(_follow, self.q_net_average, self.q_net)
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         """Deterministic actions are the running average's; exploration, and so the data, is the current network's."""
@@ -197,8 +197,8 @@ def _modules(root: nn.Module) -> list[nn.Module]:
     return list(found)
 
 
-def _follow(average: nn.Module, network: nn.Module, optimizer: AlraoOptimizer, *_: Any) -> None:
-    """Hook behind every optimizer step: the running average takes the network in."""
+def _follow(average: nn.Module, network: nn.Module, optimizer: AlraoOptimizer) -> None:
+    """After every optimizer step: the running average takes the network in."""
     follow(average, network, optimizer.param_groups[0]["n_updates"], optimizer.config.iterate_window)
 
 
