@@ -44,6 +44,8 @@ class HeadwiseTensor(torch.Tensor):
 
     branches: Tensor
     layers: frozenset[Any]
+    told = False
+    """Whether a loss function has told the layer more of this loss than its value."""
 
     @staticmethod
     def wrap(branches: Tensor, layers: Iterable[Any]) -> HeadwiseTensor:
@@ -83,6 +85,13 @@ def _wrap(branches: Tensor, layers: frozenset[Any]) -> HeadwiseTensor:
     result.branches = branches
     result.layers = layers
     return result
+
+
+def on_branches(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function`` of the last dimensions of ``x``, in one go for all branches if it is headwise."""
+    if type(x) is not HeadwiseTensor:
+        return function(x)
+    return _wrap(function(x.branches), x.layers) if torch.is_grad_enabled() else function(x.average)
 
 
 def _like(branches: Tensor, source: HeadwiseTensor) -> HeadwiseTensor:
@@ -235,8 +244,8 @@ def _watch_term(loss: HeadwiseTensor) -> None:
     than that was done, as to a sum of outputs, it is the contribution to first order; a loss function tells more.
     """
     (layer,) = loss.layers
-    if layer.rule.uses == "losses" and not getattr(loss, "watched", False):
-        loss.watched = True  # type: ignore[attr-defined]
+    if layer.rule.uses == "losses" and not loss.told:
+        loss.told = True
         losses = loss.branches.detach()
         loss.branches.register_hook(lambda gradient: layer.watch_loss(losses, gradient))
 
@@ -403,32 +412,37 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     options |= {key: value for key, value in kwargs.items() if value is not None}
     if len(values) < 2:
         values.append(options.pop("target"))
-    values, _, first = _resolve(func, values, {})
-    if not options.keys().isdisjoint(("weight", "reduce", "size_average")):
-        return _by_vmap(func, (*values,), options)
     reduction = options.pop("reduction", "mean")
     squares = func.__name__ == "mse_loss"
-    label = values[values[0] is first]
-    if type(label) is Tensor and not label.requires_grad and label.shape == first.branches.shape[1:]:
-        # The commonest case; these losses do not ask which of the two is the label.
+    first, label = values if type(values[0]) is HeadwiseTensor else reversed(values)
+    if (
+        type(first) is HeadwiseTensor
+        and type(label) is Tensor
+        and not label.requires_grad
+        and label.shape == first.branches.shape[1:]
+    ):  # the commonest case: these losses do not ask which of the two is the label
         left, right = first.branches, label if squares else label.expand_as(first.branches)
     else:
+        values, _, first = _resolve(func, values, {})
         n_branches, shape = first.branches.shape[0], values[0].shape
         if shape != values[1].shape:
             shape = torch.broadcast_shapes(*[tuple(value.shape) for value in values])
         left, right = [_full_branches(value, n_branches, shape) for value in values]
+    if not options.keys().isdisjoint(("weight", "reduce", "size_average")):
+        return _by_vmap(func, tuple(values), {**options, "reduction": reduction})
     losses = (left - right).square() if squares else func(left, right, **options, reduction="none")
-    layers = [layer for layer in first.layers if layer.rule.uses == "losses"]
     if reduction != "none":
         losses = getattr(_rows(losses), reduction)(1)
-    if layers:
-        if squares and reduction == "mean":
-            squared = losses.detach()
-        else:
-            squared = _rows((left.detach() - right.detach()).square()).mean(1)
-        for layer in layers:
+    result = _wrap(losses, first.layers)
+    for layer in first.layers:
+        if layer.rule.uses == "losses":
+            if squares and reduction == "mean":
+                squared = losses.detach()
+            else:
+                squared = _rows((left.detach() - right.detach()).square()).mean(1)
             layer.watch(losses, squared)
-    return _wrap(losses, first.layers)
+            result.told = True
+    return result
 
 
 def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
@@ -440,6 +454,7 @@ def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
             total = _by_vmap(func, args, {**kwargs, "reduction": "sum"}).branches
     for layer in layers:
         layer.watch(result.branches, total, is_likelihood=True)
+        result.told = True
     return result
 
 
@@ -461,7 +476,7 @@ def _backward(func: Any, args: Any, kwargs: Any) -> None:
             gradient = torch.ones_like(x.branches)
         gradient = gradient.average if isinstance(gradient, HeadwiseTensor) else gradient
         gradient = gradient.expand_as(x.branches)
-        for layer in x.layers if len(x.layers) == 1 else ():  # the terms of a sum are watched already
+        for layer in x.layers if len(x.layers) == 1 and not x.told else ():  # the terms of a sum are told already
             if layer.rule.uses == "losses":
                 layer.watch_loss(x.branches.detach(), gradient)
         x.branches.backward(gradient, *rest, **options)
@@ -510,6 +525,10 @@ def _visible(func: Any, args: Any, kwargs: Any) -> Any:
     if len(args) <= 2 and not kwargs and not isinstance(args[0], (list, tuple)):
         return func(*map(plain, args))
     return func(*tree_map(plain, args), **tree_map(plain, kwargs))
+
+
+def _item(func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0].branches[0].item()
 
 
 def _shape(func: Any, args: Any, kwargs: Any) -> Any:
@@ -605,8 +624,9 @@ for _handler, _names in {
     _backward: "backward",
     _gradients: "grad",
     _shape: "size",
+    _item: "item",
     _visible: """
-        dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
+        dim ndimension numel nelement numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
         __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
         element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
         multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
@@ -636,7 +656,10 @@ def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
                 elif kind is float or kind is int:
                     if not other and handler is _multiply:
                         branches = branches.detach()
-                    return _wrap(function(branches, other), first.layers)
+                    result = _wrap(function(branches, other), first.layers)
+                    if first.told and handler is _multiply:
+                        result.told = True
+                    return result
         return handler(function, args, kwargs)
 
     return operation
@@ -656,6 +679,6 @@ for _name in [name for name, handler in _HANDLERS.items() if handler in (_elemen
     for _function in (getattr(torch, _name, None), getattr(Tensor, _name, None)):
         if callable(_function) and _name != "stack":
             _QUICK[_function] = _quick(_function, _HANDLERS[_name])
-for _name in [name for name, handler in _HANDLERS.items() if handler is not _visible or name == "item"]:
+for _name in [name for name, handler in _HANDLERS.items() if handler is not _visible]:
     if callable(_function := getattr(Tensor, _name, None)):
         setattr(HeadwiseTensor, _name, _QUICK.get(_function) or _direct(_function, _HANDLERS[_name]))

@@ -190,8 +190,10 @@ class OutputHeads(nn.Module):
             averaged = weights @ theta
             if self._extra_shape is not None:
                 averaged = averaged[: self._n_matrix]
-            weight, bias = self._split(averaged.view(self.out_features, self._columns))
-            return nn.functional.linear(x, weight, None if bias is None else bias.squeeze(1))
+            rows = averaged.view(self.out_features, self._columns)
+            if not self._has_bias:
+                return nn.functional.linear(x, rows)
+            return nn.functional.linear(x, rows.narrow(1, 0, self.in_features), rows.select(1, self.in_features))
         logits = self._outputs(x, *self._split(self._joint(theta)))
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights).t()

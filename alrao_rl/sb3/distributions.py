@@ -17,6 +17,8 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
+from alrao_rl.headwise import on_branches
+
 
 def lean(distribution: Distribution) -> Distribution:
     """The lean version of an SB3 distribution where there is one, otherwise the same."""
@@ -44,11 +46,12 @@ class LeanCategorical(CategoricalDistribution):
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-probabilities of actions: ``[B]`` to ``[B]``."""
-        return self.log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+        index = actions.long().unsqueeze(-1)
+        return on_branches(lambda x: x.gather(-1, index.expand(*x.shape[:-1], 1)).squeeze(-1), self.log_probs)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, ``[B]``; an impossible action adds nothing."""
-        return -(self.log_probs.exp() * self.log_probs.clamp(min=torch.finfo(self.log_probs.dtype).min)).sum(-1)
+        return on_branches(lambda x: (x.exp() * x.clamp(min=torch.finfo(x.dtype).min)).sum(-1).neg(), self.log_probs)
 
     def sample(self) -> Tensor:
         """Draw actions, ``[B]``."""
