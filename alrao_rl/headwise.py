@@ -23,9 +23,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-_PLACEHOLDER = torch.empty(0)
-_make_subclass = torch.Tensor._make_subclass
-
 
 class HeadwiseError(RuntimeError):
     """An operation that has no meaning, or no implementation, per output head.
@@ -79,9 +76,9 @@ class HeadwiseTensor(torch.Tensor):
 
 
 def _wrap(branches: Tensor, layers: frozenset[Any]) -> HeadwiseTensor:
-    # The wrapped storage is never read: every access goes through __torch_function__, and making a view of the
-    # average for each operation would cost as much as the operation.
-    result: HeadwiseTensor = _make_subclass(HeadwiseTensor, _PLACEHOLDER)
+    # Its own storage stays empty and is never read: every access goes through __torch_function__, and making a view of
+    # the average for each operation would cost as much as the operation.
+    result = HeadwiseTensor()
     result.branches = branches
     result.layers = layers
     return result

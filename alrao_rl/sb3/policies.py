@@ -26,6 +26,7 @@ from alrao_rl.core.optim import BASES
 from alrao_rl.sb3.distributions import lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.iterate_average import follow, plain_copy
+from alrao_rl.sb3.sequential import use_lean_sequentials
 
 Options = Mapping[str, Any] | AlraoConfig | None
 
@@ -115,6 +116,7 @@ class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
         """SB3's Q-network, its last layer duplicated."""
         network = super().make_q_net()
         convert(network, {_last_linear(network.q_net, "q_net"): "values"}, self.alrao_options)
+        use_lean_sequentials(network)
         return network
 
     def _build(self, lr_schedule: Any) -> None:
@@ -164,6 +166,7 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
             {"action_net": Output(**policy, init=self._init(0.01), extra=log_std), "value_net": value},
             self.alrao_options,
         )
+        use_lean_sequentials(self)
         self.optimizer = AlraoOptimizer(self, lr=lr_schedule(1))
 
     def _init(self, gain: float) -> Any:
