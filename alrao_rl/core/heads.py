@@ -22,19 +22,19 @@ from alrao_rl.core.rates import head_rates
 from alrao_rl.headwise import HeadwiseTensor
 
 
+def mix(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """log Σ_j a_j exp(log_probs_j), ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
+    return torch.logsumexp(log_probs + weights.log().view(-1, 1, 1), 0)
+
+
 def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
     """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    return _weighted(torch.softmax(logits, 1), weights).clamp_min(_TINY).log()
+    return mix(logits.log_softmax(1), weights)
 
 
 def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
     """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    yes, no = _weighted(torch.sigmoid(logits), weights), _weighted(torch.sigmoid(-logits), weights)
-    return yes.clamp_min(_TINY).log() - no.clamp_min(_TINY).log()
-
-
-def _weighted(values: Tensor, weights: Tensor) -> Tensor:
-    return (weights @ values.reshape(len(values), -1)).view(values.shape[1:])
+    return mix(nn.functional.logsigmoid(logits), weights) - mix(nn.functional.logsigmoid(-logits), weights)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -44,7 +44,6 @@ def all_finite(tensor: Tensor) -> bool:
 
 MANY_PASSES = 100
 """Backward passes for one step: more than anyone accumulates."""
-_TINY = torch.finfo(torch.float32).tiny
 KINDS = ("values", "categorical", "bernoulli", "mean")
 _LINEAR = ("values", "mean")
 

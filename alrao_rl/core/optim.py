@@ -299,10 +299,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def _prepare(self, group: dict[str, Any]) -> State:
         """Make the flat buffers on first use and whenever the rates are others: moved to a device, or loaded."""
-        feature_rates: Tensor = self._network.alrao_rates  # type: ignore[assignment]
+        feature_rates: Tensor = self._network._buffers["alrao_rates"]  # type: ignore[assignment]
         version = [(feature_rates.data_ptr(), feature_rates._version)]
         for layer in self._layers:
-            version.append(((rates := layer.rates).data_ptr(), rates._version))
+            rates: Tensor = layer._buffers["rates"]  # type: ignore[assignment]
+            version.append((rates.data_ptr(), rates._version))
         if version != self._version or not self._rates.numel():
             self._version = version
             self._rates = self._layout.rates(feature_rates)
