@@ -54,6 +54,11 @@ class HeadwiseTensor(torch.Tensor):
         """The average branch, a plain tensor of the visible shape."""
         return self.branches[0]
 
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        """The visible shape."""
+        return self.branches.shape[1:]
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not kwargs and (quick := _QUICK.get(func)) is not None:
@@ -84,11 +89,14 @@ def _wrap(branches: Tensor, layers: frozenset[Any]) -> HeadwiseTensor:
     return result
 
 
-def on_branches(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function`` of the last dimensions of ``x``, in one go for all branches if it is headwise."""
-    if type(x) is not HeadwiseTensor:
-        return function(x)
-    return _wrap(function(x.branches), x.layers) if torch.is_grad_enabled() else function(x.average)
+def on_branches(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """``function``, which looks at the last dimensions only, in one go for all branches of values of one layer."""
+    first = values[0]
+    if type(first) is not HeadwiseTensor:
+        return function(*values)
+    if not torch.is_grad_enabled():
+        return function(*[value.branches[0] for value in values])  # type: ignore[attr-defined]
+    return _wrap(function(*[value.branches for value in values]), first.layers)  # type: ignore[attr-defined]
 
 
 def _like(branches: Tensor, source: HeadwiseTensor) -> HeadwiseTensor:
@@ -471,8 +479,9 @@ def _backward(func: Any, args: Any, kwargs: Any) -> None:
             if x.branches.dim() != 1:
                 raise RuntimeError("grad can be implicitly created only for scalar outputs")
             gradient = torch.ones_like(x.branches)
-        gradient = gradient.average if isinstance(gradient, HeadwiseTensor) else gradient
-        gradient = gradient.expand_as(x.branches)
+        else:
+            gradient = gradient.average if isinstance(gradient, HeadwiseTensor) else gradient
+            gradient = gradient.expand_as(x.branches)
         for layer in x.layers if len(x.layers) == 1 and not x.told else ():  # the terms of a sum are told already
             if layer.rule.uses == "losses":
                 layer.watch_loss(x.branches.detach(), gradient)
@@ -536,8 +545,6 @@ def _shape(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _get_attribute(func: Any, args: Any) -> Any:
     x, name = args[0], func.__self__.__name__
-    if name == "shape":
-        return x.branches.shape[1:]
     if name in ("dtype", "device", "requires_grad", "is_cuda", "layout"):
         return getattr(x.branches, name)
     if name == "data":
@@ -637,7 +644,10 @@ def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
     """An elementwise operation that goes past all questions for the commonest operands, else through its handler."""
 
     def operation(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs and torch.is_grad_enabled() and type(first := args[0]) is HeadwiseTensor:
+        first = args[0]
+        if kwargs or not torch.is_grad_enabled():
+            return handler(function, args, kwargs)
+        if type(first) is HeadwiseTensor:
             branches = first.branches
             if len(args) == 1:
                 return _wrap(function(branches), first.layers)
@@ -657,6 +667,10 @@ def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
                     if first.told and handler is _multiply:
                         result.told = True
                     return result
+        elif type(first) is Tensor and len(args) == 2 and not first.requires_grad:  # a label in front
+            other = args[1]
+            if type(other) is HeadwiseTensor and first.dim() < other.branches.dim():
+                return _wrap(function(first, other.branches), other.layers)
         return handler(function, args, kwargs)
 
     return operation

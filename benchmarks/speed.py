@@ -53,11 +53,11 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def make(agent: str, env_id: str, *overrides: str) -> BaseAlgorithm:
-    """A model that has begun to learn."""
+    """A model that has begun to learn: DQN's running average takes in every update of the first 200, then fewer."""
     recipe = recipes.resolve(agent, env_id, overrides, 1, {})
     model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0)
     if recipe.agent.algo == "dqn":
-        model.learn(model.learning_starts + 100)
+        model.learn(model.learning_starts + 1_000)
     return model
 
 

@@ -80,12 +80,24 @@ class LeanGaussian(DiagGaussianDistribution):
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-densities of actions: ``[B, K]`` to ``[B]``."""
-        z = (actions - self.mean) * (-self.log_std).exp()
-        return z.square().sum(1) * -0.5 - (self.log_std + 0.5 * math.log(2 * math.pi)).sum()
+
+        def log_density(mean: Tensor, log_std: Tensor) -> Tensor:
+            z = (actions - mean) * log_std.neg().exp().unsqueeze(-2)
+            return z.square().sum(-1) * -0.5 - (
+                log_std.sum(-1, keepdim=True) + 0.5 * math.log(2 * math.pi) * z.shape[-1]
+            )
+
+        return on_branches(log_density, self.mean, self.log_std)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, ``[B]``."""
-        return (self.log_std + (0.5 + 0.5 * math.log(2 * math.pi))).sum().expand(len(self.mean))
+        n, constant = self.mean.shape[0], (0.5 + 0.5 * math.log(2 * math.pi)) * self.action_dim
+
+        def entropy(log_std: Tensor) -> Tensor:
+            one = log_std.sum(-1, keepdim=True) + constant
+            return one.expand(*one.shape[:-1], n)
+
+        return on_branches(entropy, self.log_std)
 
     def sample(self) -> Tensor:
         """Draw actions, ``[B, K]``."""
