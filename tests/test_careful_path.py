@@ -1,4 +1,4 @@
-"""On a GPU nothing may look whether all numbers are finite: the branch-free path does the same as the short one."""
+"""On a GPU nothing may look at a number: the path that never looks does the same as the short one."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 import alrao_rl.core.heads
 import alrao_rl.core.optim
 from alrao_rl.core import AlraoOptimizer, Output, convert
+from alrao_rl.core.averaging import Uniform
 
 
 def train(kind, steps=90):
@@ -33,6 +34,7 @@ def test_the_path_that_never_looks_does_the_same(kind, monkeypatch):
     short = train(kind)
     monkeypatch.setattr(alrao_rl.core.heads, "all_finite", lambda tensor: False)
     monkeypatch.setattr(alrao_rl.core.optim, "all_finite", lambda tensor: False)
+    monkeypatch.setattr(Uniform, "step", lambda rule, weights, evidence: rule.on_tensors(weights, evidence))
     careful = train(kind)
     for name, tensor in short.items():
         assert tensor.isfinite().all()

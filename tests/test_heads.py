@@ -451,3 +451,17 @@ def test_a_huge_gradient_of_one_head_is_set_aside():
     optimizer.step()
     assert all(p.isfinite().all() for p in net.parameters())
     assert net[2].bias.abs().max() < 1e3
+
+
+@pytest.mark.parametrize("coefficient", [1, 0.5, 2.0])
+def test_a_regression_loss_tells_its_residual_once(coefficient, monkeypatch):
+    """The value of the loss adds nothing to its residual, and is not computed."""
+    layer, other = heads(rule="switch"), heads(rule="switch")
+    x, y = torch.randn(6, 4), torch.randn(6, 3)
+    monkeypatch.setattr(OutputHeads, "watch_loss", lambda *_: pytest.fail("told twice"))
+    loss = coefficient * F.mse_loss(layer(x), y) + F.mse_loss(other(x), y) * coefficient
+    loss.backward()
+    for one in (layer, other):
+        expected = (outputs_of(one, x) - y).square().mean((1, 2))
+        torch.testing.assert_close(one.evidence.residual[1:], expected)
+        assert one.evidence.loss is None

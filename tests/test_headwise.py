@@ -313,3 +313,17 @@ def test_cross_entropy_of_a_classifier():
     labels = torch.tensor([0, 2, 1, 1])
     check(lambda x: F.cross_entropy(x, labels), headwise(4, 3))
     check(lambda x: F.nll_loss(F.log_softmax(x, -1), labels, reduction="sum"), headwise(4, 3))
+
+
+def test_a_loss_times_zero_has_its_value_and_no_gradient():
+    x, y = headwise(4), headwise(4, layer=VALUES)
+    for zero in (0, 0.0):
+        for product in (zero * x, x * zero, torch.mul(x, zero)):
+            assert isinstance(product, HeadwiseTensor)
+            assert product.branches.tolist() == [[0.0] * 4] * 4
+            assert not product.branches.requires_grad
+    (x.sum() + 0.0 * y.sum()).backward()
+    assert x.branches.grad.tolist() == [[1.0] * 4] * 4
+    assert y.branches.grad is None
+    check(lambda x: x + 0.0, x)  # of other operations with 0 the gradient stays
+    assert (x - 0).branches.requires_grad

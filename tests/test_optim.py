@@ -398,3 +398,22 @@ def test_a_loaded_state_brings_its_rates():
     update(0), update(1)
     for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_hooks_of_step_are_called_though_torch_does_not_wrap_it():
+    net = network([nn.Linear(4, 6), nn.Tanh()])
+    optimizer, seen = AlraoOptimizer(net), []
+    before = optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    after = optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    F.mse_loss(net(torch.randn(3, 4)), torch.zeros(3, 2)).backward()
+    optimizer.step()
+    assert seen == ["before", "after"]
+    before.remove()
+    after.remove()
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=1)
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+    assert any("Optimizer.step#AlraoOptimizer.step" in event.key for event in profile.key_averages())
+    assert seen == ["before", "after"]

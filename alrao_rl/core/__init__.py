@@ -4,7 +4,7 @@ from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.convert import Output, convert
 from alrao_rl.core.heads import OutputHeads
 from alrao_rl.core.optim import AlraoOptimizer
-from alrao_rl.headwise import HeadwiseError, HeadwiseTensor
+from alrao_rl.headwise import HeadwiseError, HeadwiseTensor, on_branches
 
 __all__ = [
     "AlraoConfig",
@@ -14,4 +14,5 @@ __all__ = [
     "Output",
     "OutputHeads",
     "convert",
+    "on_branches",
 ]

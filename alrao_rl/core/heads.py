@@ -39,7 +39,7 @@ def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether all is well, where looking is free: on a GPU, which would have to be waited for, always False."""
-    return not tensor.is_cuda and math.isfinite(tensor.sum().item())
+    return not tensor.is_cuda and math.isfinite((tensor.sum() if tensor.dim() else tensor).item())
 
 
 MANY_PASSES = 100

@@ -347,7 +347,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             absent = torch.cat([mask.reshape(-1) for mask in nothing])
             given = [torch.zeros_like(p) if g is None else g for g, p in zip(given, layout.parameters, strict=True)]
         g = _flatten_dense_tensors(given)
-        if not g.is_cuda and math.isfinite(torch.dot(g, g).item()):  # infinite, too, where a norm is
+        if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
             return g, absent, None
         broken = []
         for gradient in layout.heads(g):

@@ -17,7 +17,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
-from alrao_rl.headwise import on_branches
+from alrao_rl.core import on_branches
 
 
 def lean(distribution: Distribution) -> Distribution:
