@@ -20,6 +20,7 @@ _NAMES = {
     "Output": "alrao_rl.core",
     "convert": "alrao_rl.core",
     "load_agent": "alrao_rl.agent",
+    "load_results": "alrao_rl.load",
     "save_agent": "alrao_rl.agent",
 }
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from alrao_rl.core import AlraoOptimizer as AlraoOptimizer
     from alrao_rl.core import Output as Output
     from alrao_rl.core import convert as convert
+    from alrao_rl.load import load_results as load_results
     from alrao_rl.sb3.callback import AlraoCallback as AlraoCallback
     from alrao_rl.sb3.policies import AlraoActorCriticPolicy as AlraoActorCriticPolicy
     from alrao_rl.sb3.policies import AlraoCnnPolicy as AlraoCnnPolicy

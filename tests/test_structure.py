@@ -19,10 +19,12 @@ ALLOWED = {
     "checks.py": {"alrao_rl.errors"},
     "headwise.py": {"torch"},
     "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
+    "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
+    "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
     "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "alrao_rl.core", "alrao_rl.sb3"},
 }
 # Modules in the order of the imports: none imports one to its right.
-ORDER = ["errors", "runs", "recipes", "envs", "agent", "training", "train"]
+ORDER = ["errors", "runs", "stats", "load", "recipes", "envs", "agent", "training", "train"]
 
 
 def imports(path):
@@ -67,10 +69,20 @@ def test_recipes_are_toml_only(folder):
 def test_import_is_light():
     """The command line answers before torch is loaded; a public name loads it."""
     script = (
-        "import sys, alrao_rl; heavy = {'torch', 'stable_baselines3', 'pandas', 'numpy'};"
+        "import sys, alrao_rl; heavy = {'torch', 'stable_baselines3', 'pandas', 'numpy', 'scipy'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
         "assert 'AlraoPolicy' in dir(alrao_rl);"
         "alrao_rl.AlraoConfig; assert 'torch' in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_statistics_need_no_torch():
+    """People's notebooks load results and compare them without waiting for torch."""
+    script = (
+        "import sys, alrao_rl, alrao_rl.stats; alrao_rl.load_results;"
+        "heavy = {'torch', 'stable_baselines3', 'gymnasium'} & set(sys.modules); assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from alrao_rl.stats import normalise
+
 HERE = Path(__file__).parent
 DEFAULT = "the default"
 RULES = {"a2c": "switch", "ppo": "switch", "dqn": "whiteness"}
@@ -91,7 +93,7 @@ def figure(runs: pd.DataFrame) -> None:
 def scaled(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with a column ``score``: random policy = 0, reference = 1."""
     low, high = (runs.env.map({env: scores[i] for env, scores in ENVS.items()}) for i in (0, 1))
-    return runs.assign(score=(runs.auc - low) / (high - low))
+    return runs.assign(score=normalise(runs.auc, low, high))
 
 
 def normalised(runs: pd.DataFrame) -> str:

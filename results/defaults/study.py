@@ -23,7 +23,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
+
+from alrao_rl import stats
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"
@@ -67,17 +69,10 @@ def plan() -> list[tuple[str, str, str, int]]:
 
 
 def score(episodes: Path, timesteps: int, floor: float) -> tuple[float, float]:
-    """Mean over the steps and over the last fifth of them: 100 bins, carried forward, the floor before any episode."""
-    with episodes.open() as file:
-        rows = [(int(row["timestep"]), float(row["return"])) for row in csv.DictReader(file)]
-    bins: list[list[float]] = [[] for _ in range(100)]
-    for step, value in rows:
-        bins[min(step * 100 // timesteps, 99)].append(value)
-    curve, last = [], floor
-    for values in bins:
-        last = float(np.mean(values)) if values else last
-        curve.append(last)
-    return float(np.mean(curve)), float(np.mean(curve[80:]))
+    """Mean over the steps and over the last fifth of them."""
+    rows = pd.read_csv(episodes)
+    run = (rows["timestep"], rows["return"], timesteps, floor)
+    return stats.auc(*run), stats.final_return(*run)
 
 
 def run(algo: str, name: str, env: str, seed: int) -> dict[str, Any]:

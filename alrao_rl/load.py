@@ -1,0 +1,283 @@
+"""A folder of run folders as one table, for people's own notebooks and for the report."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alrao_rl import stats
+from alrao_rl.checks import is_number
+from alrao_rl.errors import UserError, first_line
+from alrao_rl.runs import COLUMNS, read_json
+
+SCORED = ("finished", "failed", "diverged")
+"""States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
+
+_FILES = {"config.json", "status.json", "episodes.csv"}
+_STATES = ("queued", "running", "finished", "failed")
+_NOT_A_SETTING = ("agent", "env", "seed", "timesteps", "eval_episodes", "provenance")
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """All runs under a folder, one row each, whatever state they are in.
+
+    =====================  ============================================================================================
+    ``env, agent, seed``   of the run; from the folder's path where its configuration cannot be read
+    ``algo, policy``       ``dqn``, ``a2c``, ``ppo``; ``alrao``, ``stock``
+    ``state``              finished, failed, running (or cut off), queued; **diverged**: a return is not finite;
+                           **broken**: a file is missing, half-written or not what a run writes
+    ``timesteps``          done, and ``requested_timesteps``
+    ``episodes``           number of them
+    ``auc``                return averaged over the timesteps of training (:func:`alrao_rl.stats.auc`)
+    ``final_return``       the same over the last fifth of them
+    ``auc_normalised``     scaled to random policy = 0, reference score = 1; so is ``final_normalised``
+    ``learning_rate``      of a stock agent; nan for Alrao, whose interval is ``lr_min`` to ``lr_max``
+    ``setting``            what distinguishes the configuration from other runs of the agent, such as
+                           ``hyperparameters.gamma=0.9``; empty if nothing does
+    ``floor``              what failed and diverged runs score, and what counts before the first episode ends; where
+                           the environment names none, the lowest return that any of its runs here had
+    ``random_score``       and ``reference_score``: the constants of the normalised scores, nan where there are none
+    ``last_evaluation``    mean return of the last evaluation; no comparison is made by the best one
+    ``wall_seconds``       of the run
+    ``path``               of the run's folder
+    ``error``              why it failed or what is broken; empty otherwise
+    =====================  ============================================================================================
+
+    Scores are nan for runs that are not over and for broken ones: nobody knows what they would have been.
+
+    Args:
+        path: a folder such as ``results/NAME``, any folder above or below it, or one run.
+
+    Raises:
+        UserError: it is no folder, or there is no run in it.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise UserError(f"{root} {'is no folder' if root.exists() else 'does not exist'}, expected one with runs")
+    runs = [_Run(folder) for folder in _run_folders(root)]
+    if not runs:
+        raise UserError(f"{root} holds no run: expected folders such as ENV/AGENT/seed-0 with a config.json in them")
+    _fill_floors(runs)
+    frame = pd.DataFrame([run.row() for run in runs])
+    frame["setting"] = _settings(runs)
+    order = [*frame.columns.drop(["path", "error", "setting"]), "setting", "path", "error"]
+    whole = dict.fromkeys(["seed", "timesteps", "requested_timesteps", "episodes"], "Int64")
+    return frame[order].astype(whole).sort_values(["env", "agent", "seed", "path"], ignore_index=True)
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """Folders named as a run's is, or with two of its files; what lies inside a run is its own."""
+    for place, folders, files in os.walk(root):
+        if len(_FILES.intersection(files)) > 1 or _seed(Path(place)) is not None:
+            yield Path(place)
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+class _Run:
+    """What is read from one run folder; ``broken`` says what could not be."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.broken = ""
+        self.config: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}
+        self.steps = self.returns = np.empty(0)
+        self.diverged = ""
+        try:
+            self.config = _checked(read_json(path / "config.json"), path / "config.json", _CONFIG)
+            self.status = _checked(read_json(path / "status.json"), path / "status.json", _STATUS)
+            if self.status["state"] != "queued":
+                self.steps, self.returns = _episodes(path / "episodes.csv", self.status["state"] == "finished")
+        except UserError as error:
+            # A path in the message would only repeat the row's.
+            self.broken = str(error).replace(f"{path}{os.sep}", "")
+        bad = np.flatnonzero(~np.isfinite(self.returns))
+        if bad.size:
+            self.diverged = f"the return is {self.returns[bad[0]]} at timestep {self.steps[bad[0]]:.0f}"
+        environment = self.config.get("env", {})
+        self.env = str(environment.get("id", path.absolute().parent.parent.name))
+        self.floor = _number(environment, "floor")
+
+    @property
+    def state(self) -> str:
+        """The state in ``status.json``, unless the files say more. A failed run may well leave a torn file."""
+        state = str(self.status.get("state", "broken"))
+        if self.broken:
+            return state if state == "failed" else "broken"
+        return "diverged" if self.diverged and state == "finished" else state
+
+    def row(self) -> dict[str, Any]:
+        """Its row of the table."""
+        config, state = self.config, self.state
+        environment, hyperparameters = config.get("env", {}), config.get("hyperparameters", {})
+        rates = config.get("alrao", {}).get("lr_range", (math.nan, math.nan))
+        low, high = _number(environment, "random_score"), _number(environment, "reference_score")
+        auc, final = self._scores(state)
+        reason = self.status.get("reason", "") if state == "failed" else self.broken or self.diverged
+        return {
+            "env": self.env,
+            "agent": str(config.get("agent", self.path.absolute().parent.name)),
+            "seed": config.get("seed", _seed(self.path)),
+            "algo": config.get("algo", ""),
+            "policy": config.get("policy", ""),
+            "state": state,
+            "timesteps": self._timesteps(),
+            "requested_timesteps": config.get("timesteps"),
+            "episodes": len(self.returns),
+            "auc": auc,
+            "final_return": final,
+            "auc_normalised": float(stats.normalise(auc, low, high)),
+            "final_normalised": float(stats.normalise(final, low, high)),
+            "learning_rate": _number(hyperparameters, "learning_rate"),
+            "lr_min": rates[0],
+            "lr_max": rates[1],
+            "floor": self.floor,
+            "random_score": low,
+            "reference_score": high,
+            "last_evaluation": _number(self.status, "last_return"),
+            "wall_seconds": _number(self.status, "wall_seconds"),
+            "path": str(self.path),
+            "error": str(reason),
+        }
+
+    def _scores(self, state: str) -> tuple[float, float]:
+        """AUC and final return: nan without a score, the floor for a failure."""
+        if state not in SCORED:
+            return math.nan, math.nan
+        if state != "finished":
+            return self.floor, self.floor
+        episodes = (self.steps, self.returns, self.config["timesteps"], self.floor)
+        return stats.auc(*episodes), stats.final_return(*episodes)
+
+    def _timesteps(self) -> int | None:
+        """How far it came: what the run says itself, else the end of its last episode."""
+        for key in ("timesteps", "timestep"):
+            if _is_count(self.status.get(key)):
+                return int(self.status[key])
+        return int(self.steps.max()) if self.steps.size else None
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+_CONFIG: dict[str, Any] = {
+    "agent": str, "algo": str, "policy": str, "env": Mapping, "env.id": str, "hyperparameters": Mapping,
+    "timesteps": lambda value: _is_count(value) and value > 0, "seed": _is_count,
+}  # fmt: skip
+"""What the table needs of a configuration: a type, or a test."""
+_STATUS: dict[str, Any] = {"state": _STATES.__contains__}
+
+
+def _checked(data: dict[str, Any], path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The data, if what is needed of it is there.
+
+    Raises:
+        UserError: a key is missing or holds something else.
+    """
+    for key, test in expected.items():
+        value: Any = data
+        for part in key.split("."):
+            value = value.get(part)
+        if not (isinstance(value, test) if isinstance(test, type) else test(value)):
+            raise UserError(f"{path} is not as a run writes it: {key} is {value!r}")
+    alrao = data.get("alrao", {})
+    if not isinstance(alrao, Mapping) or not _is_interval(alrao.get("lr_range", [0, 0])):
+        raise UserError(f"{path} is not as a run writes it: alrao is {alrao!r}")
+    return data
+
+
+def _episodes(path: Path, complete: bool) -> tuple[stats.Array, stats.Array]:
+    """Timesteps and returns of the episodes of a run. Only one that is not complete may end within a line.
+
+    Raises:
+        UserError: the file is missing, half-written, or not what a run writes.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not complete:
+        data = data[: data.rfind(b"\n") + 1]
+    header, names = data.partition(b"\n")[0].decode(errors="replace"), COLUMNS["episodes.csv"]
+    if header != ",".join(names):
+        raise UserError(f"{path} begins with {header[:80]!r}, expected {','.join(names)}")
+    if not data.endswith(b"\n"):
+        raise UserError(f"{path} is half-written: its last line has no end")
+    try:
+        # An empty cell must not pass for a return that is nan: that run would count as diverged.
+        columns = {name: np.float64 for name in names}
+        table = pd.read_csv(io.BytesIO(data), dtype=columns, keep_default_na=False, na_values=["nan"])
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path} is not as a run writes it: {first_line(error)}") from None
+    steps, lengths = table["timestep"].to_numpy(), table["length"].to_numpy()
+    if not (isinstance(table.index, pd.RangeIndex) and np.isfinite(lengths).all()):
+        raise UserError(f"{path} is not as a run writes it: a line has not {len(names)} numbers")
+    if not (np.isfinite(steps) & (steps >= 0) & (steps < 2**53)).all():
+        raise UserError(f"{path} is not as a run writes it: a timestep is no whole number of at least 0")
+    return steps, table["return"].to_numpy()
+
+
+def _number(table: Mapping[str, Any], key: str) -> float:
+    value: Any = table.get(key)
+    return float(value) if is_number(value) else math.nan
+
+
+def _seed(path: Path) -> int | None:
+    found = re.fullmatch(r"seed-([0-9]{1,18})", path.absolute().name)
+    return int(found[1]) if found else None
+
+
+# --- over all runs --------------------------------------------------------------------------------------------------
+
+
+def _fill_floors(runs: list[_Run]) -> None:
+    """Give environments that name no floor the lowest finite return that was seen on them."""
+    lowest: dict[str, float] = {}
+    for run in runs:
+        finite = run.returns[np.isfinite(run.returns)]
+        if finite.size:
+            lowest[run.env] = min(lowest.get(run.env, math.inf), float(finite.min()))
+    for run in runs:
+        if math.isnan(run.floor):
+            run.floor = lowest.get(run.env, math.nan)
+
+
+def _settings(runs: list[_Run]) -> list[str]:
+    """For each run ``key=value, …`` of what differs between the configurations of its agent."""
+    readable = {run.path: run.config for run in runs if run.config}
+    if not readable:
+        return [""] * len(runs)
+    flat = [dict(_flatten({k: v for k, v in c.items() if k not in _NOT_A_SETTING})) for c in readable.values()]
+    table = pd.DataFrame(flat).fillna("none")
+    differs = table.groupby([config["agent"] for config in readable.values()]).transform("nunique") > 1
+    texts = {
+        path: ", ".join(f"{key}={value}" for key, value in values.items() if differ[key])
+        for path, values, differ in zip(readable, table.to_dict("records"), differs.to_dict("records"), strict=True)
+    }
+    return [texts.get(run.path, "") for run in runs]
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value)

@@ -1,0 +1,277 @@
+"""load_results: one row a run, whatever its folder looks like."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from alrao_rl import load_results, recipes, stats
+from alrao_rl.errors import UserError
+from alrao_rl.runs import RunFolder
+
+CARTPOLE = {"id": "CartPole-v1", "random_score": 22.2, "reference_score": 500.0, "floor": 0.0}
+EPISODES = [(500, 20.0, 20), (900, 100.0, 100)]
+
+
+def config(agent="dqn-adam", env=CARTPOLE, seed=0, timesteps=1000, **changes):
+    return {
+        "agent": agent,
+        "algo": "dqn",
+        "policy": "stock",
+        "n_envs": 1,
+        "hyperparameters": {"learning_rate": 0.001, "gamma": 0.99},
+        "alrao": {},
+        "env": env,
+        "timesteps": timesteps,
+        "seed": seed,
+        "eval_episodes": 10,
+        **changes,
+    }
+
+
+def write(root, data=None, episodes=EPISODES, state="finished", **status):
+    """A run folder as ``train`` leaves it."""
+    data = data or config()
+    path = Path(root, data["env"]["id"].replace("/", "-"), data["agent"], f"seed-{data['seed']}")
+    folder = RunFolder(path)
+    folder.open()
+    folder.start({**data, "provenance": {"command": "x"}})
+    folder.append("episodes.csv", episodes)
+    folder.close()
+    if state != "running":
+        folder.set_status(state, **status)
+    return path
+
+
+def test_a_finished_run(tmp_path):
+    path = write(tmp_path, timesteps=1024, wall_seconds=12.5, best_return=400.0, last_return=90.0)
+    frame = load_results(tmp_path)
+    row = frame.iloc[0]
+    assert len(frame) == 1
+    # 50 stretches at the floor, 40 at 20, 10 at 100; the last twenty are ten at 20 and ten at 100.
+    expected = {
+        "env": "CartPole-v1", "agent": "dqn-adam", "seed": 0, "algo": "dqn", "policy": "stock", "state": "finished",
+        "timesteps": 1024, "requested_timesteps": 1000, "episodes": 2, "auc": 18.0, "final_return": 60.0,
+        "learning_rate": 0.001, "floor": 0.0, "random_score": 22.2, "reference_score": 500.0, "last_evaluation": 90.0,
+        "wall_seconds": 12.5, "setting": "", "path": str(path), "error": "",
+    }  # fmt: skip
+    assert {key: row[key] for key in expected} == expected
+    assert row.auc_normalised == pytest.approx((18 - 22.2) / 477.8)
+    assert row.final_normalised == pytest.approx((60 - 22.2) / 477.8)
+    assert math.isnan(row.lr_min)
+    # Nothing of the best agent, which no comparison is made by.
+    assert "best_return" not in frame
+    pd.testing.assert_frame_equal(load_results(path), frame)
+    pd.testing.assert_frame_equal(load_results(str(tmp_path / "CartPole-v1")), frame)
+
+
+def test_a_real_recipe(tmp_path):
+    """What ``train`` writes of an Alrao agent: an interval and no learning rate."""
+    recipe = recipes.resolve("dqn", "CartPole-v1", ["alrao.n_heads=5"])
+    path = tmp_path / "somewhere"
+    folder = RunFolder(path)
+    folder.open()
+    folder.start({**recipe.as_dict(), "seed": 3, "eval_episodes": 20})
+    folder.append("episodes.csv", [(1, 10.0, 10)])
+    folder.close()
+    folder.set_status("finished", timesteps=50_000)
+    row = load_results(tmp_path).iloc[0]
+    assert (row.agent, row.seed, row.state, row.auc) == ("dqn", 3, "finished", 10.0)
+    assert [row.lr_min, row.lr_max] == recipe.agent.alrao.lr_range
+    assert math.isnan(row.learning_rate)
+    assert row.reference_score == recipe.environment.reference_score
+
+
+def test_failed_and_diverged_runs_score_the_floor(tmp_path):
+    env = {**CARTPOLE, "floor": -7.0}
+    write(tmp_path, config(seed=0, env=env), state="failed", reason="ValueError: nan in the logits", timestep=910)
+    write(tmp_path, config(seed=1, env=env), [*EPISODES, (950, math.nan, 4)])
+    write(tmp_path, config(seed=2, env=env), [(10, -math.inf, 4), *EPISODES])
+    torn = write(tmp_path, config(seed=3, env=env), state="failed", reason="OSError: disk full")
+    (torn / "episodes.csv").write_text("timest")
+    frame = load_results(tmp_path)
+    assert frame.state.tolist() == ["failed", "diverged", "diverged", "failed"]
+    assert (frame[["auc", "final_return"]] == -7).all(axis=None)
+    assert frame.auc_normalised.to_numpy() == pytest.approx((-7 - 22.2) / 477.8)
+    assert frame.timesteps.tolist()[:2] == [910, 950]
+    assert frame.error.tolist() == [
+        "ValueError: nan in the logits",
+        "the return is nan at timestep 950",
+        "the return is -inf at timestep 10",
+        "OSError: disk full",
+    ]
+
+
+def test_runs_that_are_not_over_have_no_score(tmp_path):
+    path = write(tmp_path, state="running")
+    with (path / "episodes.csv").open("a") as file:
+        file.write("950,4")  # as much of the line as the buffer held
+    queued = write(tmp_path, config(seed=1), state="queued")
+    for name in ("episodes.csv", "evaluations.csv", "heads.csv", "timing.csv"):
+        (queued / name).unlink()
+    frame = load_results(tmp_path)
+    assert frame.state.tolist() == ["running", "queued"]
+    assert frame.error.tolist() == ["", ""]
+    assert frame[["auc", "final_return", "auc_normalised", "final_normalised"]].isna().all(axis=None)
+    assert frame.timesteps.tolist() == [900, pd.NA]
+    assert frame.episodes.tolist() == [2, 0]
+
+
+def test_an_environment_without_reference_scores(tmp_path):
+    """No normalised score; its floor is the lowest return that was seen on it, also for the run that failed."""
+    env = {"id": "My/Env-v0"}
+    write(tmp_path, config(env=env, seed=0), [(100, 5.0, 1), (600, 9.0, 1)])
+    write(tmp_path, config(env=env, seed=1), [(5, -2.0, 1)], state="failed", reason="x")
+    write(tmp_path, config(env=env, agent="other", seed=0), [(5, 40.0, 1)])
+    write(tmp_path, config(env={"id": "Empty-v0"}), [], state="failed", reason="x")
+    frame = load_results(tmp_path).set_index(["env", "agent", "seed"])
+    mine = frame.loc["My/Env-v0"]
+    assert mine.floor.tolist() == [-2, -2, -2]
+    assert mine.auc.tolist() == [pytest.approx((10 * -2 + 50 * 5 + 40 * 9) / 100), -2, 40]
+    assert frame.auc_normalised.isna().all()
+    assert frame.random_score.isna().all()
+    assert frame.loc[("Empty-v0", "dqn-adam", 0), ["auc", "floor"]].isna().all()
+
+
+def test_what_distinguishes_settings(tmp_path):
+    for seed, rate in enumerate((0.001, 0.01)):
+        changes = {"learning_rate": rate} | ({"batch_size": 64} if seed else {})
+        write(tmp_path, config(seed=seed, hyperparameters=changes))
+    write(tmp_path, config(agent="dqn", policy="alrao", seed=0, alrao={"lr_range": [1e-6, 0.1]}, hyperparameters={}))
+    frame = load_results(tmp_path)
+    assert dict(zip(zip(frame.agent, frame.seed, strict=True), frame.setting, strict=True)) == {
+        ("dqn", 0): "",
+        ("dqn-adam", 0): "hyperparameters.learning_rate=0.001, hyperparameters.batch_size=none",
+        ("dqn-adam", 1): "hyperparameters.learning_rate=0.01, hyperparameters.batch_size=64",
+    }
+
+
+LINES = "timestep,return,length\n500,20.0,20\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("config.json", None, "config.json does not exist"),
+        ("config.json", '{"agent": "dq', "config.json is not a JSON file"),
+        ("config.json", "{}", "config.json is not as a run writes it: agent is None"),
+        ("config.json", json.dumps(config(env="CartPole")), "env is 'CartPole'"),
+        ("config.json", json.dumps(config(env={})), "env.id is None"),
+        ("config.json", json.dumps(config(timesteps=0)), "timesteps is 0"),
+        ("config.json", json.dumps(config(seed="one")), "seed is 'one'"),
+        ("config.json", json.dumps(config(alrao={"lr_range": 3})), "alrao is {'lr_range': 3}"),
+        ("status.json", None, "status.json does not exist"),
+        ("status.json", "[]", "status.json holds a list"),
+        ("status.json", '{"state": "done"}', "state is 'done'"),
+        ("status.json", '{"state": ["failed"]}', r"state is ['failed']"),
+        ("episodes.csv", None, "cannot read episodes.csv: No such file"),
+        ("episodes.csv", "", "episodes.csv begins with ''"),
+        ("episodes.csv", "timestep,reward\n1,2\n", "expected timestep,return,length"),
+        ("episodes.csv", LINES + "900,10", "half-written"),
+        ("episodes.csv", LINES + "900\n", "episodes.csv is not as a run writes it"),
+        ("episodes.csv", LINES + "900,1\n", "episodes.csv is not as a run writes it"),
+        ("episodes.csv", "timestep,return,length\n1,2,3,4\n", "a line has not 3 numbers"),
+        ("episodes.csv", LINES + "1,2,3,4\n", "Expected 3 fields"),
+        ("episodes.csv", LINES + "900,,4\n", "episodes.csv is not as a run writes it"),
+        ("episodes.csv", LINES + "900,1,nan\n", "a line has not 3 numbers"),
+        ("episodes.csv", LINES + "900,ten,4\n", "episodes.csv is not as a run writes it"),
+        ("episodes.csv", LINES + "-3,1.0,4\n", "a timestep is no whole number"),
+        ("episodes.csv", LINES + "nan,1.0,4\n", "a timestep is no whole number"),
+    ],
+)
+def test_a_broken_run_is_a_row_that_says_so(tmp_path, name, content, error):
+    write(tmp_path, config(seed=0))
+    path = write(tmp_path, config(seed=1))
+    if content is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_text(content)
+    whole, broken = load_results(tmp_path).to_dict("records")
+    assert (whole["state"], whole["auc"], whole["error"]) == ("finished", 18.0, "")
+    assert (broken["env"], broken["agent"], broken["seed"]) == ("CartPole-v1", "dqn-adam", 1)
+    assert broken["state"] == "broken"
+    assert error in broken["error"]
+    assert str(tmp_path) not in broken["error"]
+    assert math.isnan(broken["auc"])
+    assert math.isnan(broken["auc_normalised"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
+@given(
+    st.sampled_from(["config.json", "status.json", "episodes.csv"]),
+    st.one_of(st.tuples(st.integers(0, 600), st.binary(max_size=20)), st.tuples(st.integers(-30, -1), st.binary())),
+)
+def test_no_file_makes_it_crash(tmp_path, name, change):
+    """Cut a file anywhere and put anything after it."""
+    path = write(tmp_path)
+    cut, more = change
+    (path / name).write_bytes((path / name).read_bytes()[:cut] + more)
+    (row,) = load_results(tmp_path).to_dict("records")
+    if row["state"] == "broken":
+        assert row["error"]
+        assert math.isnan(row["auc"])
+    else:
+        assert row["state"] in ("finished", "failed", "queued", "running", "diverged")
+
+
+def test_folders_that_are_no_runs_are_passed_by(tmp_path):
+    write(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # somebody else's
+    hidden = tmp_path / ".cache" / "CartPole-v1"
+    write(hidden)
+    inside = tmp_path / "CartPole-v1" / "dqn-adam" / "seed-0" / "checkpoint"
+    inside.mkdir()
+    for name in ("config.json", "status.json"):
+        (inside / name).write_text("{}")
+    (tmp_path / "seed-bank").mkdir()
+    assert load_results(tmp_path).state.tolist() == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("nowhere", "does not exist"), ("file", "is no folder"), ("empty", "holds no run: expected folders such as")],
+)
+def test_a_path_without_results_is_one_clear_line(tmp_path, where, error):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty" / "sub").mkdir(parents=True)
+    with pytest.raises(UserError, match=error) as raised:
+        load_results(tmp_path / where)
+    assert str(raised.value).startswith(str(tmp_path / where))
+    assert "\n" not in str(raised.value)
+
+
+def test_from_a_folder_to_a_comparison(tmp_path):
+    """The way of a notebook: load, choose the stock rate on two seeds, compare on the others by seed."""
+    rng = np.random.default_rng(0)
+    for env in (CARTPOLE, {**CARTPOLE, "id": "Other-v1"}):
+        for seed in range(5):
+            for rate, level in ((0.001, 100.0), (0.01, 200.0)):
+                data = config(agent=f"adam-{rate}", seed=seed, env=env, hyperparameters={"learning_rate": rate})
+                write(tmp_path, data, [(1, level + rng.normal(), 1)])
+            write(tmp_path, config(agent="dqn", policy="alrao", seed=seed, env=env), [(1, 250.0 + rng.normal(), 1)])
+    runs = load_results(tmp_path)
+    stock = stats.tuned_baseline(runs[runs.policy == "stock"], tuning_seeds=[0, 1])
+    assert set(stock.learning_rate) == {0.01}
+    alrao, tuned = stats.paired_by_seed(runs[runs.policy == "alrao"], stock)
+    assert {env: len(scores) for env, scores in alrao.items()} == {"CartPole-v1": 3, "Other-v1": 3}
+    assert stats.paired_probability_of_improvement(alrao, tuned) == 1
+    assert stats.bootstrap(stats.iqm, alrao).low > (245 - 22.2) / 477.8
+
+
+def test_it_is_fast(tmp_path):
+    """100 runs of 2,000 episodes each; 500 are to take less than 10 seconds."""
+    episodes = [(20 * i, float(i % 500), 20) for i in range(1, 2001)]
+    for agent in range(10):
+        for seed in range(10):
+            write(tmp_path, config(agent=f"agent-{agent}", seed=seed, timesteps=40_000), episodes)
+    started = time.process_time()
+    frame = load_results(tmp_path)
+    seconds = time.process_time() - started
+    assert frame.state.tolist() == ["finished"] * 100
+    assert seconds < 2, seconds
