@@ -414,6 +414,8 @@ def _table(settings: Mapping[Any, Scores], envs: Sequence[Any] | None = None) ->
         raise ValueError("there is no setting, expected scores of at least one")
     named = {name: _named(scores) for name, scores in settings.items()}
     envs = list(envs or next(iter(named.values())))
+    if not envs:
+        raise ValueError("the settings have no environment, expected scores on at least one")
     for name, one in named.items():
         _same("environments", list(one), envs, f"setting {name!r}", "the first")
         empty = [env for env in envs if not one[env].shape[-1]]
@@ -527,7 +529,7 @@ def _by_environment(scores: Scores) -> Array:
 
 
 def _same(what: str, x: Sequence[Any], y: Sequence[Any], of_x: str = "one", of_y: str = "the other") -> None:
-    if sorted(map(str, x)) != sorted(map(str, y)):
+    if set(x) != set(y):
         differ = ", ".join(map(str, [*(one for one in x if one not in y), *(one for one in y if one not in x)]))
         raise ValueError(f"{of_x} and {of_y} have different {what} ({differ}), expected the same")
 

@@ -71,6 +71,14 @@ def test_a_finished_run(tmp_path):
     pd.testing.assert_frame_equal(load_results(str(tmp_path / "CartPole-v1")), frame)
 
 
+def test_a_broken_run_in_the_current_folder_is_named_by_its_path(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    (path / "config.json").unlink()
+    monkeypatch.chdir(path)
+    row = load_results(".").iloc[0]
+    assert (row.env, row.agent, row.seed, row.state) == ("CartPole-v1", "dqn-adam", 0, "broken")
+
+
 def test_a_real_recipe(tmp_path):
     """What ``train`` writes of an Alrao agent: an interval and no learning rate."""
     recipe = recipes.resolve("dqn", "CartPole-v1", ["alrao.n_heads=5"])
