@@ -169,6 +169,13 @@ def test_aggregates_by_hand():
     assert stats.performance_profile(scores, [0.0, 0.5, 1.5, 9.0]).tolist() == [7 / 8, 5 / 8, 2 / 8, 0]
 
 
+def test_iqm_leaves_out_a_quarter_at_each_end():
+    squares = [float(i * i) for i in range(12)]
+    assert stats.iqm([squares]) == pytest.approx((9 + 16 + 25 + 36 + 49 + 64) / 6)
+    assert stats.iqm([squares[:7]]) == pytest.approx((1 + 4 + 9 + 16 + 25) / 5)
+    assert stats.iqm([[0.0, 1.0, 100.0]]) == pytest.approx(101 / 3)
+
+
 def test_iqm_of_environments_with_different_seeds():
     """Two runs of b count as often as four of a: 0, 1, 2, 3, 10, 10, 20, 20 without two at each end."""
     assert stats.iqm([[0.0, 1.0, 2.0, 3.0], [10.0, 20.0]]) == pytest.approx((2 + 3 + 10 + 10) / 4)
@@ -362,6 +369,12 @@ def test_intervals_are_scipys():
     assert found["basic"].high < found["percentile"].high - 0.1 < found["BCa"].high - 0.2
 
 
+def test_percentiles_count_where_bca_is_not_defined():
+    """No single run moves this median: BCa has 0/0. Three of five draws are 5 with probability 5.8 %."""
+    interval = stats.bootstrap(lambda s: np.median(s[0], axis=-1), [[1, 1, 1, 1, 5]], confidence=0.9, method="BCa")
+    assert interval == (1, 1, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -462,6 +475,7 @@ def test_sensitivity_can_be_bootstrapped():
     ("settings", "message"),
     [
         ({}, "there is no setting"),
+        ({1: {}}, "the settings have no environment"),
         ({1: {"a": [1.0]}, 2: {"b": [1.0]}}, r"setting 2 and the first have different environments \(b, a\)"),
         ({1: {"a": [1.0]}, 2: {"a": []}}, "setting 2 has no run on a"),
     ],
