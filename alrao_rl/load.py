@@ -74,6 +74,46 @@ def load_results(path: str | Path) -> pd.DataFrame:
     return frame[order].astype(whole).sort_values(["env", "agent", "seed", "path"], ignore_index=True)
 
 
+def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
+    """The return over training of each run (:func:`alrao_rl.stats.curve`).
+
+    Args:
+        runs: rows of :func:`load_results`.
+        n_bins: equally long stretches of the timesteps asked for.
+
+    Returns:
+        ``(n_runs, n_bins)``; the floor throughout for failed and diverged runs, nan for those without a score.
+
+    Raises:
+        UserError: a file has changed since the rows were made.
+    """
+    curves = np.full((len(runs), n_bins), np.nan)
+    for i, run in enumerate(runs.itertuples()):
+        if run.state == "finished":
+            steps, returns = _episodes(Path(str(run.path), "episodes.csv"), complete=True)
+            curves[i] = stats.curve(steps, returns, run.requested_timesteps, run.floor, n_bins)
+        elif run.state in SCORED:
+            curves[i] = run.floor
+    return curves
+
+
+def load_heads(run: str | Path) -> pd.DataFrame:
+    """The averaging weights of a run over time, from its ``heads.csv``.
+
+    Returns:
+        ``timestep, layer, head, learning_rate, weight``; no row for a stock agent and where the file cannot be read:
+        nothing but a picture hangs on it.
+    """
+    columns = list(COLUMNS["heads.csv"])
+    try:
+        table = pd.read_csv(Path(run, "heads.csv"), dtype={"layer": str}, on_bad_lines="skip", encoding_errors="replace")
+        table = table[columns].dropna()
+        numbers = [name for name in columns if name != "layer"]
+        return table.astype(dict.fromkeys(numbers, np.float64)).reset_index(drop=True)
+    except (OSError, ValueError, KeyError, pd.errors.ParserError):
+        return pd.DataFrame(columns=columns)
+
+
 def _run_folders(root: Path) -> Iterator[Path]:
     """Folders named as a run's is, or with two of its files; what lies inside a run is its own."""
     for place, folders, files in os.walk(root):

@@ -90,6 +90,28 @@ def final_return(timesteps: ArrayLike, returns: ArrayLike, total: int, floor: fl
     return float(curve(timesteps, returns, total, floor)[-FINAL_BINS:].mean())
 
 
+def collapsed(curves: ArrayLike, low: float, high: float) -> NDArray[np.bool_]:
+    """Whether runs lost more than half of what they had reached.
+
+    The final return is nearer to ``low`` than to the best mean over any stretch of 20 % of the steps. A best that lies
+    less than a tenth of the way from ``low`` to ``high`` was no success that could be lost.
+
+    Args:
+        curves: :func:`curve` of the runs, ``(..., n_bins)``.
+        low: return of a random policy, or the floor; where it is nan nothing is known to have collapsed.
+        high: reference score; where it is nan any rise counts.
+
+    Returns:
+        ``(...)``.
+    """
+    values = np.asarray(curves, np.float64)
+    width = max(values.shape[-1] * FINAL_BINS // N_BINS, 1)
+    means = np.lib.stride_tricks.sliding_window_view(values, width, axis=-1).mean(axis=-1)
+    best, last = means.max(axis=-1) - low, means[..., -1] - low
+    least = 0.0 if math.isnan(high) else 0.1 * (high - low)
+    return np.asarray((best > least) & (last < best / 2))
+
+
 def normalise(score: ArrayLike, low: ArrayLike, high: ArrayLike) -> Values:
     """``(score − low) / (high − low)``: 0 for a random policy, 1 for the reference score, with their two numbers.
 

@@ -1,0 +1,250 @@
+"""What was run: methods, their seeds and rates, and what is missing."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alrao_rl import stats
+from alrao_rl.checks import is_number
+from alrao_rl.errors import UserError, first_line, suggest
+from alrao_rl.load import SCORED, load_curves, load_results
+
+MOST_POINTS = 60_000
+"""Points of all curves together: 600 runs at 100 bins keep the file below 2 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """An agent as it is compared: one configuration, at the learning rate chosen for each environment.
+
+    Attributes:
+        name: what the report calls it.
+        agent: name of its recipe.
+        policy: ``alrao`` or ``stock``.
+        algo: ``dqn``, ``a2c``, ``ppo``.
+        runs: rows of ``load_results`` with the reported seeds, whatever their state.
+        rates: learning rate by environment where there was one to choose.
+        tuning_steps: environment steps of the runs that only served to choose.
+    """
+
+    name: str
+    agent: str
+    policy: str
+    algo: str
+    runs: pd.DataFrame
+    rates: Mapping[str, float] = field(default_factory=dict)
+    tuning_steps: int = 0
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """Its runs that have a score."""
+        return self.runs[self.runs.state.isin(SCORED)]
+
+    def on(self, env: str) -> pd.DataFrame:
+        """Its scored runs on one environment."""
+        return self.scored[self.scored.env == env]
+
+    def scores(self, envs: Iterable[str], score: str = "auc_normalised") -> dict[str, stats.Array]:
+        """Scores ``(n_seeds,)`` by environment."""
+        return stats.by_environment(self.scored[self.scored.env.isin(list(envs))], score)
+
+
+class Study:
+    """All runs under a folder and what they amount to.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        UserError: there is no run in it, a run is there twice, or its ``sweep.toml`` is not as a sweep writes it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        frame = load_results(root)
+        for column in ("env", "agent", "algo", "policy", "setting", "error"):
+            frame[column] = frame[column].map(clean)
+        self.sweep = _sweep(root / "sweep.toml")
+        self.tuning_seeds = self.sweep["tuning_seeds"]
+        # A run that cannot be read has no rate and no setting; it counts as a missing one of its agent.
+        frame["variant"] = frame.setting.map(_without_rate)
+        self.frame = frame
+        _refuse_twice(frame[frame.state != "broken"])
+        self.reported = frame[~frame.seed.isin(self.tuning_seeds)]
+        seen = self.reported.seed.dropna().astype(int)
+        self.seeds = sorted(set(self.sweep["seeds"] or seen) - set(self.tuning_seeds))
+        self.envs = sorted({*frame.env, *self.sweep["envs"]})
+        self.scaled = [env for env in self.envs if frame[frame.env == env].auc_normalised.notna().any()]
+        self.methods = self._methods()
+
+    def _methods(self) -> list[Method]:
+        """Alrao's first, then by name."""
+        whole = self.frame[self.frame.state != "broken"]
+        methods = []
+        for (agent, variant), rows in whole.groupby(["agent", "variant"]):
+            name = f"{agent} ({variant})" if variant else str(agent)
+            made = self._at_rates(name, rows) if rows.learning_rate.nunique() > 1 else [_method(name, self._report(rows))]
+            methods += [method for method in made if len(method.runs)]
+        return sorted(methods, key=lambda method: (method.policy != "alrao", method.name))
+
+    def _report(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[~rows.seed.isin(self.tuning_seeds)]
+
+    def _at_rates(self, name: str, rows: pd.DataFrame) -> list[Method]:
+        """A stock agent of several rates: at the best for each environment, and at the best for all of them."""
+        scored = rows[rows.state.isin(SCORED)]
+        tuning = scored[scored.seed.isin(self.tuning_seeds)]
+        chosen_on = tuning if len(tuning) else scored
+        tuned: dict[str, float] = {}
+        for env, runs in chosen_on.groupby("env"):
+            tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")) if len(runs) else {})
+            del env
+        choices = {f"{name}, tuned": tuned}
+        common = complete(chosen_on[chosen_on.env.isin(self.scaled)])
+        if len(common) and common.env.nunique() > 1:
+            rate = float(stats.shared_choice(stats.by_setting(common)))
+            choices[f"{name}, one rate"] = dict.fromkeys(common.env.unique(), rate)
+        methods = []
+        for title, rates in choices.items():
+            chosen = rows.learning_rate == rows.env.map(rates)
+            runs = self._report(rows[chosen])
+            # With tuning seeds nothing but their runs was needed to choose; without, all other rates' were.
+            others = rows[rows.seed.isin(self.tuning_seeds)] if len(tuning) else rows[~chosen]
+            methods.append(_method(title, runs, rates, int(others.timesteps.fillna(0).sum())))
+        return methods
+
+    # --- what is missing --------------------------------------------------------------------------------------------
+
+    def missing(self, method: Method, env: str) -> list[tuple[int, str]]:
+        """Requested seeds of a method on an environment that have no score, and why."""
+        rows = method.runs[method.runs.env == env]
+        states = {int(seed): str(state) for seed, state in zip(rows.seed, rows.state, strict=True)}
+        broken = self.frame[(self.frame.state == "broken") & (self.frame.agent == method.agent) & (self.frame.env == env)]
+        why = dict.fromkeys(broken.seed.dropna().astype(int), "broken")
+        found = ((seed, states.get(seed, why.get(seed, "not started"))) for seed in self.seeds)
+        return [(seed, state) for seed, state in found if state not in SCORED]
+
+    def expects(self, method: Method, env: str) -> bool:
+        """Whether a method was to run on an environment."""
+        asked = env in self.sweep["envs"] and method.agent in self.sweep["agents"]
+        return asked or env in set(self.frame[self.frame.agent == method.agent].env)
+
+    def finished(self, methods: Iterable[Method], envs: Iterable[str] | None = None) -> tuple[int, int]:
+        """Runs of methods that finished, and how many were requested."""
+        pairs = [(m, env) for m in methods for env in (self.envs if envs is None else envs) if self.expects(m, env)]
+        done = sum(int(((m.runs.env == env) & (m.runs.state == "finished")).sum()) for m, env in pairs)
+        return done, len(pairs) * len(self.seeds)
+
+    # --- curves -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def compared(self) -> pd.DataFrame:
+        """Every scored run that some method reports, once."""
+        rows = pd.concat([method.scored for method in self.methods]) if self.methods else self.frame.iloc[:0]
+        return rows[~rows.index.duplicated()].sort_index()
+
+    @cached_property
+    def n_bins(self) -> int:
+        """Bins of the curves: 100, or as many fewer as keep the report small."""
+        return next((n for n in (100, 50, 25, 20) if n * len(self.compared) <= MOST_POINTS), 10)
+
+    @cached_property
+    def curves(self) -> pd.Series[Any]:
+        """Curve ``(n_bins,)`` of every compared run, by its row."""
+        return pd.Series(list(load_curves(self.compared, self.n_bins)), index=self.compared.index, dtype=object)
+
+    def curves_of(self, method: Method, env: str) -> stats.Array:
+        """Curves ``(n_seeds, n_bins)`` of a method's scored runs on an environment."""
+        return np.array([self.curves[i] for i in method.on(env).sort_values("seed").index]).reshape(-1, self.n_bins)
+
+    def constants(self, env: str) -> pd.Series[Any]:
+        """The constants of an environment's scores: ``random_score``, ``reference_score``, ``floor``; nan if unknown."""
+        rows = self.frame[self.frame.env == env]
+        return rows[["random_score", "reference_score", "floor"]].max()
+
+    def baseline(self, name: str) -> Method:
+        """The method that ``--baseline`` names: an agent, at its best rates, or a method of the report.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        for method in self.methods:
+            if name in (method.name, method.agent):
+                return next((m for m in self.methods if m.name in (name, f"{name}, tuned")), method)
+        names = sorted({method.agent for method in self.methods} | {method.name for method in self.methods})
+        raise UserError(f"--baseline is {name!r}, expected one of {', '.join(names)}{suggest(name, names)}")
+
+
+def clean(text: object) -> str:
+    """Text from a run as one printable line: no control, bidirectional or other unprintable character."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def complete(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs at rates that were run on every one of their environments."""
+    if runs.empty:
+        return runs
+    counts = runs.groupby("learning_rate").env.nunique()
+    return runs[runs.learning_rate.isin(counts[counts == runs.env.nunique()].index)]
+
+
+def _method(name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, steps: int = 0) -> Method:
+    first = runs.iloc[0] if len(runs) else pd.Series({"agent": "", "policy": "", "algo": ""})
+    return Method(name, str(first.agent), str(first.policy), str(first.algo), runs, rates or {}, steps)
+
+
+def _without_rate(setting: str) -> str:
+    return re.sub(r"hyperparameters\.learning_rate=[^,]*(, |$)", "", setting).removesuffix(", ")
+
+
+def _refuse_twice(runs: pd.DataFrame) -> None:
+    keys = ["env", "agent", "variant", "learning_rate", "seed"]
+    twice = runs[runs.duplicated(keys, keep=False)].sort_values([*keys, "path"])
+    if len(twice) > 1:
+        raise UserError(f"{twice.path.iloc[0]} and {twice.path.iloc[1]} hold the same run, expected it once")
+
+
+# --- sweep.toml -----------------------------------------------------------------------------------------------------
+
+
+def _sweep(path: Path) -> dict[str, list[Any]]:
+    """``agents``, ``envs``, ``seeds`` and ``tuning_seeds`` that were asked for; empty lists without the file.
+
+    Raises:
+        UserError: it is no TOML, or holds something else under those names.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        data = {}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not a TOML file: {first_line(error)}") from None
+    asked: dict[str, list[Any]] = {key: _seeds(path, key, data.get(key, [])) for key in ("seeds", "tuning_seeds")}
+    for key in ("agents", "envs"):
+        names = data.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: {key} is {names!r}, expected a list of names")
+        # A recipe may be given as a path; runs are named by the file.
+        asked[key] = [clean(Path(name).stem if name.endswith(".toml") else name) for name in names]
+    return asked
+
+
+def _seeds(path: Path, key: str, value: Any) -> list[int]:
+    """Seeds as a list of whole numbers, or as text: ``"0-9"``, ``"0,3,7"``."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}(-\d{1,9})?(\s*,\s*\d{1,9}(-\d{1,9})?)*\s*", value):
+        ends = [[int(end) for end in part.split("-")] for part in value.split(",")]
+        return [seed for end in ends for seed in range(end[0], min(end[-1], end[0] + 100_000) + 1)]
+    if isinstance(value, list) and all(is_number(seed) and isinstance(seed, int) and seed >= 0 for seed in value):
+        return value
+    raise UserError(f"{path}: {key} is {value!r}, expected a list of whole numbers such as [0, 1, 2]")
