@@ -105,9 +105,8 @@ class Study:
         tuning = scored[scored.seed.isin(self.tuning_seeds)]
         chosen_on = tuning if len(tuning) else scored
         tuned: dict[str, float] = {}
-        for env, runs in chosen_on.groupby("env"):
-            tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")) if len(runs) else {})
-            del env
+        for _, runs in chosen_on.groupby("env"):
+            tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")))
         choices = {f"{name}, tuned": tuned}
         common = complete(chosen_on[chosen_on.env.isin(self.scaled)])
         if len(common) and common.env.nunique() > 1:

@@ -1,0 +1,155 @@
+"""Make a report of all runs under a folder: ``python -m alrao_rl.report results/NAME``."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alrao_rl.errors import CommandLine, UserError, print_error, say
+from alrao_rl.runs import write_atomically
+
+if TYPE_CHECKING:
+    import argparse
+
+    import pandas as pd
+
+REFRESH = 30
+"""Seconds between two looks of ``--watch``."""
+UNFINISHED = ("queued", "running")
+
+
+def parser() -> CommandLine:
+    """The command line."""
+    p = CommandLine(
+        prog="python -m alrao_rl.report",
+        description="Make a report of all runs under a folder: report.html, one file that needs no network, and beside "
+        "it report.md, tables/*.csv, figures/*.svg and *.png, and the raw episodes data.csv.gz.",
+        epilog="Example: python -m alrao_rl.report results/first-sweep --baseline dqn-adam",
+    )
+    p.add_argument("path", type=Path, metavar="PATH", help="a folder with runs, such as results/NAME")
+    p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: PATH/report)")
+    p.add_argument(
+        "--baseline", metavar="AGENT", help="compare with this agent (default: each Alrao agent's stock ones)"
+    )
+    p.add_argument("--watch", action="store_true", help=f"look again every {REFRESH} s until no run is left to finish")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 for a mistake in the arguments."""
+    try:
+        args = parser().parse_args(argv)
+        if args.watch:
+            watch(args)
+        else:
+            make(args)
+    except UserError as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        print_error("interrupted; what was written is whole")
+        return 130
+    return 0
+
+
+def make(args: argparse.Namespace, refresh: int = 0) -> bool:
+    """Make the report once, all of it in memory before the first file is written.
+
+    Returns:
+        Whether every requested run is over.
+
+    Raises:
+        UserError: no run, an unknown baseline, or a folder that cannot be written.
+    """
+    from alrao_rl._report import sections
+    from alrao_rl._report.study import Study
+
+    study = Study(args.path)
+    baseline = None if args.baseline is None else study.baseline(args.baseline)
+    command = ["python", "-m", "alrao_rl.report", args.path.as_posix()]
+    command += [] if args.baseline is None else ["--baseline", args.baseline]
+    files = {"data.csv.gz": episodes(study.frame)}
+    files |= sections.report(study, baseline, shlex.join(command)).files(refresh)
+    out = args.path / "report" if args.out is None else args.out
+    write(out, files)
+    done, requested = study.finished(study.methods)
+    size = len(files["report.html"]) / 1e6
+    say(f"{out / 'report.html'}: {done} of {requested} reported runs finished, {size:.1f} MB")
+    running = study.frame.state.isin(UNFINISHED).any()
+    return not running and not any(study.missing(m, env) for m in study.methods for env in study.envs if study.expects(m, env))
+
+
+def watch(args: argparse.Namespace) -> None:
+    """Make the report anew whenever a run has written something, until all are over; the page reloads itself."""
+    seen: object = None
+    while True:
+        state = _state(args.path)
+        if state != seen:
+            seen = state
+            try:
+                if make(args, REFRESH):
+                    break
+            except UserError as error:
+                if not args.path.is_dir() or any(args.path.rglob("config.json")):
+                    raise
+                say(f"waiting: {error}")
+        time.sleep(REFRESH)
+    make(args)
+
+
+def _state(root: Path) -> object:
+    """What changes when a run writes."""
+    files = (path for name in ("status.json", "episodes.csv", "sweep.toml") for path in root.rglob(name))
+    stats = []
+    for path in files:
+        try:
+            stat = path.stat()
+        except OSError:  # it was there a moment ago
+            continue
+        stats.append((str(path), stat.st_mtime_ns, stat.st_size))
+    return sorted(stats)
+
+
+def write(out: Path, files: dict[str, bytes]) -> None:
+    """Write the files, each at once, in their order.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    try:
+        for name, data in files.items():
+            path = out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from None
+
+
+def episodes(runs: pd.DataFrame) -> bytes:
+    """Every line of every ``episodes.csv``, whole ones only, behind its run's name, as gzipped CSV."""
+    data = io.BytesIO()
+    # No time and no file name in the header: the same data are the same bytes.
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=data, mtime=0) as file:
+        file.write(b"env,agent,setting,seed,state,timestep,return,length\n")
+        for run in runs.itertuples():
+            try:
+                lines = (Path(str(run.path)) / "episodes.csv").read_bytes()
+            except OSError:
+                continue
+            prefix = io.StringIO()
+            csv.writer(prefix, lineterminator=",").writerow([run.env, run.agent, run.setting, run.seed, run.state])
+            body = lines[lines.find(b"\n") + 1 : lines.rfind(b"\n") + 1]
+            # A function, lest a backslash in a name be read as part of the pattern.
+            file.write(re.sub(rb"^(?=.)", lambda _, text=prefix.getvalue().encode(): text, body, flags=re.MULTILINE))
+    return data.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
