@@ -88,13 +88,18 @@ def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
         UserError: a file has changed since the rows were made.
     """
     curves = np.full((len(runs), n_bins), np.nan)
-    for i, run in enumerate(runs.itertuples()):
+    for i, run in enumerate(each_row(runs)):
         if run.state == "finished":
             steps, returns = _episodes(Path(str(run.path), "episodes.csv"), complete=True)
             curves[i] = stats.curve(steps, returns, run.requested_timesteps, run.floor, n_bins)
         elif run.state in SCORED:
             curves[i] = run.floor
     return curves
+
+
+def each_row(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a table, columns as attributes; the type checker believes any of a cell."""
+    return iter(frame.itertuples(index=False))
 
 
 def load_heads(run: str | Path) -> pd.DataFrame:
@@ -106,7 +111,9 @@ def load_heads(run: str | Path) -> pd.DataFrame:
     """
     columns = list(COLUMNS["heads.csv"])
     try:
-        table = pd.read_csv(Path(run, "heads.csv"), dtype={"layer": str}, on_bad_lines="skip", encoding_errors="replace")
+        table = pd.read_csv(
+            Path(run, "heads.csv"), dtype={"layer": str}, on_bad_lines="skip", encoding_errors="replace"
+        )
         table = table[columns].dropna()
         numbers = [name for name in columns if name != "layer"]
         return table.astype(dict.fromkeys(numbers, np.float64)).reset_index(drop=True)

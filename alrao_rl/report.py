@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alrao_rl.errors import CommandLine, UserError, print_error, say
+from alrao_rl.load import each_row
 from alrao_rl.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     size = len(files["report.html"]) / 1e6
     say(f"{out / 'report.html'}: {done} of {requested} reported runs finished, {size:.1f} MB")
     running = study.frame.state.isin(UNFINISHED).any()
-    return not running and not any(study.missing(m, env) for m in study.methods for env in study.envs if study.expects(m, env))
+    return not running and not any(
+        study.missing(m, env) for m in study.methods for env in study.envs if study.expects(m, env)
+    )
 
 
 def watch(args: argparse.Namespace) -> None:
@@ -138,17 +141,23 @@ def episodes(runs: pd.DataFrame) -> bytes:
     # No time and no file name in the header: the same data are the same bytes.
     with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=data, mtime=0) as file:
         file.write(b"env,agent,setting,seed,state,timestep,return,length\n")
-        for run in runs.itertuples():
+        for run in each_row(runs):
             try:
                 lines = (Path(str(run.path)) / "episodes.csv").read_bytes()
             except OSError:
                 continue
-            prefix = io.StringIO()
-            csv.writer(prefix, lineterminator=",").writerow([run.env, run.agent, run.setting, run.seed, run.state])
-            body = lines[lines.find(b"\n") + 1 : lines.rfind(b"\n") + 1]
-            # A function, lest a backslash in a name be read as part of the pattern.
-            file.write(re.sub(rb"^(?=.)", lambda _, text=prefix.getvalue().encode(): text, body, flags=re.MULTILINE))
+            file.write(_prefixed(lines, [run.env, run.agent, run.setting, run.seed, run.state]))
     return data.getvalue()
+
+
+def _prefixed(lines: bytes, cells: list[object]) -> bytes:
+    """The whole lines below the header, each behind the cells."""
+    prefix = io.StringIO()
+    csv.writer(prefix, lineterminator=",").writerow(cells)
+    text = prefix.getvalue().encode()
+    body = lines[lines.find(b"\n") + 1 : lines.rfind(b"\n") + 1]
+    # A function, lest a backslash in a name be read as part of the pattern.
+    return re.sub(rb"^(?=.)", lambda _: text, body, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

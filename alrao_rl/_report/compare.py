@@ -138,7 +138,7 @@ def compare_is_possible(method: Method, baseline: Method, envs: Sequence[str]) -
 
 
 def rate_curve(study: Study, env: str, agent: str, variant: str) -> pd.DataFrame:
-    """Return averaged over training at each rate of a stock agent: ``learning_rate, n, mean, low, high``, by rate."""
+    """Mean return over training at each rate of a stock agent: ``learning_rate, n, estimate, low, high``."""
     frame = study.frame
     rows = frame[(frame.env == env) & (frame.agent == agent) & (frame.variant == variant) & frame.state.isin(SCORED)]
     points = [
@@ -193,7 +193,9 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
     rows = rows[rows.env.isin(envs)]
     on_tuning = rows.seed.isin(study.tuning_seeds)
     settings = {name: complete(part) for name, part in (("tuning", rows[on_tuning]), ("reported", rows[~on_tuning]))}
-    held_out = study.tuning_seeds != [] and set(settings["tuning"].learning_rate) == set(settings["reported"].learning_rate)
+    held_out = study.tuning_seeds != [] and set(settings["tuning"].learning_rate) == set(
+        settings["reported"].learning_rate
+    )
     # Rates that were run on tuning seeds only say nothing on others: then all of their runs are used.
     reported = stats.by_setting(settings["reported"] if held_out else complete(rows))
     tuning = stats.by_setting(settings["tuning"]) if held_out else {}
@@ -222,7 +224,9 @@ def environment_table(study: Study, env: str) -> pd.DataFrame:
             continue
         runs = method.on(env)
         auc, final = (interval_of(runs[score].to_numpy(np.float64)) for score in ("auc", "final_return"))
-        fell = stats.collapsed(study.curves_of(method, env), floor if math.isnan(low) else low, high) if len(runs) else []
+        fell = (
+            stats.collapsed(study.curves_of(method, env), floor if math.isnan(low) else low, high) if len(runs) else []
+        )
         rows.append({
             "environment": env,
             "method": method.name,

@@ -106,7 +106,7 @@ class Report:
         Args:
             refresh: seconds after which the page loads itself again; 0 for never.
         """
-        files = {}
+        files: dict[str, bytes] = {}
         for section in self.sections:
             files |= {f"tables/{name}.csv": csv(frame).encode() for name, frame in section.data.items()}
             for block in section.blocks:

@@ -34,6 +34,7 @@ class Method:
         runs: rows of ``load_results`` with the reported seeds, whatever their state.
         rates: learning rate by environment where there was one to choose.
         tuning_steps: environment steps of the runs that only served to choose.
+        held_out: whether it was chosen on seeds that are not reported.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Method:
     runs: pd.DataFrame
     rates: Mapping[str, float] = field(default_factory=dict)
     tuning_steps: int = 0
+    held_out: bool = False
 
     @property
     def scored(self) -> pd.DataFrame:
@@ -81,7 +83,7 @@ class Study:
         _refuse_twice(frame[frame.state != "broken"])
         self.reported = frame[~frame.seed.isin(self.tuning_seeds)]
         seen = self.reported.seed.dropna().astype(int)
-        self.seeds = sorted(set(self.sweep["seeds"] or seen) - set(self.tuning_seeds))
+        self.seeds = sorted({*self.sweep["seeds"], *seen} - set(self.tuning_seeds))
         self.envs = sorted({*frame.env, *self.sweep["envs"]})
         self.scaled = [env for env in self.envs if frame[frame.env == env].auc_normalised.notna().any()]
         self.methods = self._methods()
@@ -92,7 +94,9 @@ class Study:
         methods = []
         for (agent, variant), rows in whole.groupby(["agent", "variant"]):
             name = f"{agent} ({variant})" if variant else str(agent)
-            made = self._at_rates(name, rows) if rows.learning_rate.nunique() > 1 else [_method(name, self._report(rows))]
+            made = (
+                self._at_rates(name, rows) if rows.learning_rate.nunique() > 1 else [_method(name, self._report(rows))]
+            )
             methods += [method for method in made if len(method.runs)]
         return sorted(methods, key=lambda method: (method.policy != "alrao", method.name))
 
@@ -111,14 +115,17 @@ class Study:
         common = complete(chosen_on[chosen_on.env.isin(self.scaled)])
         if len(common) and common.env.nunique() > 1:
             rate = float(stats.shared_choice(stats.by_setting(common)))
-            choices[f"{name}, one rate"] = dict.fromkeys(common.env.unique(), rate)
+            shared = dict.fromkeys(common.env.unique(), rate)
+            if shared != tuned:
+                choices[f"{name}, one rate"] = shared
         methods = []
         for title, rates in choices.items():
             chosen = rows.learning_rate == rows.env.map(rates)
             runs = self._report(rows[chosen])
             # With tuning seeds nothing but their runs was needed to choose; without, all other rates' were.
             others = rows[rows.seed.isin(self.tuning_seeds)] if len(tuning) else rows[~chosen]
-            methods.append(_method(title, runs, rates, int(others.timesteps.fillna(0).sum())))
+            steps = int(others.timesteps.fillna(0).sum())
+            methods.append(_method(title, runs, rates, steps, held_out=len(tuning) > 0))
         return methods
 
     # --- what is missing --------------------------------------------------------------------------------------------
@@ -127,7 +134,9 @@ class Study:
         """Requested seeds of a method on an environment that have no score, and why."""
         rows = method.runs[method.runs.env == env]
         states = {int(seed): str(state) for seed, state in zip(rows.seed, rows.state, strict=True)}
-        broken = self.frame[(self.frame.state == "broken") & (self.frame.agent == method.agent) & (self.frame.env == env)]
+        broken = self.frame[
+            (self.frame.state == "broken") & (self.frame.agent == method.agent) & (self.frame.env == env)
+        ]
         why = dict.fromkeys(broken.seed.dropna().astype(int), "broken")
         found = ((seed, states.get(seed, why.get(seed, "not started"))) for seed in self.seeds)
         return [(seed, state) for seed, state in found if state not in SCORED]
@@ -166,7 +175,7 @@ class Study:
         return np.array([self.curves[i] for i in method.on(env).sort_values("seed").index]).reshape(-1, self.n_bins)
 
     def constants(self, env: str) -> pd.Series[Any]:
-        """The constants of an environment's scores: ``random_score``, ``reference_score``, ``floor``; nan if unknown."""
+        """The constants of an environment: ``random_score``, ``reference_score``, ``floor``; nan if unknown."""
         rows = self.frame[self.frame.env == env]
         return rows[["random_score", "reference_score", "floor"]].max()
 
@@ -196,9 +205,11 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs.learning_rate.isin(counts[counts == runs.env.nunique()].index)]
 
 
-def _method(name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, steps: int = 0) -> Method:
+def _method(
+    name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, steps: int = 0, held_out: bool = False
+) -> Method:
     first = runs.iloc[0] if len(runs) else pd.Series({"agent": "", "policy": "", "algo": ""})
-    return Method(name, str(first.agent), str(first.policy), str(first.algo), runs, rates or {}, steps)
+    return Method(name, str(first.agent), str(first.policy), str(first.algo), runs, rates or {}, steps, held_out)
 
 
 def _without_rate(setting: str) -> str:

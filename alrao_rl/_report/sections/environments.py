@@ -1,0 +1,82 @@
+"""5. Environment by environment, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alrao_rl import stats
+from alrao_rl._report import compare
+from alrao_rl._report.document import Block, Items, Section, Table, Text
+from alrao_rl._report.sections.words import (
+    number,
+    of,
+    rate,
+    with_interval,
+)
+from alrao_rl._report.study import Study
+from alrao_rl.load import each_row
+
+
+def section(study: Study) -> Section:
+    """A table for each environment, and every run that failed, diverged, is broken or missing, by name."""
+    text = (
+        "Mean over seeds with its 95 % bootstrap interval; spread is the standard deviation between seeds. A failed or "
+        "diverged run scores the floor. A run has collapsed if it ended nearer to the random score than to the best "
+        "mean it held over a fifth of the steps."
+    )
+    blocks: list[Block] = [Text(text)]
+    tables = {}
+    columns = ["method", "seeds", "rate", "over training", "spread", "lowest to highest", "final", "spread",
+               "failed", "diverged", "collapsed"]  # fmt: skip
+    for env in study.envs:
+        frame = compare.environment_table(study, env)
+        if frame.empty:
+            blocks.append(Text(f"{env}: no run."))
+            continue
+        tables[env] = frame
+        blocks.append(Table(_constants_words(study, env), columns, [_environment_row(r) for r in each_row(frame)]))
+    named = _named_runs(study, tables)
+    blocks += [Text("Runs that failed, diverged, collapsed, are broken or missing:"), Items(named)] if named else [
+        Text("No run failed, diverged, collapsed or is missing.")
+    ]  # fmt: skip
+    return Section("Environments", blocks, {"environments": pd.concat(tables.values())} if tables else {})
+
+
+def _constants_words(study: Study, env: str) -> str:
+    names = ("random", "reference", "floor")
+    known = [f"{name} {value:g}" for name, value in zip(names, study.constants(env), strict=True) if np.isfinite(value)]
+    missing = [] if env in study.scaled else ["no reference scores, in no aggregate"]
+    return f"{env}: {', '.join(known + missing) or 'no constants'}."
+
+
+def _environment_row(row: Any) -> list[str]:
+    auc, final = (
+        with_interval(stats.Interval(*(getattr(row, f"{score}{end}") for end in ("", "_low", "_high"))), 1)
+        for score in ("auc", "final")
+    )
+    extent = f"{number(row.auc_min, 1)} to {number(row.auc_max, 1)}" if row.seeds else "–"
+    return [row.method, of(row.seeds, row.requested_seeds), rate(row.learning_rate), auc, number(row.auc_sd, 1), extent,
+            final, number(row.final_sd, 1), str(row.failed), str(row.diverged), str(row.collapsed)]  # fmt: skip
+
+
+def _named_runs(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    lines = []
+    bad = study.reported[study.reported.state.isin(["failed", "diverged", "broken"])]
+    for run in each_row(bad):
+        at = f" at rate {run.learning_rate:g}" if np.isfinite(run.learning_rate) else ""
+        floor = "" if run.state == "broken" else f", scores the floor {number(run.floor, 1)}"
+        seed = "?" if pd.isna(run.seed) else run.seed
+        lines.append(f"{run.env}, {run.agent}{at}, seed {seed}: {run.state}{floor}: {run.error or 'no reason given'}")
+    for env in study.envs:
+        for method in (m for m in study.methods if study.expects(m, env)):
+            missing = [f"{seed} ({state})" for seed, state in study.missing(method, env)]
+            have = len(study.seeds) - len(missing)
+            if missing:
+                lines.append(f"{env}, {method.name}: {have} of {len(study.seeds)} seeds; missing {', '.join(missing)}")
+        for row in each_row(tables[env]) if env in tables else ():
+            lines += [f"{env}, {row.method}: collapsed on seeds {row.collapsed_seeds}"] if row.collapsed else []
+    return lines

@@ -1,0 +1,54 @@
+"""How numbers and counts are said, and which colour a method has."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from alrao_rl import stats
+from alrao_rl._report.study import Study
+
+AMBER, RED = stats.MIN_SEEDS, 5
+"""With fewer seeds an interval is too narrow, and far too narrow."""
+STRATIFIED = "95 % stratified bootstrap interval"
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if not np.isfinite(value) else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def with_interval(value: stats.Interval, digits: int = 2) -> str:
+    """``0.75 [0.70, 0.80]``."""
+    if not np.isfinite(value.low):
+        return number(value.estimate, digits)
+    return f"{number(value.estimate, digits)} [{number(value.low, digits)}, {number(value.high, digits)}]"
+
+
+def of(count: int, requested: int) -> str:
+    """``10``, or ``9 of 10`` where something is missing."""
+    return str(count) if count == requested else f"{count} of {requested}"
+
+
+def rate(value: float) -> str:
+    """A learning rate."""
+    return "–" if math.isnan(value) else f"{value:g}"
+
+
+def plural(count: int | str, noun: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
+
+
+def seeds_of(study: Study, span: tuple[int, int]) -> str:
+    """How many seeds, of how many."""
+    low, high = span
+    text = of(low, len(study.seeds)) if low == high else f"{low} to {high} of {len(study.seeds)}"
+    return plural(text, "seed")
+
+
+def indices_of(study: Study) -> dict[str, int]:
+    """The colour of each method, the same in all figures."""
+    return {method.name: i for i, method in enumerate(study.methods)}
