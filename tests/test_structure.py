@@ -21,10 +21,15 @@ ALLOWED = {
     "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
     "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
+    "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
+    "_report": {
+        *("numpy", "pandas", "matplotlib", "jinja2"),
+        *(f"alrao_rl.{name}" for name in ("checks", "errors", "load", "runs", "stats", "_report")),
+    },
     "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "alrao_rl.core", "alrao_rl.sb3"},
 }
 # Modules in the order of the imports: none imports one to its right.
-ORDER = ["errors", "runs", "stats", "load", "recipes", "envs", "agent", "training", "train"]
+ORDER = ["errors", "runs", "stats", "load", "report", "recipes", "envs", "agent", "training", "train"]
 
 
 def imports(path):
@@ -81,7 +86,7 @@ def test_import_is_light():
 def test_statistics_need_no_torch():
     """People's notebooks load results and compare them without waiting for torch."""
     script = (
-        "import sys, alrao_rl, alrao_rl.stats; alrao_rl.load_results;"
+        "import sys, alrao_rl, alrao_rl.stats, alrao_rl.report, alrao_rl._report.sections; alrao_rl.load_results;"
         "heavy = {'torch', 'stable_baselines3', 'gymnasium'} & set(sys.modules); assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

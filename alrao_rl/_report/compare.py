@@ -63,8 +63,12 @@ def aggregates(method: Method, envs: Sequence[str], score: str) -> dict[str, sta
         return np.stack([statistic(scores) for statistic in AGGREGATES.values()])
 
     values = stats.bootstrap(all_of, method.scores(envs, f"{score}_normalised"))
-    columns = zip(*(np.atleast_1d(part) for part in values), strict=True)
-    return {name: stats.Interval(*column) for name, column in zip(AGGREGATES, columns, strict=True)}
+    return dict(zip(AGGREGATES, _each(values), strict=True))
+
+
+def _each(values: stats.Interval) -> list[stats.Interval]:
+    """An interval for each of an array of statistics."""
+    return [stats.Interval(*column) for column in zip(*(np.atleast_1d(part) for part in values), strict=True)]
 
 
 def profile(method: Method, envs: Sequence[str]) -> stats.Interval:
@@ -86,19 +90,19 @@ def compare(method: Method, baseline: Method, envs: Sequence[str], score: str = 
     common = [env for env in envs if len(method.on(env)) and len(baseline.on(env))]
     if not common:
         return None
-    rows = [one.scored[one.scored.env.isin(common)] for one in (method, baseline)]
-    x, y = stats.paired_by_seed(*rows, column)
+    rows, others = (one.scored[one.scored.env.isin(common)] for one in (method, baseline))
+    x, y = stats.paired_by_seed(rows, others, column)
     paired = set(x) == set(common)
     if not paired:
-        x, y = (stats.by_environment(one, column) for one in rows)
+        x, y = stats.by_environment(rows, column), stats.by_environment(others, column)
     improvement = stats.paired_probability_of_improvement if paired else stats.probability_of_improvement
 
     def both(a: stats.Scores, b: stats.Scores) -> stats.Array:
         return np.stack([stats.iqm(a) - stats.iqm(b), improvement(a, b)])
 
     # Not paired, all pairs of runs are compared: fewer resamples, or memory would be the square of the seeds.
-    values = stats.bootstrap(both, x, y, paired=paired, **({} if paired else {"n_resamples": FEWER}))
-    difference, chance = (stats.Interval(*column) for column in zip(*values, strict=True))
+    values = stats.bootstrap(both, x, y, paired=paired, n_resamples=10_000 if paired else FEWER)
+    difference, chance = _each(values)
     sizes = [len(one) for scores in (x, y) for one in scores.values()]
     span = (min(sizes), max(sizes))
     return Comparison(method.name, baseline.name, score, paired, difference, chance, common, span)
@@ -137,12 +141,13 @@ def compare_is_possible(method: Method, baseline: Method, envs: Sequence[str]) -
 # --- learning rates -------------------------------------------------------------------------------------------------
 
 
-def rate_curve(study: Study, env: str, agent: str, variant: str) -> pd.DataFrame:
+def rate_curve(study: Study, env: str, method: Method) -> pd.DataFrame:
     """Mean return over training at each rate of a stock agent: ``learning_rate, n, estimate, low, high``."""
     frame = study.frame
-    rows = frame[(frame.env == env) & (frame.agent == agent) & (frame.variant == variant) & frame.state.isin(SCORED)]
+    rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.variant == method.variant)]
+    rows = rows[rows.state.isin(SCORED)]
     points = [
-        {"learning_rate": float(rate), "n": len(runs), **interval_of(runs.auc.to_numpy(np.float64))._asdict()}
+        {"learning_rate": rate, "n": len(runs), **interval_of(runs.auc.to_numpy(np.float64))._asdict()}
         for rate, runs in rows.groupby("learning_rate")
     ]
     return pd.DataFrame(points, columns=["learning_rate", "n", "estimate", "low", "high"])
@@ -177,7 +182,7 @@ def plane(study: Study, envs: Sequence[str]) -> list[Plane]:
     """Sensitivity of every method to its learning rate; Alrao and agents of a single rate have Φ = 0."""
     points = []
     for method in study.methods:
-        if method.rates and method.name.endswith(", tuned"):
+        if method.choice == "tuned":
             points += _sensitivity(study, method, envs)
         elif not method.rates:
             level = stats.bootstrap(stats.mean, method.scores(envs))
@@ -188,8 +193,7 @@ def plane(study: Study, envs: Sequence[str]) -> list[Plane]:
 
 def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plane]:
     frame = study.frame
-    variant = method.runs.variant.iloc[0]
-    rows = frame[(frame.agent == method.agent) & (frame.variant == variant) & frame.state.isin(SCORED)]
+    rows = frame[(frame.agent == method.agent) & (frame.variant == method.variant) & frame.state.isin(SCORED)]
     rows = rows[rows.env.isin(envs)]
     on_tuning = rows.seed.isin(study.tuning_seeds)
     settings = {name: complete(part) for name, part in (("tuning", rows[on_tuning]), ("reported", rows[~on_tuning]))}
@@ -208,7 +212,7 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
         return np.stack(stats.sensitivity(drawn, chosen)[:2])
 
     values = stats.bootstrap(phi_and_tuned, *reported.values(), *tuning.values(), n_resamples=FEWER)
-    phi, tuned = (stats.Interval(*column) for column in zip(*values, strict=True))
+    phi, tuned = _each(values)
     return [Plane(method.name, phi, tuned, len(reported), held_out)]
 
 
@@ -224,9 +228,7 @@ def environment_table(study: Study, env: str) -> pd.DataFrame:
             continue
         runs = method.on(env)
         auc, final = (interval_of(runs[score].to_numpy(np.float64)) for score in ("auc", "final_return"))
-        fell = (
-            stats.collapsed(study.curves_of(method, env), floor if math.isnan(low) else low, high) if len(runs) else []
-        )
+        fell = stats.collapsed(study.curves_of(method, env), floor if math.isnan(low) else low, high)
         rows.append({
             "environment": env,
             "method": method.name,

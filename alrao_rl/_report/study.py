@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.load import SCORED, load_curves, load_results
 
+Choice: TypeAlias = Literal["", "tuned", "one rate"]
 MOST_POINTS = 60_000
 """Points of all curves together: 600 runs at 100 bins keep the file below 2 MB."""
 
@@ -29,20 +30,24 @@ class Method:
     Attributes:
         name: what the report calls it.
         agent: name of its recipe.
+        variant: what distinguishes its configuration from others of the recipe, the rate apart; mostly nothing.
         policy: ``alrao`` or ``stock``.
         algo: ``dqn``, ``a2c``, ``ppo``.
         runs: rows of ``load_results`` with the reported seeds, whatever their state.
         rates: learning rate by environment where there was one to choose.
+        choice: ``tuned``, a rate for each environment, ``one rate`` for all of them, or nothing to choose.
         tuning_steps: environment steps of the runs that only served to choose.
         held_out: whether it was chosen on seeds that are not reported.
     """
 
     name: str
     agent: str
+    variant: str
     policy: str
     algo: str
     runs: pd.DataFrame
     rates: Mapping[str, float] = field(default_factory=dict)
+    choice: Choice = ""
     tuning_steps: int = 0
     held_out: bool = False
 
@@ -111,21 +116,22 @@ class Study:
         tuned: dict[str, float] = {}
         for _, runs in chosen_on.groupby("env"):
             tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")))
-        choices = {f"{name}, tuned": tuned}
+        choices: dict[Choice, dict[str, float]] = {"tuned": tuned}
         common = complete(chosen_on[chosen_on.env.isin(self.scaled)])
         if len(common) and common.env.nunique() > 1:
             rate = float(stats.shared_choice(stats.by_setting(common)))
             shared = dict.fromkeys(common.env.unique(), rate)
             if shared != tuned:
-                choices[f"{name}, one rate"] = shared
+                choices["one rate"] = shared
         methods = []
-        for title, rates in choices.items():
+        for choice, rates in choices.items():
             chosen = rows.learning_rate == rows.env.map(rates)
             runs = self._report(rows[chosen])
             # With tuning seeds nothing but their runs was needed to choose; without, all other rates' were.
             others = rows[rows.seed.isin(self.tuning_seeds)] if len(tuning) else rows[~chosen]
             steps = int(others.timesteps.fillna(0).sum())
-            methods.append(_method(title, runs, rates, steps, held_out=len(tuning) > 0))
+            held_out = len(tuning) > 0
+            methods.append(_method(f"{name} ({choice})", runs, rates, choice, steps, held_out))
         return methods
 
     # --- what is missing --------------------------------------------------------------------------------------------
@@ -186,8 +192,8 @@ class Study:
             UserError: there is none of that name.
         """
         for method in self.methods:
-            if name in (method.name, method.agent):
-                return next((m for m in self.methods if m.name in (name, f"{name}, tuned")), method)
+            if name == method.name or (name == method.agent and method.choice != "one rate"):
+                return method
         names = sorted({method.agent for method in self.methods} | {method.name for method in self.methods})
         raise UserError(f"--baseline is {name!r}, expected one of {', '.join(names)}{suggest(name, names)}")
 
@@ -205,11 +211,10 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs.learning_rate.isin(counts[counts == runs.env.nunique()].index)]
 
 
-def _method(
-    name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, steps: int = 0, held_out: bool = False
-) -> Method:
-    first = runs.iloc[0] if len(runs) else pd.Series({"agent": "", "policy": "", "algo": ""})
-    return Method(name, str(first.agent), str(first.policy), str(first.algo), runs, rates or {}, steps, held_out)
+def _method(name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, *choice: Any) -> Method:
+    facts = ("agent", "variant", "policy", "algo")
+    agent, variant, policy, algo = (str(runs[fact].iloc[0]) if len(runs) else "" for fact in facts)
+    return Method(name, agent, variant, policy, algo, runs, rates or {}, *choice)
 
 
 def _without_rate(setting: str) -> str:

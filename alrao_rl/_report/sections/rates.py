@@ -22,7 +22,7 @@ from alrao_rl.load import each_row
 
 def section(study: Study) -> Section:
     """Return against rate, sensitivity, what tuning costs."""
-    stock = [method for method in study.methods if method.policy == "stock" and not method.name.endswith(", one rate")]
+    stock = [method for method in study.methods if method.policy == "stock" and method.choice != "one rate"]
     if not stock:
         return Section("Learning rate", [Text("No stock agent was run: there is no learning rate to look at.")])
     points: list[pd.DataFrame] = []
@@ -51,15 +51,14 @@ def _rate_images(
     study: Study, i: int, env: str, stock: Sequence[Method], points: list[pd.DataFrame]
 ) -> Iterable[Image]:
     """A picture for every algorithm with a stock agent on this environment; the points are added to ``points``."""
-    indices = {name.removesuffix(", tuned"): i for name, i in indices_of(study).items()}
+    indices = {m.name.removesuffix(" (tuned)"): i for i, m in enumerate(study.methods)}
     for algo in sorted({method.algo for method in stock}):
         curves = {}
         for method in (m for m in stock if m.algo == algo):
-            variant = method.runs.variant.iloc[0]
-            curve = compare.rate_curve(study, env, method.agent, variant)
+            curve = compare.rate_curve(study, env, method)
             if len(curve):
-                curves[method.name.removesuffix(", tuned")] = curve
-                points.append(curve.assign(environment=env, agent=method.agent, variant=variant))
+                curves[method.name.removesuffix(" (tuned)")] = curve
+                points.append(curve.assign(environment=env, agent=method.agent, variant=method.variant))
         if not curves:
             continue
         alrao = [m for m in study.methods if m.policy == "alrao" and m.algo == algo and len(m.on(env))]

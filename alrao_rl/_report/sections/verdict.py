@@ -84,8 +84,8 @@ def _warnings(study: Study, n_seeds: int, n_envs: int, done: tuple[int, int], ba
     reported = study.reported
     failures = reported[reported.state.isin(["failed", "diverged"])]
     if len(failures):
-        text = f"{plural(len(failures), 'run')} failed or diverged and score the floor of their environment"
-        alerts.append(Alert("amber", f"{text} (named under Environments)."))
+        text = "Failed or diverged runs, which score the floor of their environment"
+        alerts.append(Alert("amber", f"{text}: {len(failures)}, named under Environments."))
     untuned = [m.name for m in study.methods if m.rates and not m.held_out]
     if untuned:
         text = "the rate was chosen on the reported seeds, which flatters the baseline"
