@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alrao_rl.errors import CommandLine, UserError, print_error, say
-from alrao_rl.load import each_row
 from alrao_rl.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -137,6 +136,8 @@ def write(out: Path, files: dict[str, bytes]) -> None:
 
 def episodes(runs: pd.DataFrame) -> bytes:
     """Every line of every ``episodes.csv``, whole ones only, behind its run's name, as gzipped CSV."""
+    from alrao_rl.load import each_row
+
     data = io.BytesIO()
     # No time and no file name in the header: the same data are the same bytes.
     with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=data, mtime=0) as file:

@@ -1,0 +1,483 @@
+"""The report: what it says of runs that are made up here, in the form in which ``train`` leaves them."""
+
+import csv
+import gzip
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alrao_rl import load_results, report, stats
+from alrao_rl._report import compare
+from alrao_rl._report.document import markdown
+from alrao_rl._report.sections.words import number
+from alrao_rl._report.study import Study
+from alrao_rl.runs import RunFolder
+
+ENV = {"id": "CartPole-v1", "random_score": 20.0, "reference_score": 500.0, "floor": -7.0}
+OTHER = {"id": "Acrobot-v1", "random_score": -500.0, "reference_score": -70.0, "floor": -500.0}
+UNKNOWN = {"id": "My/Env-v0"}
+PROVENANCE = {
+    "command": "python -m alrao_rl.train --agent x",
+    "versions": {"alrao-rl": "0.1.0", "torch": "2.13.0"},
+    "python": "3.11.7",
+    "platform": "Linux-x",
+    "device": "cpu",
+    "git_commit": "61b6bf4",
+}
+ORDER = ["Verdict", "Learning curves", "Aggregates", "Learning rate", "Environments", "Inside Alrao", "Provenance"]
+
+
+def write(root, agent="dqn", env=ENV, seed=0, level=300.0, rate=None, state="finished", n_episodes=40, **changes):
+    """A run whose return rises to ``level``, and one of Alrao with its heads; ``rate`` makes it a stock one."""
+    timesteps = 10_000
+    data = {
+        "agent": agent,
+        "algo": "dqn",
+        "policy": "alrao" if rate is None else "stock",
+        "n_envs": 1,
+        "hyperparameters": {"gamma": 0.99} | ({} if rate is None else {"learning_rate": rate}),
+        "alrao": {"lr_range": [1e-6, 0.1]} if rate is None else {},
+        "env": env,
+        "timesteps": timesteps,
+        "seed": seed,
+        "eval_episodes": 10,
+        **changes,
+        "provenance": PROVENANCE,
+    }
+    name = env["id"].replace("/", "-")
+    folder = RunFolder(Path(root, name, agent.replace("/", "-") + (f"-{rate:g}" if rate else ""), f"seed-{seed}"))
+    folder.open()
+    folder.start(data)
+    rng = np.random.default_rng([seed, 7])
+    steps = np.linspace(100, timesteps, n_episodes).astype(int)
+    low = env.get("floor", 0.0)
+    returns = low + (level - low) * steps / timesteps + rng.normal(scale=10.0, size=n_episodes)
+    folder.append("episodes.csv", [(int(t), float(r), 20) for t, r in zip(steps, returns, strict=True)])
+    if rate is None:
+        for layer in ("q_net", "value_net"):
+            for step in range(1000, timesteps + 1, 1000):
+                rows = [(step, layer, j + 1, 10.0 ** (j - 5), 0.1 + 0.1 * j) for j in range(4)]
+                folder.append("heads.csv", rows)
+    folder.close()
+    if state == "failed":
+        folder.set_status(state, reason="ValueError: nan in the logits", timestep=900)
+    elif state == "finished":
+        folder.set_status(state, timesteps=timesteps, wall_seconds=3.0, last_return=level)
+    return folder.path
+
+
+def sweep(root, seeds, rates=(1e-3,), envs=(ENV, OTHER), agents=("dqn", "dqn-adam")):
+    """Alrao ahead of its stock agent, by more than seeds differ."""
+    for env in envs:
+        span = env.get("reference_score", 100.0) - env.get("floor", 0.0)
+        for seed in seeds:
+            for agent in agents:
+                wobble = 0.02 * span * ((seed * 7 + len(agent)) % 5)
+                for rate in (None,) if agent == "dqn" else rates:
+                    loss = 0.2 + 0.1 * abs(np.log10(rate) + 3) if rate else 0.1
+                    write(root, agent, env, seed, env.get("floor", 0.0) + span * (1 - loss) - wobble, rate)
+
+
+def make(root, *options, expect=0):
+    """Run the command; return the page and the Markdown."""
+    assert report.main([str(root), *options]) == expect
+    out = Path(options[options.index("--out") + 1]) if "--out" in options else root / "report"
+    return (out / "report.html").read_text(), (out / "report.md").read_text()
+
+
+def text(page):
+    """What a reader reads of a page."""
+    return html.unescape(re.sub(r"<[^>]*>", "", page))
+
+
+def lead(page):
+    return html.unescape(re.search(r'<p class="lead">(.*?)</p>', page)[1])
+
+
+def alerts(page):
+    return [(level, html.unescape(re.sub("<.*?>", "", said)))
+            for level, said in re.findall(r'<p class="alert (\w+)">(.*?)</p>', page)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory):
+    """Ten seeds, three rates of which one is best, two environments."""
+    root = tmp_path_factory.mktemp("results") / "ten"
+    sweep(root, range(10), (1e-4, 1e-3, 1e-2))
+    return root, *make(root)
+
+
+def test_sections_in_order(ten):
+    root, page, text_ = ten
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ORDER
+    assert re.findall(r"^## (.*)$", text_, re.MULTILINE) == ORDER
+    for name in ("aggregates", "comparisons", "rates", "sensitivity", "cost", "environments", "runs", "curves"):
+        assert len(pd.read_csv(root / "report" / "tables" / f"{name}.csv")), name
+    for svg in (root / "report" / "figures").glob("*.svg"):
+        assert svg.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_verdict_is_that_of_the_statistics(ten):
+    root, page, _ = ten
+    runs = load_results(root)
+    stock = runs[(runs.policy == "stock") & (runs.learning_rate == 1e-3)]
+    x, y = stats.paired_by_seed(runs[runs.policy == "alrao"], stock)
+
+    def difference(a, b):
+        return stats.iqm(a) - stats.iqm(b)
+
+    value = stats.bootstrap(difference, x, y, paired=True)
+    assert lead(page) == (
+        f"Ahead: dqn is {number(value.estimate)} above dqn-adam (tuned) in the IQM of normalised return averaged over "
+        f"training (95 % stratified bootstrap interval of the difference {number(value.low)} to {number(value.high)}); "
+        "10 seeds × 2 environments, 40 of 40 runs finished."
+    )
+    row = pd.read_csv(root / "report" / "tables" / "comparisons.csv").iloc[0]
+    assert row.difference == pytest.approx(value.estimate, rel=1e-5)
+    assert row.improvement == pytest.approx(stats.paired_probability_of_improvement(x, y), rel=1e-5)
+    aggregates = pd.read_csv(root / "report" / "tables" / "aggregates.csv").set_index(["score", "method", "statistic"])
+    iqm = stats.bootstrap(stats.iqm, stats.by_environment(runs[runs.policy == "alrao"], "final_normalised"))
+    assert aggregates.loc[("final", "dqn", "IQM"), ["estimate", "low", "high"]].tolist() == pytest.approx(iqm, rel=1e-5)
+
+
+def test_cost_and_sensitivity(ten):
+    root, page, _ = ten
+    cost = pd.read_csv(root / "report" / "tables" / "cost.csv").set_index("method")
+    assert cost.loc["dqn"].tolist() == [200_000, 0, 200_000]
+    assert cost.loc["dqn-adam (tuned)"].tolist() == [200_000, 400_000, 600_000]
+    points = pd.read_csv(root / "report" / "tables" / "sensitivity.csv").set_index("method")
+    runs = load_results(root)
+    value = stats.sensitivity(stats.by_setting(runs[runs.policy == "stock"]))
+    assert points.loc["dqn-adam (tuned)", ["phi", "tuned"]].tolist() == pytest.approx(value[:2], rel=1e-5, abs=1e-9)
+    assert points.loc["dqn", "phi"] == 0
+    assert "the rate was chosen on the reported seeds, which flatters the baseline" in str(alerts(page))
+
+
+def test_rates_are_chosen_on_tuning_seeds(tmp_path):
+    """On the tuning seeds 1e-2 is best, on the others 1e-3: the report takes 1e-2 and leaves the tuning seeds out."""
+    for seed in range(13):
+        write(tmp_path, seed=seed, level=300)
+        for rate, level in ((1e-3, 290 if seed > 2 else 50), (1e-2, 250)):
+            write(tmp_path, "dqn-adam", seed=seed, rate=rate, level=level)
+    (tmp_path / "sweep.toml").write_text('seeds = "0-12"\ntuning_seeds = [0, 1, 2]\nagents = ["dqn", "dqn-adam"]\n')
+    page, _ = make(tmp_path)
+    assert "10 seeds × 1 environment, 20 of 20 runs finished" in lead(page)
+    assert "chosen on the tuning seeds (0, 1, 2)" in text(page)
+    assert "flatters" not in text(page)
+    environments = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index("method")
+    assert environments.loc["dqn-adam (tuned)", "learning_rate"] == 1e-2
+    cost = pd.read_csv(tmp_path / "report" / "tables" / "cost.csv").set_index("method")
+    assert cost.loc["dqn-adam (tuned)"].tolist() == [100_000, 60_000, 160_000]
+
+
+@pytest.mark.parametrize(("n_seeds", "level"), [(3, "red"), (7, "amber"), (10, None)])
+def test_few_seeds_warn(tmp_path, n_seeds, level):
+    sweep(tmp_path, range(n_seeds), envs=[ENV])
+    page, _ = make(tmp_path)
+    found = [(kind, said) for kind, said in alerts(page) if "fewer than" in said]
+    assert [kind for kind, _ in found] == ([level] if level else [])
+    if level:
+        assert f"{n_seeds} seeds, fewer than {5 if level == 'red' else 10}" in found[0][1]
+        assert f"about {100 * stats.coverage(n_seeds):.0f} % here" in found[0][1]
+
+
+def test_missing_and_failed_runs_are_named(tmp_path):
+    sweep(tmp_path, range(10))
+    shutil.rmtree(tmp_path / "CartPole-v1" / "dqn-adam-0.001" / "seed-4")
+    write(tmp_path, "dqn", ENV, 3, state="failed")
+    (tmp_path / "Acrobot-v1" / "dqn" / "seed-5" / "config.json").write_text("{")
+    page, marked = make(tmp_path)
+    for said in (text(page), marked.replace("\\", "")):
+        assert "9 of 10 seeds × 2 environments, 37 of 40 runs finished" in said
+        assert "37 of 40 runs of this comparison finished" in said
+        assert "CartPole-v1, dqn-adam: 9 of 10 seeds; missing 4 (not started)" in said
+        assert "Acrobot-v1, dqn: 9 of 10 seeds; missing 5 (broken)" in said
+        assert "CartPole-v1, dqn, seed 3: failed, scores the floor −7.0: ValueError: nan in the logits" in said
+        assert "Seeds: dqn 10, dqn-adam 9 of 10." in said.replace(";", ",")
+    table = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index(["environment", "method"])
+    assert table.loc[("CartPole-v1", "dqn"), ["failed", "auc_min"]].tolist() == [1, -7]
+    assert table.loc[("CartPole-v1", "dqn-adam"), ["seeds", "requested_seeds"]].tolist() == [9, 10]
+
+
+def test_a_sweep_says_what_was_asked_for(tmp_path):
+    sweep(tmp_path, range(9), envs=[ENV])
+    lines = (
+        'agents = ["dqn", "agents/dqn-adam.toml"]\nenvs = ["CartPole-v1", "Acrobot-v1"]\nseeds = [0,1,2,3,4,5,6,7,8,9]'
+    )
+    (tmp_path / "sweep.toml").write_text(lines)
+    page, _ = make(tmp_path)
+    assert "9 of 10 seeds × 1 environment, 18 of 20 runs finished" in lead(page)
+    assert "Acrobot-v1 is left out of the aggregates: no run." in str(alerts(page))
+    assert "Acrobot-v1, dqn: 0 of 10 seeds" in text(page)
+
+
+def test_a_collapsed_run_is_named(tmp_path):
+    sweep(tmp_path, range(2), envs=[ENV])
+    path = write(tmp_path, seed=2)
+    rows = [(t, 400.0 if t < 7000 else 25.0, 20) for t in range(100, 10_001, 100)]
+    with (path / "episodes.csv").open("w") as file:
+        csv.writer(file, lineterminator="\n").writerows([("timestep", "return", "length"), *rows])
+    write(tmp_path, "dqn-adam", seed=2, rate=1e-3)
+    assert "CartPole-v1, dqn: collapsed on seeds 2" in text(make(tmp_path)[0])
+
+
+def test_the_same_runs_are_the_same_bytes(ten, tmp_path):
+    root, _, _ = ten
+    make(root, "--out", str(tmp_path / "again"))
+    first, second = root / "report", tmp_path / "again"
+    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
+    assert {"report.html", "report.md", "data.csv.gz"} < set(names)
+    assert [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()] == []
+
+
+EVIL = '<script>alert("x")</script>&amp;$\\frac{1}{2}$|*a*_b_`c`[d](e)\x00\u202e_^{\n'
+
+
+def test_what_comes_from_data_stays_text(tmp_path):
+    env, agent = {**ENV, "id": EVIL}, "_<img src=x onerror=alert(1)>$^$"
+    for seed in range(2):
+        for name, rate in (("dqn", None), (agent, 1e-3), (agent, 1e-2)):
+            folder = write(tmp_path / str(seed) / name[:2] / str(rate), name[:3], {**ENV, "id": "E"}, seed, 100, rate)
+            config = (folder / "config.json").read_text()
+            data = json.loads(config)
+            data |= {"env": env, "agent": name}
+            (folder / "config.json").write_text(json.dumps(data))
+            if seed and rate == 1e-2:
+                reason = {"state": "failed", "reason": "<b>bold</b> | **x**"}
+                (folder / "status.json").write_text(json.dumps(reason))
+    page, marked = make(tmp_path)
+    assert not re.search(r"<script|<img|<b>", page)
+    assert '<script>alert("x")</script>&amp;$\\frac{1}{2}$|*a*_b_`c`[d](e)' in text(page)
+    assert "<b>bold</b> | **x**" in text(page)
+    assert "\x00" not in page
+    assert "\u202e" not in page
+    for svg in (tmp_path / "report" / "figures").glob("*.svg"):
+        assert "<script" not in svg.read_text()
+    assert any("$\\frac{1}{2}$" in html.unescape(s.read_text()) or "$^$" in html.unescape(s.read_text())
+               for s in (tmp_path / "report" / "figures").glob("*.svg"))  # fmt: skip
+    prose = "\n".join(line for line in marked.splitlines() if not line.startswith("    "))
+    assert not re.search(r"<script|<img|<b>|(?<!\\)\$|\|\*|(?<!\\)`", prose)
+
+
+def test_markdown_is_escaped_by_hand():
+    assert markdown("a|b*c_d`[e](f)<g>&$h #1") == "a\\|b\\*c\\_d\\`\\[e\\](f)&lt;g&gt;&amp;\\$h \\#1"
+
+
+def test_one_file_that_needs_no_network(ten):
+    root, page, _ = ten
+    assert "http" not in page
+    assert re.findall(r'(?:src|url|@import)\s*[=(]\s*["\']?([^"\')]{0,20})', page) == [
+        found for found in re.findall(r'(?:src|url|@import)\s*[=(]\s*["\']?([^"\')]{0,20})', page) if found[0] == "#"
+    ]
+    assert all(link.startswith(("#", "data:image/png", "tables/")) for link in re.findall(r'href="([^"]*)"', page))
+    assert "<script" not in page
+    assert len(page.encode()) < 2_000_000
+    assert page.count("<figure>") == page.count('role="img" aria-label="')
+    identifiers = re.findall(r' id="([^"]*)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    assert str(root.parent) not in page.replace(str(root), "")
+
+
+def test_curves_and_episodes_are_all_there(ten):
+    root, page, _ = ten
+    curves = pd.read_csv(root / "report" / "tables" / "curves.csv")
+    assert "100 bins, each 1 % of the steps" in page
+    runs = load_results(root)
+    row = curves[(curves.agent == "dqn") & (curves.env == "CartPole-v1") & (curves.seed == 3)].filter(like="%")
+    expected = runs[(runs.agent == "dqn") & (runs.env == "CartPole-v1") & (runs.seed == 3)].auc.item()
+    assert row.mean(axis=1).item() == pytest.approx(expected, rel=1e-3)
+    raw = pd.read_csv(io.BytesIO(gzip.decompress((root / "report" / "data.csv.gz").read_bytes())))
+    assert len(raw) == runs.episodes.sum()
+    assert raw["return"].notna().all()
+
+
+def test_markdown(ten):
+    root, _, marked = ten
+    assert marked.startswith("# Report on ten\n\n## Verdict\n\n**Ahead: dqn is ")
+    for path in re.findall(r"\]\(([^)]*)\)", marked):
+        assert (root / "report" / path).exists(), path
+    tables = re.findall(r"(?:^\|.*\n)+", marked, re.MULTILINE)
+    assert len(tables) >= 6
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_baseline(ten, tmp_path, capsys):
+    root, _, _ = ten
+    assert report.main([str(root), "--baseline", "dqn-adma", "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean 'dqn-adam'?" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+    page, _ = make(root, "--baseline", "dqn", "--out", str(tmp_path / "y"))
+    assert lead(page).startswith("Behind: dqn-adam (tuned) is ")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error"),
+    [
+        (lambda root: root.rmdir(), "does not exist"),
+        (lambda root: None, "holds no run"),
+        (lambda root: (write(root), (root / "sweep.toml").write_text("seeds = 3")), "seeds is 3, expected a list"),
+        (lambda root: (write(root), (root / "sweep.toml").write_text("seeds = [")), "is not a TOML file"),
+        (lambda root: (write(root), shutil.copytree(root / "CartPole-v1", root / "copy")), "hold the same run"),
+        (lambda root: (write(root), (root / "report").write_text("")), "cannot write to"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, capsys, prepare, error):
+    root = tmp_path / "results"
+    root.mkdir()
+    prepare(root)
+    assert report.main([str(root)]) == 2
+    said = capsys.readouterr().err
+    assert error in said
+    assert said.count("\n") == 1
+    assert not (root / "report").is_dir()
+
+
+def test_one_agent_only(tmp_path):
+    sweep(tmp_path, range(3), agents=["dqn"])
+    page, _ = make(tmp_path)
+    scores = stats.by_environment(load_results(tmp_path))
+    assert lead(page).startswith(
+        f"dqn has an IQM of normalised return averaged over training of {number(stats.iqm(scores))}"
+    )
+    assert "There is nothing to compare it with." in lead(page)
+    assert "No stock agent" in str(alerts(page))
+
+
+def test_a_single_seed(tmp_path):
+    sweep(tmp_path, [0])
+    page, _ = make(tmp_path)
+    assert lead(page).startswith("No clear difference: dqn is ")
+    assert "(a single seed has no interval); 1 seed × 2 environments" in lead(page)
+    assert (
+        "red",
+        "Warning: 1 seed, fewer than 5: how much runs differ is unknown and no interval can be given.",
+    ) in alerts(page)
+
+
+def test_no_alrao_agent(tmp_path):
+    sweep(tmp_path, range(3), agents=["dqn-adam", "dqn-paper-stock"])
+    page, _ = make(tmp_path)
+    assert "No Alrao agent: methods are compared with dqn-adam." in str(alerts(page))
+    assert "No run of an Alrao agent has recorded averaging weights." in text(page)
+
+
+def test_an_environment_without_reference_scores(tmp_path):
+    sweep(tmp_path, range(3), envs=[ENV, UNKNOWN])
+    page, _ = make(tmp_path)
+    assert "My/Env-v0 is left out of the aggregates: no reference scores." in str(alerts(page))
+    assert "3 seeds × 1 environment" in lead(page)
+    assert "no reference scores, in no aggregate" in text(page)
+
+
+def test_only_environments_without_reference_scores(tmp_path):
+    sweep(tmp_path, range(3), envs=[UNKNOWN])
+    page, _ = make(tmp_path)
+    assert lead(page).startswith("No verdict: no environment with reference scores is shared; 6 of 6 runs finished")
+    assert "Nothing can be aggregated" in text(page)
+
+
+def test_no_run_is_over(tmp_path):
+    write(tmp_path, state="running")
+    assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of 1 runs finished")
+
+
+def test_unpaired_where_no_seed_is_shared(tmp_path):
+    for seed in range(3):
+        write(tmp_path, seed=seed)
+        write(tmp_path, "dqn-adam", seed=10 + seed, rate=1e-3, level=200)
+    make(tmp_path)
+    row = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv").iloc[0]
+    assert not row.paired_by_seed
+    assert row.improvement == 1
+
+
+def test_settings_of_one_agent_are_methods_of_their_own(tmp_path):
+    for seed in range(2):
+        write(tmp_path / "a", seed=seed, n_envs=1)
+        write(tmp_path / "b", seed=seed, n_envs=2)
+    assert [method.name for method in Study(tmp_path).methods] == ["dqn (n_envs=1)", "dqn (n_envs=2)"]
+
+
+def test_the_page_is_kept_small_by_fewer_bins(tmp_path, monkeypatch):
+    sweep(tmp_path, range(3))
+    monkeypatch.setattr("alrao_rl._report.study.MOST_POINTS", 400)
+    assert "25 bins, each 4 % of the steps" in make(tmp_path)[0]
+
+
+def test_watch_ends_when_all_runs_are_over(tmp_path, monkeypatch, capsys):
+    sweep(tmp_path, range(2), envs=[ENV])
+    path = write(tmp_path, seed=1, state="running")
+
+    def wait(_):
+        assert '<meta http-equiv="refresh"' in (tmp_path / "report" / "report.html").read_text()
+        folder = RunFolder(path)
+        folder.set_status("finished", timesteps=10_000)
+
+    monkeypatch.setattr(report.time, "sleep", wait)
+    assert report.main([str(tmp_path), "--watch"]) == 0
+    assert "3 of 4" in capsys.readouterr().out
+    assert "http" not in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_command_in_a_process(ten, tmp_path):
+    root, _, _ = ten
+    command = [sys.executable, "-X", "importtime", "-m", "alrao_rl.report", str(root), "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "40 of 40 reported runs finished" in result.stdout
+    assert not re.search(r"\| +(torch|gymnasium|stable_baselines3)$", result.stderr, re.MULTILINE)
+
+
+def test_comparisons_stay_within_an_algorithm(tmp_path):
+    for seed in range(2):
+        write(tmp_path, "dqn", seed=seed)
+        write(tmp_path, "dqn-adam", seed=seed, rate=1e-3)
+        write(tmp_path, "ppo-adam", seed=seed, rate=1e-3, algo="ppo")
+    pairs = compare.comparisons(Study(tmp_path), None)
+    assert [(a.name, b.name) for a, b in pairs] == [("dqn", "dqn-adam")]
+
+
+@pytest.mark.slow
+def test_it_is_fast_and_small(tmp_path):
+    """Three agents on six environments with thirty seeds: less than 20 seconds, less than 2 MB."""
+    envs = [{**ENV, "id": f"Env{i}-v0"} for i in range(6)]
+    sweep(tmp_path, range(30), envs=envs, agents=["dqn", "dqn-adam", "dqn-other"])
+    started = time.process_time()
+    page, _ = make(tmp_path)
+    assert time.process_time() - started < 20
+    assert len(page.encode()) < 2_000_000
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_renders_it(ten, tmp_path):
+    """At a phone's width nothing is wider than the page but tables, which scroll; all figures have a size."""
+    root, page, _ = ten
+    probe = (
+        "<script>document.title = JSON.stringify([document.documentElement.scrollWidth, innerWidth,"
+        "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().height < 40).length])"
+        "</script>"
+    )
+    file = tmp_path / "probe.html"
+    file.write_text(page.replace("</body>", f"{probe}</body>"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
+    result = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    width, window, flat = map(int, re.search(r"<title>\[(\d+),(\d+),(\d+)\]</title>", result.stdout).groups())
+    assert width <= window
+    assert flat == 0
