@@ -104,7 +104,7 @@ def _smaller(svg: str) -> str:
 
     svg = re.sub(r"(?<= d=\")[^\"]*", lambda path: rounded(path).replace(" \n", " ").strip(), svg)
     svg = re.sub(r"(?<= )[xy]=\"[-\d.]+\"", rounded, svg)
-    return re.sub(r'<g id="[A-Za-z0-9.]+_\d+">', "<g>", svg)
+    return re.sub(r'(<g\b[^>]*?) id="[A-Za-z0-9.]+_\d+"', r"\1", svg)
 
 
 def short(name: str, most: int = 44) -> str:
