@@ -94,12 +94,13 @@ def watch(args: argparse.Namespace) -> None:
     while True:
         state = _state(args.path)
         if state != seen:
-            seen = state
+            first, seen = seen is None, state
             try:
                 if make(args, REFRESH):
                     break
             except UserError as error:
-                if not args.path.is_dir() or any(args.path.rglob("config.json")):
+                # Later, it may be what a run is just writing.
+                if first and (not args.path.is_dir() or any(args.path.rglob("config.json"))):
                     raise
                 say(f"waiting: {error}")
         time.sleep(REFRESH)

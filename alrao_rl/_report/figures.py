@@ -146,8 +146,9 @@ def intervals(
     panels: Mapping[str, Mapping[str, stats.Interval]],
     indices: Mapping[str, int],
     marks: Sequence[float],
+    limits: tuple[float, float] | None = None,
 ) -> None:
-    """A panel for each statistic, a line for each method: its estimate and its interval."""
+    """A panel for each statistic, a line for each method: its estimate and its interval; dashed lines at the marks."""
     rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, values) in zip(rows, panels.items(), strict=True):
         for y, (name, value) in enumerate(values.items()):
@@ -160,7 +161,9 @@ def intervals(
         axes.set_title(title)
         axes.grid(visible=False, axis="y")
         for mark in marks:
-            axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+            axes.axvline(mark, color=INK, linewidth=0.8, linestyle="--")
+        if limits is not None:
+            axes.set_xlim(limits)
 
 
 def profiles(
@@ -229,8 +232,8 @@ def heads(
     image = axes.imshow(weights, aspect="auto", origin="lower", interpolation="none", vmin=0, cmap="viridis")
     logs = np.log(learning_rates)
     # Heads lie at their number, not at their rate: the line is placed between the heads it lies between.
-    axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="white", linewidth=2.5)
-    axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="#b3006b", linewidth=1.2)
+    axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="white", linewidth=1.8)
+    axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="#b3006b", linewidth=0.9)
     axes.set_yticks(range(len(logs)), [f"{rate:.1e}" for rate in learning_rates])
     ticks = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
     axes.set_xticks(ticks, [_thousands(steps[i]) for i in ticks])

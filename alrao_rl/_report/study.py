@@ -19,8 +19,8 @@ from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.load import SCORED, load_curves, load_results
 
 Choice: TypeAlias = Literal["", "tuned", "one rate"]
-MOST_POINTS = 60_000
-"""Points of all curves together: 600 runs at 100 bins keep the file below 2 MB."""
+MOST_POINTS = 55_000
+"""Points of all curves together: 550 runs at 100 bins keep the file below 2 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,8 @@ class Study:
     def expects(self, method: Method, env: str) -> bool:
         """Whether a method was to run on an environment."""
         asked = env in self.sweep["envs"] and method.agent in self.sweep["agents"]
-        return asked or env in set(self.frame[self.frame.agent == method.agent].env)
+        frame = self.frame[self.frame.agent == method.agent]
+        return asked or env in set(frame[(frame.variant == method.variant) | (frame.state == "broken")].env)
 
     def finished(self, methods: Iterable[Method], envs: Iterable[str] | None = None) -> tuple[int, int]:
         """Runs of methods that finished, and how many were requested."""

@@ -100,8 +100,9 @@ def _comparisons(study: Study, baseline: Method | None, envs: Sequence[str]) -> 
     if not results:
         return frame, [Text("Probability of improvement: there is no second method to compare with.")]
     rows = [
-        [f"{r.method} against {r.baseline}", SCORES[r.score].split(" (")[0], with_interval(r.difference),
-         with_interval(r.improvement), "seed" if r.paired else "no", seeds_of(study, r.n_seeds)]
+        [f"{r.method} against {r.baseline}", {"auc": "over training", "final": "final"}[r.score],
+         with_interval(r.difference), with_interval(r.improvement), "seed" if r.paired else "no",
+         seeds_of(study, r.n_seeds)]
         for r in results
     ]  # fmt: skip
     columns = ["comparison", "score", "difference of IQMs", "probability of improvement", "paired by", "runs"]
@@ -110,10 +111,10 @@ def _comparisons(study: Study, baseline: Method | None, envs: Sequence[str]) -> 
                                             for r in results if r.score == "auc"}}  # fmt: skip
     size = (7.2, 1.1 + 0.34 * len(panel["probability of improvement"]))
     order = {f"{r.method} against {r.baseline}": indices_of(study)[r.method] for r in results}
-    picture = figures.draw("improvement", lambda f: figures.intervals(f, panel, order, [0.5]), size)
+    picture = figures.draw("improvement", lambda f: figures.intervals(f, panel, order, [0.5], (-0.02, 1.02)), size)
     said = "; ".join(f"{name} {with_interval(value)}" for name, value in panel["probability of improvement"].items())
     return frame, [
         Image("improvement", "Probability that a run of the first beats one of the second on the same environment; "
-              "dotted: neither is better.", f"Probability of improvement: {said}.", picture),
+              "dashed: neither is better.", f"Probability of improvement: {said}.", picture),
         Table(caption, columns, rows),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +15,62 @@ from alrao_rl._report.sections.words import (
     plural,
 )
 from alrao_rl._report.study import Study, clean
+from alrao_rl.errors import UserError
 from alrao_rl.runs import read_json
+
+EMBEDDED = ["env", "agent", "setting", "seed", "state", "auc", "final_return", "timesteps", "wall_seconds", "error"]
+"""Columns of the scores that stand in the page; ``runs.csv`` has all."""
 
 
 def section(study: Study, command: str) -> Section:
     """Commands, recipes, versions, hardware, commit; scores and curves as CSV."""
     configs = [_config(path) for path in study.frame.path]
-    facts = [config.get("provenance", {}) for config in configs]
-    facts = [fact if isinstance(fact, dict) else {} for fact in facts]
-    rows = []
-    for title, keys in (("git commit", ["git_commit"]), ("Python", ["python"]), ("platform", ["platform"]),
-                        ("device", ["device"])):  # fmt: skip
-        values = sorted({clean(fact[key]) for fact in facts for key in keys if fact.get(key) is not None})
-        rows.append([title, "; ".join(values) or "not recorded"])
-    versions = sorted({(clean(k), clean(v)) for fact in facts for k, v in _items(fact.get("versions"))})
-    rows += [[name, "; ".join(v for n, v in versions if n == name)] for name in dict.fromkeys(n for n, _ in versions)]
+    paths = [str(Path(path).relative_to(study.root)) for path in study.frame.path]
+    facts = [_table(config.get("provenance")) for config in configs]
+    commands = pd.DataFrame({
+        "path": paths, "agent": study.frame.agent, "variant": study.frame.variant,
+        "command": [clean(fact.get("command") or "not recorded") for fact in facts],
+    })  # fmt: skip
+    first = commands.drop_duplicates(["agent", "variant"]).command
     states = study.frame.state.value_counts().sort_index()
-    runs = ", ".join(f"{count} {state}" for state, count in states.items())
-    commands = sorted({clean(fact["command"]) for fact in facts if fact.get("command")})
-    scores = study.frame.drop(columns=["variant"]).assign(path=[_relative(p, study.root) for p in study.frame.path])
+    scores = study.frame.drop(columns=["variant"]).assign(path=paths)
     curves = _curves_table(study)
+    width = f"{study.n_bins} bins, each {100 / study.n_bins:g} % of the steps"
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
     blocks: list[Block] = [
         Text("This report is made by:"),
         Verbatim(command),
-        Text(f"Folder {clean(study.root.absolute().name)}: {plural(len(study.frame), 'run')}, {runs}. "
-             "A run's own command, given again, continues or repeats it."),
-        Table("What the runs were made with.", ["", "value"], rows),
-        Verbatim("\n".join(commands) or "not recorded", title=f"Commands of the runs ({len(commands)})"),
+        Text(f"It counts {plural(len(study.frame), 'run')}: {counts}."),
+        Text("The first run of each agent was made by the following; commands.csv has every run's. Given again, a "
+             "command makes its run anew in an empty folder."),
+        Verbatim("\n".join(first)),
+        Table("What the runs were made with.", ["", "value"], _made_with(facts)),
         *_recipes(study, configs),
-        Verbatim(csv(scores), "Scores of all runs, CSV", "tables/runs.csv"),
-        Verbatim(csv(curves), f"Learning curves, CSV: {study.n_bins} bins, each {100 / study.n_bins:g} % of the steps",
-                 "tables/curves.csv"),
+        Verbatim(csv(scores[EMBEDDED]), "Scores of all runs, CSV", "tables/runs.csv"),
+        Verbatim(csv(curves), f"Learning curves, CSV: {width}", "tables/curves.csv"),
         Text("data.csv.gz beside this file holds every episode of every run: timestep, return, length."),
     ]  # fmt: skip
-    return Section("Provenance", blocks, {"runs": scores, "curves": curves})
+    return Section("Provenance", blocks, {"runs": scores, "curves": curves, "commands": commands})
+
+
+def _made_with(facts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Commit, Python, hardware and versions, all that occur."""
+    found: dict[str, set[str]] = {"git_commit": set(), "python": set(), "platform": set(), "device": set()}
+    for fact in facts:
+        for key, value in [*((key, fact.get(key)) for key in list(found)[:4]), *_table(fact.get("versions")).items()]:
+            found.setdefault(clean(key), set()).update([] if value is None else [clean(value)])
+    return [[key.replace("_", " "), "; ".join(sorted(values)) or "not recorded"] for key, values in found.items()]
 
 
 def _config(path: str) -> dict[str, Any]:
     try:
         return read_json(Path(path) / "config.json")
-    except Exception:  # whatever is wrong with it, the run's row says so
+    except UserError:  # whatever is wrong with it, the run's row says so
         return {}
 
 
-def _items(value: object) -> Iterable[tuple[Any, Any]]:
-    return value.items() if isinstance(value, dict) else ()
-
-
-def _relative(path: str, root: Path) -> str:
-    return str(Path(path).relative_to(root))
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _curves_table(study: Study) -> pd.DataFrame:

@@ -17,7 +17,10 @@ STRATIFIED = "95 % stratified bootstrap interval"
 
 def number(value: Any, digits: int = 2) -> str:
     """A number, or a dash where there is none."""
-    return "–" if not np.isfinite(value) else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    if not np.isfinite(value):
+        return "–"
+    # Adding zero takes the sign from what rounds to zero.
+    return f"{round(float(value), digits) + 0.0:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def with_interval(value: stats.Interval, digits: int = 2) -> str:
