@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from alrao_rl import load_results, recipes, stats
 from alrao_rl.errors import UserError
+from alrao_rl.load import load_curves, load_heads
 from alrao_rl.runs import RunFolder
 
 CARTPOLE = {"id": "CartPole-v1", "random_score": 22.2, "reference_score": 500.0, "floor": 0.0}
@@ -226,6 +227,36 @@ def test_no_file_makes_it_crash(tmp_path, name, change):
         assert math.isnan(row["auc"])
     else:
         assert row["state"] in ("finished", "failed", "queued", "running", "diverged")
+
+
+def test_curves(tmp_path):
+    """50 stretches at the floor, 40 at 20, 10 at 100; the floor for a failure, nothing for a run that goes on."""
+    write(tmp_path, config(seed=0))
+    write(tmp_path, config(seed=1), state="failed", reason="x")
+    write(tmp_path, config(seed=2), state="running")
+    runs = load_results(tmp_path)
+    curves = load_curves(runs)
+    np.testing.assert_array_equal(curves[0], [0] * 50 + [20] * 40 + [100] * 10)
+    assert (curves[1] == 0).all()
+    assert np.isnan(curves[2]).all()
+    assert load_curves(runs, 10)[0].tolist() == [0] * 5 + [20] * 4 + [100]
+    assert load_curves(runs.iloc[:0]).shape == (0, 100)
+
+
+def test_heads(tmp_path):
+    path = write(tmp_path)
+    assert len(load_heads(path)) == 0
+    with (path / "heads.csv").open("a") as file:
+        file.write("40,q_net,1,1e-06,0.25\n40,q_net,2,0.1,0.75\n80,q_net,1,1e-")
+    assert load_heads(path).to_dict("list") == {
+        "timestep": [40, 40], "layer": ["q_net"] * 2, "head": [1, 2], "learning_rate": [1e-6, 0.1],
+        "weight": [0.25, 0.75],
+    }  # fmt: skip
+    for content in ("", "x,y\n1,2\n", "timestep,layer,head,learning_rate,weight\n1,a,b,c,d\n", "\x00\xff"):
+        (path / "heads.csv").write_text(content)
+        assert len(load_heads(path)) == 0
+    (path / "heads.csv").unlink()
+    assert len(load_heads(path)) == 0
 
 
 def test_folders_that_are_no_runs_are_passed_by(tmp_path):

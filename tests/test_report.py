@@ -405,6 +405,34 @@ def test_only_environments_without_reference_scores(tmp_path, rendered):
     assert "Nothing can be aggregated" in text(page)
 
 
+def test_every_algorithm_has_its_verdict(tmp_path):
+    for seed in range(2):
+        for algo in ("a2c", "dqn"):
+            write(tmp_path, algo, seed=seed, algo=algo)
+            write(tmp_path, f"{algo}-adam", seed=seed, rate=1e-3, level=100, algo=algo)
+    leads = re.findall(r'<p class="lead">(\w+: \w+ is [\d.]+ above [\w-]+) ', make(tmp_path)[0])
+    assert [re.sub(r"[\d.]+ above", "above", lead) for lead in leads] == [
+        "Ahead: a2c is above a2c-adam",
+        "Ahead: dqn is above dqn-adam",
+    ]
+
+
+def test_only_broken_runs(tmp_path):
+    (write(tmp_path) / "config.json").unlink()
+    page, _ = make(tmp_path)
+    assert lead(page).startswith("No verdict: no run has a score yet")
+    assert "CartPole-v1, dqn, seed 0: broken: config.json does not exist" in text(page)
+
+
+def test_failed_runs_of_which_nothing_is_known(tmp_path):
+    """No floor, no episode: no score, which is no reason to fail."""
+    for seed in range(2):
+        for rate in (None, 1e-3, 1e-2):
+            write(tmp_path, "dqn-adam" if rate else "dqn", UNKNOWN, seed, rate=rate, n_episodes=0, state="failed")
+    page, _ = make(tmp_path)
+    assert lead(page).startswith("No verdict")
+
+
 def test_no_run_is_over(tmp_path):
     write(tmp_path, state="running")
     assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of 1 runs finished")

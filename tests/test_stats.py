@@ -530,3 +530,17 @@ def test_tuned_baseline_reports_other_seeds_than_it_is_tuned_on():
     for seeds in (range(4), [7]):
         with pytest.raises(ValueError, match="expected some with and some without"):
             stats.tuned_baseline(runs, seeds)
+
+
+def test_collapsed_by_hand():
+    """Ten stretches, a fifth of them is two; the random policy has 0, the reference 100."""
+    curves = [
+        [0, 0, 80, 80, 80, 80, 80, 80, 39, 39],  # less than half is left
+        [0, 0, 80, 80, 80, 80, 80, 80, 41, 41],
+        [0, 0, 0, 9, 9, 9, 0, 0, 0, 0],  # never was anything
+        [0, 0, 99, 0, 0, 0, 0, 50, 50, 50],  # a peak shorter than a fifth
+    ]
+    assert stats.collapsed(curves, 0, 100).tolist() == [True, False, False, False]
+    assert stats.collapsed(curves, 0, math.nan).tolist() == [True, False, True, False]
+    assert stats.collapsed(curves[0], math.nan, 100).item() is False
+    assert stats.collapsed(np.empty((0, 10)), 0, 1).shape == (0,)

@@ -125,17 +125,15 @@ def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Met
     return pairs or [(method, methods[0]) for method in methods[1:]]
 
 
-def verdict(study: Study, baseline: Method | None) -> tuple[Method, Method] | None:
-    """The comparison the report opens with: the first method's, with the strongest of those it is compared with."""
+def verdicts(study: Study, baseline: Method | None) -> list[tuple[Method, Method]]:
+    """The comparisons the report opens with: each method with the strongest of those it is compared with."""
     _, envs = aggregated(study)
-    pairs = [pair for pair in comparisons(study, baseline) if compare_is_possible(*pair, envs)]
-    mine = [pair for pair in pairs if pair[0] is pairs[0][0]]
-    return max(mine, key=lambda pair: float(stats.iqm(pair[1].scores(envs))), default=None)
-
-
-def compare_is_possible(method: Method, baseline: Method, envs: Sequence[str]) -> bool:
-    """Whether both have scored runs on one of the environments."""
-    return any(len(method.on(env)) and len(baseline.on(env)) for env in envs)
+    strongest: dict[str, tuple[Method, Method]] = {}
+    for pair in comparisons(study, baseline):
+        if all(set(method.scored.env) & set(envs) for method in pair):
+            best = strongest.setdefault(pair[0].name, pair)
+            strongest[pair[0].name] = max(best, pair, key=lambda one: float(stats.iqm(one[1].scores(envs))))
+    return list(strongest.values())
 
 
 # --- learning rates -------------------------------------------------------------------------------------------------
@@ -145,7 +143,7 @@ def rate_curve(study: Study, env: str, method: Method) -> pd.DataFrame:
     """Mean return over training at each rate of a stock agent: ``learning_rate, n, estimate, low, high``."""
     frame = study.frame
     rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.variant == method.variant)]
-    rows = rows[rows.state.isin(SCORED)]
+    rows = rows[rows.state.isin(SCORED) & rows.auc.notna()]
     points = [
         {"learning_rate": rate, "n": len(runs), **interval_of(runs.auc.to_numpy(np.float64))._asdict()}
         for rate, runs in rows.groupby("learning_rate")

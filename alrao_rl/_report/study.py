@@ -110,7 +110,7 @@ class Study:
 
     def _at_rates(self, name: str, rows: pd.DataFrame) -> list[Method]:
         """A stock agent of several rates: at the best for each environment, and at the best for all of them."""
-        scored = rows[rows.state.isin(SCORED)]
+        scored = rows[rows.state.isin(SCORED) & rows.auc.notna()]
         tuning = scored[scored.seed.isin(self.tuning_seeds)]
         chosen_on = tuning if len(tuning) else scored
         tuned: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,26 +25,31 @@ from alrao_rl._report.study import Method, Study
 def section(study: Study, baseline: Method | None) -> Section:
     """Effect, interval, seeds × environments, finished of requested; then what weakens it."""
     methods, envs = compare.aggregated(study)
-    pair = compare.verdict(study, baseline)
-    if pair is not None and (result := compare.compare(*pair, envs)):
-        done = study.finished(pair, result.envs)
-        lead, n_seeds, envs = _compared(study, pair, result, done), result.n_seeds[0], result.envs
+    pairs = compare.verdicts(study, baseline)
+    results = [result for pair in pairs if (result := compare.compare(*pair, envs))]
+    involved = list(dict.fromkeys(method for pair in pairs for method in pair)) or methods[:1] or study.methods
+    done = study.finished(involved, envs or None)
+    n_seeds = min((result.n_seeds[0] for result in results), default=0)
+    if results:
+        leads = [_compared(study, pair, result) for pair, result in zip(pairs, results, strict=True)]
     elif methods:
-        method = methods[0]
-        value = compare.aggregates(method, envs, "auc")["IQM"]
-        sizes = [len(method.on(env)) for env in envs]
-        done, n_seeds = study.finished([method], envs), min(sizes)
-        lead = (
-            f"{method.name} has an IQM of normalised return averaged over training of {number(value.estimate)}"
-            f"{_interval_words(value)}; {seeds_of(study, (min(sizes), max(sizes)))} × "
-            f"{plural(len(envs), 'environment')}, {done[0]} of {done[1]} runs finished. "
-            "There is nothing to compare it with."
-        )
+        sizes = [len(methods[0].on(env)) for env in envs]
+        n_seeds = min(sizes)
+        leads = [_alone(study, methods[0], envs, (n_seeds, max(sizes)), done)]
     else:
-        done, n_seeds = study.finished(study.methods), 0
         why = "no run has a score yet" if study.compared.empty else "no environment with reference scores is shared"
-        lead = f"No verdict: {why}; {done[0]} of {done[1]} runs finished."
-    return Section("Verdict", [Text(lead, lead=True), *_warnings(study, n_seeds, len(envs), done, baseline)])
+        leads = [f"No verdict: {why}; {done[0]} of {done[1]} runs finished."]
+    sentences = [Text(lead, lead=True) for lead in leads]
+    return Section("Verdict", [*sentences, *_warnings(study, n_seeds, len(envs), done, baseline)])
+
+
+def _alone(study: Study, method: Method, envs: Sequence[str], n_seeds: tuple[int, int], done: tuple[int, int]) -> str:
+    value = compare.aggregates(method, envs, "auc")["IQM"]
+    return (
+        f"{method.name} has an IQM of normalised return averaged over training of {number(value.estimate)}"
+        f"{_interval_words(value)}; {seeds_of(study, n_seeds)} × {plural(len(envs), 'environment')}, "
+        f"{done[0]} of {done[1]} runs finished. There is nothing to compare it with."
+    )
 
 
 def _interval_words(value: stats.Interval, of_what: str = "") -> str:
@@ -52,8 +58,9 @@ def _interval_words(value: stats.Interval, of_what: str = "") -> str:
     return f" ({STRATIFIED}{of_what} {number(value.low)} to {number(value.high)})"
 
 
-def _compared(study: Study, pair: tuple[Method, Method], result: Comparison, done: tuple[int, int]) -> str:
+def _compared(study: Study, pair: tuple[Method, Method], result: Comparison) -> str:
     method, baseline = pair
+    done = study.finished(pair, result.envs)
     value = result.difference
     clear = np.isfinite(value.low) and (value.low > 0 or value.high < 0)
     words = ("Ahead" if value.estimate > 0 else "Behind") if clear else "No clear difference"
@@ -101,6 +108,6 @@ def _warnings(study: Study, n_seeds: int, n_envs: int, done: tuple[int, int], ba
     alerts += [Alert("red", f"Runs on {env} differ in length.") for env in mixed[mixed > 1].index]
     if baseline is None and study.methods and all(method.policy != "alrao" for method in study.methods):
         alerts.append(Alert("amber", f"No Alrao agent: methods are compared with {study.methods[0].name}."))
-    if all(method.policy == "alrao" for method in study.methods):
+    if study.methods and all(method.policy == "alrao" for method in study.methods):
         alerts.append(Alert("amber", "No stock agent: nothing says what a tuned learning rate would have given."))
     return alerts
