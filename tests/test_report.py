@@ -289,6 +289,7 @@ def test_what_comes_from_data_stays_text(tmp_path, rendered):
 
 def test_markdown_is_escaped_by_hand():
     assert markdown("a|b*c_d`[e](f)<g>&$h #1") == "a\\|b\\*c\\_d\\`\\[e\\](f)&lt;g&gt;&amp;\\$h \\#1"
+    assert [markdown(text) for text in ("- a", "12. a", "-a", "1.5")] == ["\\- a", "12\\. a", "-a", "1.5"]
 
 
 def test_one_file_that_needs_no_network(ten):

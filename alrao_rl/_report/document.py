@@ -132,6 +132,8 @@ def slug(text: str) -> str:
 def markdown(text: Any) -> str:
     """Text that Markdown shows as it is, also within a table."""
     escaped = re.sub(r"([\\`*_\[\]#|$~!{}])", r"\\\1", str(text))
+    # What would begin a list.
+    escaped = re.sub(r"^(\d*)([-+.)])(?=\s)", r"\1\\\2", escaped)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":\\//")
 
 

@@ -77,12 +77,12 @@ def _warnings(study: Study, n_seeds: int, n_envs: int, done: tuple[int, int], ba
     alerts: list[Block] = []
     if 0 < n_seeds < AMBER:
         level: Any = "red" if n_seeds < RED else "amber"
-        covers = (
-            f"intervals said to cover 95 % cover about {100 * stats.coverage(n_seeds, n_envs):.0f} % here"
-            f" and {100 * stats.coverage(n_seeds):.0f} % on a single environment"
-            if n_seeds > 1
-            else "how much runs differ is unknown and no interval can be given"
-        )
+        covers = "how much runs differ is unknown and no interval can be given"
+        if n_seeds > 1:
+            alone = f" and {100 * stats.coverage(n_seeds):.0f} % on a single environment" if n_envs > 1 else ""
+            covers = (
+                f"intervals said to cover 95 % cover about {100 * stats.coverage(n_seeds, n_envs):.0f} % here{alone}"
+            )
         alerts.append(
             Alert(level, f"{plural(n_seeds, 'seed')}, fewer than {RED if n_seeds < RED else AMBER}: {covers}.")
         )
