@@ -67,6 +67,6 @@ def python() -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def print_error(message: object) -> None:
+def print_error(message: object, kind: str = "error") -> None:
     """Print one line ``error: …`` to stderr, whatever line ends a quoted value holds."""
-    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+    print(f"{kind}: {' '.join(str(message).splitlines())}", file=sys.stderr)
