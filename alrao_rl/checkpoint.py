@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from alrao_rl.errors import first_line
+from alrao_rl.errors import UserError, first_line
 
 FORMAT = "alrao-rl checkpoint 1"
 KEPT = 2
@@ -72,6 +72,7 @@ class Checkpoints:
             temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{target.name}.", suffix=".tmp"))
             temporary.chmod(0o755)
             _write(temporary, state, files or {})
+            _remove(target)  # only if it was passed over and could not be set aside
             temporary.replace(target)
             _sync(self.path)
         except Exception as error:
@@ -83,11 +84,16 @@ class Checkpoints:
         return target
 
     def newest(self, complain: Callable[[Path, str], None], fits: Callable[[Any], str | None]) -> Saved | None:
-        """The newest checkpoint that is whole and fits; None where there is none. Those passed over are removed.
+        """The newest checkpoint that is whole and fits; None where there is none.
+
+        Those passed over are set aside, and removed with the next one that is written.
 
         Args:
             complain: called with every one that is not usable and the reason.
             fits: the reason why a state is not that of this run, or None if it is.
+
+        Raises:
+            UserError: there is one that cannot be read.
         """
         for folder in self._folders():
             try:
@@ -96,7 +102,7 @@ class Checkpoints:
                     raise CheckpointError(reason)
             except CheckpointError as error:
                 complain(folder, str(error))
-                _remove(folder)
+                _set_aside(folder)
             else:
                 return saved
         return None
@@ -151,6 +157,7 @@ def load(folder: Path) -> Saved:
 
     Raises:
         CheckpointError: it is not whole, or of another format.
+        UserError: it is there and cannot be read, which says nothing about what is in it.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
@@ -166,6 +173,8 @@ def load(folder: Path) -> Saved:
         state = _unpack(json.loads((folder / _STATE).read_bytes()), load_file(folder / _ARRAYS))
     except CheckpointError:
         raise
+    except PermissionError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
     except Exception as error:  # whatever a damaged file may lead to
         raise CheckpointError(f"it is damaged: {type(error).__name__}: {first_line(error)}") from None
     return Saved(folder, state, tuple(hashes.keys() - {_STATE, _ARRAYS}))
@@ -271,11 +280,16 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
+def _set_aside(folder: Path) -> Path:
+    """Give a checkpoint a name that is none; return its new path."""
+    aside = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.replace(aside)
+    return aside
+
+
 def _remove(folder: Path) -> None:
     """Remove a checkpoint; killed in between it leaves none that looks like one."""
-    gone = folder if folder.name.endswith(".tmp") else folder.with_name(f".{folder.name}.old.tmp")
-    if gone != folder:
-        shutil.rmtree(gone, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            folder.replace(gone)
+    gone = folder if folder.name.endswith(".tmp") else _set_aside(folder)
     shutil.rmtree(gone, ignore_errors=True)

@@ -67,6 +67,15 @@ def python() -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def print_error(message: object, kind: str = "error") -> None:
+def print_error(message: object) -> None:
     """Print one line ``error: …`` to stderr, whatever line ends a quoted value holds."""
+    _print_line("error", message)
+
+
+def print_warning(message: object) -> None:
+    """Print one line ``warning: …`` to stderr: what goes on otherwise than the user expects."""
+    _print_line("warning", message)
+
+
+def _print_line(kind: str, message: object) -> None:
     print(f"{kind}: {' '.join(str(message).splitlines())}", file=sys.stderr)

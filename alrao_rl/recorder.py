@@ -69,6 +69,7 @@ class RecordingMonitor(Monitor[Any, Any]):
             raise ReplayError("its rewards came out differently")
         if generator_state(self.unwrapped) != record["after"]:
             raise ReplayError("its random generator came out differently")
+        self._before = record["before"]
         return observation
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alrao_rl import __version__, recipes
-from alrao_rl.errors import CommandLine, UserError, first_line, print_error, python, say, suggest
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
 from alrao_rl.runs import CHECKPOINT, TRACEBACK, RunFolder, differences, write_atomically
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _begin(
     """Prepare the folder for the run as it goes on from its newest usable checkpoint, which is returned, or anew."""
 
     def complain(path: Path, reason: str) -> None:
-        print_error(f"the checkpoint {path} is not used: {reason}", kind="warning")
+        print_warning(f"the checkpoint {path} is not used: {reason}")
 
     def fits(state: dict[str, Any]) -> str | None:
         if changed := list(differences(state["config"], config)):
@@ -215,9 +215,8 @@ def _begin(
     begun = (folder.config() or {}).get("provenance", {})
     for what in ("versions", "device"):
         if begun.get(what) != provenance[what]:
-            print_error(
-                f"the run was begun with {what} {begun.get(what)}, now it is {provenance[what]}: it may end otherwise",
-                kind="warning",
+            print_warning(
+                f"the run was begun with {what} {begun.get(what)}, now it is {provenance[what]}: it may end otherwise"
             )
     folder.resume(saved.state["logs"], {name: saved.read(name) for name in saved.files})
     return saved

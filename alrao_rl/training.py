@@ -18,7 +18,7 @@ from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
 from alrao_rl.checkpoint import Checkpoints, Saved, Timer
 from alrao_rl.envs import make_env
-from alrao_rl.errors import print_error, say
+from alrao_rl.errors import print_warning, say
 from alrao_rl.recipes import Recipe
 from alrao_rl.runs import AGENTS, CHECKPOINT, RunFolder
 from alrao_rl.sb3.callback import AlraoCallback
@@ -161,10 +161,9 @@ class TrainingCallback(AlraoCallback):
         self.n_calls, self.num_timesteps = mine["n_calls"], self.model.num_timesteps
         for number, reason in lost.items():
             self._restarts.append({"timestep": self.num_timesteps, "environment": number + 1, "reason": reason})
-            print_error(
+            print_warning(
                 f"{self.recipe.environment.id} cannot be replayed ({reason}): environment {number + 1} of "
-                f"{self.training_env.num_envs} starts a new episode, and the run is not the one it would have been",
-                kind="warning",
+                f"{self.training_env.num_envs} starts a new episode, and the run is not the one it would have been"
             )
 
     def _weights(self) -> dict[str, Any]:

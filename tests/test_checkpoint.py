@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -73,14 +74,24 @@ def in_process(monkeypatch):
     on_step, on_end = callback._on_step, callback._on_training_end
 
     def step(self):
+        random.random()  # as an environment might
         if stop and self.num_timesteps >= stop[0]:
             raise StopError
         return on_step(self)
 
     def end(self):
         on_end(self)
-        final["state"] = dict(bits(snapshot.take(self.model, self._evaluations)))
+        final["state"] = dict(bits(take(self.model, self._evaluations)))
 
+    def put_back(state, model, evaluations):
+        lost = original(state, model, evaluations)
+        if not lost:
+            # All of it is back, also what may make no difference in so short a run.
+            assert differing(dict(bits(state)), dict(bits(take(model, evaluations)))) == []
+        return lost
+
+    original, take = snapshot.put_back, snapshot.take
+    monkeypatch.setattr(snapshot, "put_back", put_back)
     monkeypatch.setattr(callback, "_on_step", step)
     monkeypatch.setattr(callback, "_on_training_end", end)
     monkeypatch.setattr(alrao_rl.training, "Timer", Every)
@@ -145,7 +156,7 @@ def continues_exactly(train, tmp_path, capfd, args, stops):
 
 # Broken off early, late and twice; a full buffer, a target sync and several episodes before and after.
 SHORT = [
-    ("dqn", "CartPole-v1", 450, (250, 400), []),
+    ("dqn", "CartPole-v1", 450, (90, 400), []),
     ("dqn", "LunarLander-v3", 400, (250,), ["normalize_observations=false", "n_steps=3", "n_envs=2"]),
     ("dqn-adam", "Acrobot-v1", 550, (520,), ["normalize_observations=true"]),
     ("a2c", "CartPole-v1", 800, (300, 700), ["normalize_observations=true"]),
