@@ -50,7 +50,7 @@ def take(model: BaseAlgorithm, evaluations: VecEnv) -> dict[str, Any]:
         "optimizer": model.policy.optimizer.state_dict(),
         "noise": {name: getattr(noise, name) for name in _NOISE if hasattr(noise, name)},
         "counters": {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)},
-        "last": {name: getattr(model, name, None) for name in _LAST},
+        "last": {name: getattr(model, name) for name in _LAST if hasattr(model, name)},
         "episodes": {name: list(getattr(model, name)) for name in _EPISODES},
         "replay_buffer": _take_buffer(_buffer(model)),
         "environments": _take_environments(_environments(model)),
@@ -72,10 +72,12 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm, evaluations: VecEnv) -
     """
     model.policy.load_state_dict(state["policy"])
     model.policy.optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["noise"].items():
-        setattr(model.policy.action_dist, name, value.to(model.device))
-    for name, value in (state["counters"] | state["last"]).items():
-        setattr(model, name, value)
+    for name in _NOISE:
+        if name in state["noise"]:
+            setattr(model.policy.action_dist, name, state["noise"][name].to(model.device))
+    for name in (*_COUNTERS, *_LAST):
+        if hasattr(model, name):
+            setattr(model, name, (state["counters"] | state["last"])[name])
     for name in _EPISODES:
         episodes: deque[Any] = getattr(model, name)
         episodes.clear()

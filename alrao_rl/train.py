@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from alrao_rl import __version__, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
-from alrao_rl.runs import CHECKPOINT, TRACEBACK, RunFolder, differences, write_atomically
+from alrao_rl.runs import AGENTS, CHECKPOINT, TRACEBACK, RunFolder, differences, write_atomically
 
 if TYPE_CHECKING:
     from alrao_rl.checkpoint import Checkpoints, Saved
@@ -48,11 +48,11 @@ def parser() -> CommandLine:
     p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
     p.add_argument(
         "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
-        help="an interrupted run loses at most this much (default 60; 0: no checkpoints); the result is the same",
+        help="what an interrupted run loses at most (default 60; 0: no checkpoints); results do not depend on it",
     )  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
-    p.add_argument("--quiet", action="store_true", help="print errors only")
+    p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return p
 
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         print_error(error)
         return 2
     except KeyboardInterrupt:
-        print_error("interrupted; the same command continues from the last checkpoint")
+        print_error("interrupted; the same command continues from the last checkpoint, if there is one")
         return 130
 
 
@@ -218,7 +218,7 @@ def _begin(
             print_warning(
                 f"the run was begun with {what} {begun.get(what)}, now it is {provenance[what]}: it may end otherwise"
             )
-    folder.resume(saved.state["logs"], {name: saved.read(name) for name in saved.files})
+    folder.resume(saved.state["logs"], {name: saved.read(name) for name in AGENTS if name in saved.files})
     return saved
 
 

@@ -19,6 +19,7 @@ import torch
 import alrao_rl.training
 from alrao_rl import checkpoint, snapshot
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
+from alrao_rl.errors import UserError
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
 from alrao_rl.train import main
 
@@ -581,6 +582,19 @@ def test_two_are_kept(tmp_path):
     assert saved_in(checkpoints.path) == ["step-000000000020", "step-000000000300"]
     checkpoints.remove()
     assert checkpoints.newest(print, lambda state: None) is None
+
+
+def test_checkpoint_that_may_not_be_read(tmp_path, monkeypatch):
+    """That says nothing about what is in it: it stays."""
+    folder = Checkpoints(tmp_path / "c").save(1, TREE)
+
+    def denied(_):
+        raise PermissionError(13, "Permission denied", str(folder / "state.json"))
+
+    monkeypatch.setattr(checkpoint, "_digest", denied)
+    with pytest.raises(UserError, match=f"cannot read {folder / 'state.json'}: Permission denied"):
+        Checkpoints(tmp_path / "c").newest(pytest.fail, lambda state: None)
+    assert saved_in(tmp_path / "c") == [folder.name]
 
 
 class Bomb:
