@@ -286,25 +286,26 @@ ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 KILLED = [*arguments("dqn", "CartPole-v1", 700), "--checkpoint-interval", "0.01"]
 
 
-def kill_after(out, n_checkpoints, seconds=0.0):
-    """Start the command, kill it when so many checkpoints were written."""
-    process = subprocess.Popen(command(*KILLED, "--out", out), env=ENVIRON, stderr=subprocess.PIPE)
+def kill_after(started, out, n_new, seconds=0.0):
+    """Start a command, kill it some time after so many checkpoints were written."""
+    before = set(out.glob("checkpoint/step-*"))
+    process = subprocess.Popen(started, env=ENVIRON, stderr=subprocess.PIPE)
     try:
-        seen, deadline = set(), time.monotonic() + 60
-        while len(seen) < n_checkpoints:
+        new, deadline = set(), time.monotonic() + 60
+        while len(new) < n_new:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
-            seen |= {path.name for path in out.glob("checkpoint/step-*")}
+            new |= set(out.glob("checkpoint/step-*")) - before
             time.sleep(0.005)
         time.sleep(seconds)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        assert process.communicate()[1] == b""
 
 
 def test_kill_and_the_same_command_again(tmp_path):
     out, straight = tmp_path / "killed", tmp_path / "straight"
-    kill_after(out, 2)
+    kill_after(command(*KILLED, "--out", out), out, 2)
     assert json.loads((out / "status.json").read_text())["state"] == "running"
     # It came further than its last checkpoint: the logs have to be cut.
     with (out / "episodes.csv").open("a") as file:
@@ -321,17 +322,19 @@ def test_kill_and_the_same_command_again(tmp_path):
 
 @pytest.mark.long
 def test_killed_again_and_again(tmp_path):
-    """At any moment, most often while a checkpoint is written."""
+    """With a checkpoint at every rollout most kills fall into the writing of one."""
     out, straight = tmp_path / "killed", tmp_path / "straight"
-    draw = np.random.default_rng(0)
-    for _ in range(30):
-        if (out / "status.json").exists() and json.loads((out / "status.json").read_text())["state"] == "finished":
-            break
-        kill_after(out, 1, draw.uniform(0, 0.2))
+    args = [*arguments("a2c-rmsprop", "CartPole-v1", 20_000), "--checkpoint-interval", "1e-9"]
+    code = "import sys; from alrao_rl import checkpoint, train; checkpoint.MAX_SHARE = 1; train.main(sys.argv[1:])"
+    draw, interrupted = np.random.default_rng(0), 0
+    for _ in range(12):
+        kill_after([sys.executable, "-c", code, *args, "--out", str(out)], out, 2, draw.uniform(0, 0.1))
         for folder in (out / "checkpoint").glob("step-*"):
             load(folder)
-    assert main([*KILLED, "--out", str(out)]) == 0
-    assert main([*KILLED, "--out", str(straight)]) == 0
+        interrupted += any((out / "checkpoint").glob(".*.tmp"))
+    assert interrupted > 3
+    assert main([*args, "--out", str(out)]) == 0
+    assert main([*args, "--out", str(straight)]) == 0
     same_files(straight, out)
 
 
