@@ -55,7 +55,7 @@ def take(model: BaseAlgorithm, evaluations: VecEnv) -> dict[str, Any]:
         "replay_buffer": _take_buffer(_buffer(model)),
         "environments": _take_environments(_environments(model)),
         "normalizer": _take_normalizer(model.get_vec_normalize_env()),
-        "evaluations": [generator_state(env.unwrapped) for env in cast(DummyVecEnv, evaluations.unwrapped).envs],
+        "evaluations": _take_evaluations(cast(DummyVecEnv, evaluations.unwrapped)),
         "action_space": generator_state(model.action_space),
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -86,7 +86,7 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm, evaluations: VecEnv) -
     _put_normalizer(model.get_vec_normalize_env(), state["normalizer"])
     lost = _put_environments(_environments(model), state["environments"])
     _start_episodes(model, lost)
-    _put_evaluations(evaluations, state["evaluations"])
+    _put_evaluations(cast(DummyVecEnv, evaluations.unwrapped), state["evaluations"])
     # Last: an environment may have drawn from them while it was replayed.
     set_generator_state(model.action_space, state["action_space"])
     random.setstate(state["python"])
@@ -193,9 +193,18 @@ def _set_row(target: Any, source: Any, i: int) -> None:
         target[i] = source[i]
 
 
-def _put_evaluations(evaluations: VecEnv, states: list[dict[str, Any] | None]) -> None:
-    """Every evaluation begins with a reset: of an environment only its generator is left from the one before."""
-    venv = cast(DummyVecEnv, evaluations.unwrapped)
+def _take_evaluations(venv: DummyVecEnv) -> list[dict[str, Any] | None]:
+    """Generators of the environments; None before their first reset, which will seed them.
+
+    Every evaluation begins with a reset: nothing else is left of the one before.
+    """
+    return [
+        None if seed is not None else generator_state(env.unwrapped)
+        for env, seed in zip(venv.envs, venv._seeds, strict=True)
+    ]
+
+
+def _put_evaluations(venv: DummyVecEnv, states: list[dict[str, Any] | None]) -> None:
     for i, (env, state) in enumerate(zip(venv.envs, states, strict=True)):
         if state is not None:
             set_generator_state(env.unwrapped, state)

@@ -206,6 +206,7 @@ class Odd(gym.Env):
             "dict": spaces.Dict({"a": spaces.Box(-1.0, 1.0, (2,)), "b": spaces.Discrete(3)}),
         }
         self.observation_space, self.hidden, self.own = spaces_of[kind], hidden, np.random.default_rng()
+        self.np_random.random()  # it has a generator before it has a seed
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -236,16 +237,16 @@ def odd(tmp_path, monkeypatch):
 
 
 OTHERS = [
-    ("a2c", "dict", ["normalize_observations=true"]),
-    ("dqn-adam", "dict", []),
-    ("dqn", "image", ["gradient_steps=1", "train_freq=16"]),
+    ("a2c", "dict", ["normalize_observations=true"], (250,)),
+    ("dqn-adam", "dict", [], (60, 250)),  # the first time before an evaluation
+    ("dqn", "image", ["gradient_steps=1", "train_freq=16"], (250,)),
 ]
 
 
-@pytest.mark.parametrize(("agent", "kind", "sets"), OTHERS)
-def test_other_observations(odd, train, tmp_path, capfd, agent, kind, sets):
+@pytest.mark.parametrize(("agent", "kind", "sets", "stops"), OTHERS)
+def test_other_observations(odd, train, tmp_path, capfd, agent, kind, sets, stops):
     args = [*arguments(agent, odd, 260, *sets), "--env-kwargs", f'hidden=false, kind="{kind}"']
-    continues_exactly(train, tmp_path, capfd, args, (250,))
+    continues_exactly(train, tmp_path, capfd, args, stops)
 
 
 @pytest.mark.parametrize(("agent", "sets"), [("dqn", ["n_steps=3"]), ("a2c", ["normalize_observations=true"])])
@@ -256,7 +257,7 @@ def test_environment_that_cannot_be_replayed(odd, train, tmp_path, capfd, agent,
     train(args, out, stop_at=303)
     capfd.readouterr()
     step = json.loads((out / "checkpoint" / saved(out)[-1] / "state.json").read_text())["step"]
-    train(args, out)
+    state = train(args, out)
     lines = capfd.readouterr().err.splitlines()
     n_envs = 4 if agent == "a2c" else 1
     expected = (
@@ -269,6 +270,9 @@ def test_environment_that_cannot_be_replayed(odd, train, tmp_path, capfd, agent,
     assert status["restarted_episodes"] == [
         {"timestep": step, "environment": number, "reason": reason} for number in range(1, n_envs + 1)
     ]
+    if agent == "dqn":  # the broken-off episode was cut, as by a time limit, and returns over 3 steps end there
+        timeouts = np.frombuffer(state["/replay_buffer/rows/timeouts"], np.float32)
+        assert np.flatnonzero(timeouts).tolist() == [step - 1]
     rows = [line.split(",") for line in (out / "episodes.csv").read_text().splitlines()[1:]]
     assert {row[2] for row in rows} == {"10"}
     ends = sorted(int(row[0]) for row in rows)
