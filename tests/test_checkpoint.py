@@ -309,7 +309,7 @@ def kill_after(started, out, n_new, seconds=0.0):
 
 def test_kill_and_the_same_command_again(tmp_path):
     out, straight = tmp_path / "killed", tmp_path / "straight"
-    kill_after(command(*KILLED, "--out", out), out, 2)
+    kill_after(command(*KILLED, "--out", out), out, 1, seconds=0.2)
     assert json.loads((out / "status.json").read_text())["state"] == "running"
     # It came further than its last checkpoint: the logs have to be cut.
     with (out / "episodes.csv").open("a") as file:
