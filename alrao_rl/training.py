@@ -94,7 +94,7 @@ class TrainingCallback(AlraoCallback):
         if self.saved is not None:
             self._continue(self.saved)
             self.saved = None
-        elif self._timer.is_due():
+        elif self.num_timesteps and self._timer.is_due():
             self._save()
 
     def _on_step(self) -> bool:

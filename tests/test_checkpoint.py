@@ -60,7 +60,7 @@ class Every(Timer):
     rollouts = 7
 
     def is_due(self):
-        self.count = getattr(self, "count", -1) + 1
+        self.count = getattr(self, "count", 0) + 1  # not asked at the first rollout
         return self._interval > 0 and self.count % self.rollouts == self.rollouts - 1
 
 
