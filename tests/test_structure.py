@@ -29,7 +29,8 @@ ALLOWED = {
 }
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
-    "errors", "runs", "stats", "load", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot", "training", "train",
+    "errors", "runs", "stats", "load", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot", "training",
+    "train",
 ]  # fmt: skip
 
 
