@@ -180,7 +180,7 @@ class OutputHeads(nn.Module):
         average = self._extra(weights @ theta)
         if not torch.is_grad_enabled():
             return average
-        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), [self])
+        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), self._layers)
 
     def _average(self, x: Tensor) -> Tensor:
         """Φ as a function of the features and of a, the heads' parameters held.
@@ -340,7 +340,7 @@ class OutputHeads(nn.Module):
         """Move the averaging weights by the evidence of this step, judged on outputs from before the step."""
         evidence = self._evidence
         evidence.gradient, evidence.gains = gradient, self._gains()
-        self.rule.update(self._held[1], evidence)
+        self.rule.update(self.averaging_weights.detach(), evidence)
 
     @torch.no_grad()
     def reclone(self, lost: Tensor) -> None:
