@@ -225,7 +225,9 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """Refuse a second group: the optimizer is that of a network."""
         if self.param_groups:
             raise ValueError("an AlraoOptimizer has one parameter group, that of its network: convert a larger network")
-        super().add_param_group(param_group)
+        # Past the guard against torch's compiler around it, which loads the compiler: a second of every start.
+        add = torch.optim.Optimizer.add_param_group
+        getattr(add, "__wrapped__", add)(self, param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.

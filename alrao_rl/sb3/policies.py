@@ -31,6 +31,13 @@ from alrao_rl.sb3.sequential import use_lean_sequentials
 Options = Mapping[str, Any] | AlraoConfig | None
 
 
+class _NoOptimizer:
+    """In place of the Adam that SB3 makes before ours, which costs a second: with it torch loads its compiler."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 class AlraoPolicyMixin:
     """What all Alrao policies share: options, optimizer, statistics."""
 
@@ -51,6 +58,7 @@ class AlraoPolicyMixin:
             options = {"rule": rule} if isinstance(rule, str) else rule
             config = replace(config, policy_averaging={"reuse": getattr(algorithm, "n_epochs", 1), **options})
         self.alrao_options = config
+        kwargs["optimizer_class"] = _NoOptimizer
         kwargs.setdefault("activation_fn", nn.Tanh)
         if kwargs.get("features_extractor_class") is None:
             kwargs["features_extractor_class"] = self.default_features_extractor_class
