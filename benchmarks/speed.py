@@ -39,6 +39,7 @@ from alrao_rl import AlraoCnnPolicy, recipes
 from alrao_rl.agent import build
 from alrao_rl.core import AlraoOptimizer, OutputHeads, convert
 from alrao_rl.envs import make_env
+from alrao_rl.sb3.extractors import AlraoNatureCNN
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -69,9 +70,10 @@ def training(
 
 
 def images() -> tuple[BaseAlgorithm, BaseAlgorithm]:
-    """A2C on synthetic frames, 84×84×4, with the layers of NatureCNN."""
+    """A2C on synthetic frames, 84×84×4, with the layers of NatureCNN; tanh in both, as in all comparisons."""
     env = DummyVecEnv([lambda: FakeImageEnv(n_channels=4, discrete=True, channel_first=True)] * 8)
-    return A2C("CnnPolicy", env, device="cpu"), A2C(AlraoCnnPolicy, env, device="cpu")
+    bounded = {"features_extractor_class": AlraoNatureCNN, "net_arch": []}
+    return A2C("CnnPolicy", env, device="cpu", policy_kwargs=bounded), A2C(AlraoCnnPolicy, env, device="cpu")
 
 
 def recurrent() -> Pair:

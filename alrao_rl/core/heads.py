@@ -74,6 +74,7 @@ class OutputHeads(nn.Module):
     theta: nn.Parameter
     rates: Tensor
     _leaves: list[Tensor]
+    _matrix: tuple[Tensor, Tensor | None]
 
     def __init__(
         self,
@@ -197,7 +198,8 @@ class OutputHeads(nn.Module):
             if not self._has_bias:
                 return nn.functional.linear(x, rows)
             return nn.functional.linear(x, rows.narrow(1, 0, self.in_features), rows.select(1, self.in_features))
-        logits = self._outputs(x, *self._split(self._joint(theta)))
+        matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
+        logits = self._outputs(x, *matrix)
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights)
         if len(self.splits) == 1:
@@ -240,7 +242,8 @@ class OutputHeads(nn.Module):
             return
         self._place, self._finite = place, -1
         self._held = self.theta.detach(), self.averaging_weights.detach()
-        parts = [part for part in self._split(self._joint(self._held[0])) if part is not None]
+        self._matrix = self._split(self._joint(self._held[0]))
+        parts = [part for part in self._matrix if part is not None]
         if self._extra_shape is not None:
             parts.append(self._extra(self._held[0]))
         self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
@@ -248,7 +251,7 @@ class OutputHeads(nn.Module):
         self._layers = frozenset([self])
 
     def __getstate__(self) -> dict[str, Any]:
-        aliases = ("_held", "_leaves", "_weights", "_layers")
+        aliases = ("_held", "_matrix", "_leaves", "_weights", "_layers")
         return {key: value for key, value in self.__dict__.items() if key not in aliases} | {"_place": ()}
 
     @staticmethod
