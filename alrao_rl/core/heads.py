@@ -159,7 +159,9 @@ class OutputHeads(nn.Module):
             return flat.reshape(*features.shape[:-1], self.out_features)
         average = self._average(features)
         if not torch.is_grad_enabled():
-            return average.t()
+            return average if self.kind in _LINEAR else average.t()
+        average = average.t() if self.kind in _LINEAR else average
+        # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
         branches = torch.cat([average.unsqueeze(0), self._own(features.detach())])
         return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
 
@@ -182,9 +184,9 @@ class OutputHeads(nn.Module):
         return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), self._layers)
 
     def _average(self, x: Tensor) -> Tensor:
-        """Φ as a function of the features and of a, the heads' parameters held: ``[B, I]`` to ``[O, B]``.
+        """Φ as a function of the features and of a, the heads' parameters held.
 
-        The batch comes last: over rows as short as the outputs of a head torch works one at a time.
+        ``[B, I]`` to ``[B, O]`` for linear kinds, to ``[O, B]`` for others: as it is computed.
         """
         theta, weights = self._usable()
         if self.kind in _LINEAR:
@@ -192,9 +194,12 @@ class OutputHeads(nn.Module):
             averaged = weights @ theta
             if self._extra_shape is not None:
                 averaged = averaged[: self._n_matrix]
-            return self._outputs(x, *self._split(averaged.view(self.out_features, self._columns)))
+            rows = averaged.view(self.out_features, self._columns)
+            if not self._has_bias:
+                return nn.functional.linear(x, rows)
+            return nn.functional.linear(x, rows.narrow(1, 0, self.in_features), rows.select(1, self.in_features))
         matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
-        logits = self._outputs(x, *matrix).view(self.n_heads, self.out_features, len(x))
+        logits = self._outputs(x, *matrix)
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights)
         if len(self.splits) == 1:
@@ -204,7 +209,6 @@ class OutputHeads(nn.Module):
     def _own(self, x: Tensor) -> Tensor:
         """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
         own = self._outputs(x, self._leaves[0], self._leaves[1] if self._has_bias else None)
-        own = own.view(self.n_heads, self.out_features, len(x))
         if self.kind != "categorical":
             return own
         if len(self.splits) == 1:
@@ -212,17 +216,15 @@ class OutputHeads(nn.Module):
         return torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
 
     def _outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``[B, I]`` to ``[K, B]`` by weight ``[K, I]`` and bias ``[K, 1]``, or of J matrices to ``[J, K, B]``."""
-        if weight.dim() == 3:
+        """``[B, I]`` to ``[J, O, B]`` by weight and bias of :meth:`_joint` rows, ``[J · O, …]`` or ``[J, O, …]``."""
+        if weight.dim() == 3:  # with an extra parameter behind its rows a head's matrix does not touch the next one's
             x = x.t().expand(self.n_heads, -1, -1)
             return weight @ x if bias is None else torch.baddbmm(bias, weight, x)
-        return weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
+        outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
+        return outputs.view(self.n_heads, self.out_features, len(x))
 
     def _joint(self, theta: Tensor) -> Tensor:
-        """View of the rows of all heads as one matrix, ``[J · O, columns]``.
-
-        With an extra parameter behind its rows a head's matrix does not touch the next one's: ``[J, O, columns]``.
-        """
+        """View of the rows of all heads as one matrix where they are one, ``[J · O, columns]``; else ``[J, O, …]``."""
         return theta.view(-1, self._columns) if self._extra_shape is None else self._rows(theta)
 
     # The graph ends at aliases of the parts of θ, and of a, so that no gradient arrives in ``.grad`` of the parameters.
