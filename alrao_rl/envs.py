@@ -7,13 +7,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.recipes import Environment, Recipe
+from alrao_rl.recorder import RecordingMonitor
 
 EVALUATION_SEED_OFFSET = 1_000_000
 """Evaluation environments are seeded this far from the training ones."""
@@ -77,7 +77,7 @@ def _has_statistics(space: spaces.Space[Any]) -> bool:
 
 
 def make_one(environment: Environment, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make one environment with its wrappers, under a Monitor.
+    """Make one environment with its wrappers, under a :class:`~alrao_rl.recorder.RecordingMonitor`.
 
     Args:
         environment: what to make.
@@ -98,7 +98,7 @@ def make_one(environment: Environment, **kwargs: Any) -> gym.Env[Any, Any]:
         raise UserError(f"{environment.id} cannot be made: {reason}") from None
     for spec in environment.wrappers:
         env = _wrap(env, environment.id, dict(spec))
-    return Monitor(env)
+    return RecordingMonitor(env)
 
 
 def _wrap(env: gym.Env[Any, Any], env_id: str, spec: dict[str, Any]) -> gym.Env[Any, Any]:

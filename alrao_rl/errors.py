@@ -69,4 +69,13 @@ def python() -> str:
 
 def print_error(message: object) -> None:
     """Print one line ``error: …`` to stderr, whatever line ends a quoted value holds."""
-    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+    _print_line("error", message)
+
+
+def print_warning(message: object) -> None:
+    """Print one line ``warning: …`` to stderr: what goes on otherwise than the user expects."""
+    _print_line("warning", message)
+
+
+def _print_line(kind: str, message: object) -> None:
+    print(f"{kind}: {' '.join(str(message).splitlines())}", file=sys.stderr)

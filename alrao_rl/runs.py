@@ -2,7 +2,9 @@
 
 ``config.json`` (the resolved recipe, versions, command, git commit), ``status.json`` (queued, running, finished or
 failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only file that differs
-between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent) and ``last.*`` (the last one).
+between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the last one), and
+until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut back to the
+length they had at the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +30,7 @@ COLUMNS = {
 }
 AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))
 TRACEBACK = "traceback.txt"
+CHECKPOINT = "checkpoint"
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -135,10 +139,12 @@ class RunFolder:
             UserError: it cannot be written.
         """
         try:
+            # First: it belongs to the logs that go.
+            if (self.path / CHECKPOINT).exists():
+                shutil.rmtree(self.path / CHECKPOINT)
             write_json(self.path / "config.json", config)
             self.set_status("running", pid=os.getpid())
-            for path in (*(self.path / name for name in (TRACEBACK, *AGENTS)), *self.path.glob(".*.tmp")):
-                path.unlink(missing_ok=True)
+            self._drop(TRACEBACK, *AGENTS)
             for name, columns in COLUMNS.items():
                 file = (self.path / name).open("w", newline="")
                 self._files[name] = file
@@ -146,6 +152,39 @@ class RunFolder:
             self.flush()
         except OSError as error:
             raise self._unusable(error) from None
+
+    def resume(self, lengths: Mapping[str, int], agents: Mapping[str, bytes]) -> None:
+        """Continue the run: cut the logs back to their ``lengths`` in bytes, put its best agent's files back.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.set_status("running", pid=os.getpid())
+            self._drop(TRACEBACK, *(name for name in AGENTS if name not in agents))
+            for name, data in agents.items():
+                write_atomically(self.path / name, data)
+            for name in COLUMNS:
+                file = self._files[name] = (self.path / name).open("a", newline="")
+                file.truncate(lengths[name])
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def lengths(self) -> dict[str, int]:
+        """Length of every log in bytes, once the disk has them."""
+        self.flush()
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+
+    def too_short(self, lengths: Mapping[str, int]) -> str | None:
+        """The log that has fewer bytes than ``lengths`` says; None where all have them."""
+        sizes = {name: path.stat().st_size for name in COLUMNS if (path := self.path / name).is_file()}
+        return next((name for name in COLUMNS if sizes.get(name, -1) < lengths.get(name, 0)), None)
+
+    def _drop(self, *names: str) -> None:
+        for path in (*(self.path / name for name in names), *self.path.glob(".*.tmp")):
+            path.unlink(missing_ok=True)
 
     def append(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Append rows to a CSV log."""

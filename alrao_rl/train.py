@@ -8,18 +8,19 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alrao_rl import __version__, recipes
-from alrao_rl.errors import CommandLine, UserError, first_line, print_error, python, say, suggest
-from alrao_rl.runs import TRACEBACK, RunFolder, differences, write_atomically
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
+from alrao_rl.runs import AGENTS, CHECKPOINT, TRACEBACK, RunFolder, differences, write_atomically
 
 if TYPE_CHECKING:
+    from alrao_rl.checkpoint import Checkpoints, Saved
     from alrao_rl.recipes import Recipe
 
 
@@ -28,7 +29,8 @@ def parser() -> CommandLine:
     p = CommandLine(
         prog="python -m alrao_rl.train",
         description="Train an agent without a learning rate. Results go to results/train/ENV/AGENT/seed-N.",
-        epilog="Example: python -m alrao_rl.train --algo dqn --env CartPole-v1 --set alrao.n_heads=20",
+        epilog="The same command again continues a run that was interrupted. "
+        "Example: python -m alrao_rl.train --algo dqn --env CartPole-v1 --set alrao.n_heads=20",
     )
     which = p.add_mutually_exclusive_group()
     which.add_argument("--algo", metavar="ALGO", help="dqn, a2c or ppo: the Alrao agent of that algorithm")
@@ -44,9 +46,13 @@ def parser() -> CommandLine:
     p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
     p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
+    p.add_argument(
+        "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
+        help="what an interrupted run loses at most (default 60; 0: no checkpoints); results do not depend on it",
+    )  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
-    p.add_argument("--quiet", action="store_true", help="print errors only")
+    p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return p
 
 
@@ -66,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         print_error(error)
         return 2
     except KeyboardInterrupt:
-        print_error("interrupted; the same command starts the run anew")
+        print_error("interrupted; the same command continues from the last checkpoint, if there is one")
         return 130
 
 
@@ -83,6 +89,10 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
         raise UserError(f"--timesteps is {args.timesteps}, expected a whole number from 1 to {recipes.MAX_COUNT:,}")
     if args.eval_episodes < 1:
         raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number of at least 1")
+    if not 0 <= args.checkpoint_interval < float("inf"):
+        raise UserError(
+            f"--checkpoint-interval is {args.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
+        )
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
     kwargs = recipes.parse_env_kwargs(args.env_kwargs)
@@ -139,7 +149,9 @@ def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(recipe: Recipe, args: argparse.Namespace) -> int:
-    """Train into the run folder; a finished run prints its summary, another configuration there is refused.
+    """Train into the run folder, from its last checkpoint on if there is one.
+
+    A finished run prints its summary, another configuration there is refused.
 
     Returns:
         0, or 1 for a run that failed: its folder then holds the reason and the traceback.
@@ -150,6 +162,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     folder = RunFolder(run_folder(recipe, args))
     config = configuration(recipe, args)
     if _is_finished(folder, config):
+        # A process may have been killed between its last two acts.
+        shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
     from alrao_rl.agent import build, check_device
     from alrao_rl.envs import make_env
@@ -159,25 +173,53 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     _limit_threads()
     env = make_env(recipe, args.seed, training=True)
     model = build(recipe.agent, env, args.seed, args.device)
-    callback = TrainingCallback(recipe, folder, args.seed, args.eval_episodes, args.quiet)
+    interval = args.checkpoint_interval
+    callback = TrainingCallback(recipe, folder, args.seed, args.eval_episodes, args.quiet, config, interval)
     folder.open()
     try:
         # Another process may have finished it since.
         if _is_finished(folder, config):
             return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
-        folder.start({**config, "provenance": _provenance(args)})
-        started = time.perf_counter()
+        callback.saved = _begin(folder, callback.checkpoints, config, _provenance(args))
         try:
             with contextlib.closing(callback):
                 model.learn(recipe.timesteps, callback=callback)
         except BaseException as error:
             return _fail(folder, error, model.num_timesteps)
-        seconds = round(time.perf_counter() - started, 1)
-        folder.set_status("finished", timesteps=model.num_timesteps, wall_seconds=seconds, **callback.result())
+        folder.set_status("finished", timesteps=model.num_timesteps, **callback.result())
+        callback.checkpoints.remove()
         return _finish(recipe, folder, args.quiet)
     finally:
         folder.close()
         env.close()
+
+
+def _begin(
+    folder: RunFolder, checkpoints: Checkpoints, config: dict[str, Any], provenance: dict[str, Any]
+) -> Saved | None:
+    """Prepare the folder for the run as it goes on from its newest usable checkpoint, which is returned, or anew."""
+
+    def complain(path: Path, reason: str) -> None:
+        print_warning(f"the checkpoint {path} is not used: {reason}")
+
+    def fits(state: dict[str, Any]) -> str | None:
+        if changed := list(differences(state["config"], config)):
+            return f"it is of another configuration ({'; '.join(changed[:3])})"
+        short = folder.too_short(state["logs"])
+        return f"{folder.path / short} is shorter than it was" if short else None
+
+    saved = checkpoints.newest(complain, fits)
+    if saved is None:
+        folder.start({**config, "provenance": provenance})
+        return None
+    begun = (folder.config() or {}).get("provenance", {})
+    for what in ("versions", "device"):
+        if begun.get(what) != provenance[what]:
+            print_warning(
+                f"the run was begun with {what} {begun.get(what)}, now it is {provenance[what]}: it may end otherwise"
+            )
+    folder.resume(saved.state["logs"], {name: saved.read(name) for name in AGENTS if name in saved.files})
+    return saved
 
 
 def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:

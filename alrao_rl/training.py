@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
+from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
+from alrao_rl.checkpoint import Checkpoints, Saved, Timer
 from alrao_rl.envs import make_env
-from alrao_rl.errors import say
+from alrao_rl.errors import print_warning, say
 from alrao_rl.recipes import Recipe
-from alrao_rl.runs import RunFolder
+from alrao_rl.runs import AGENTS, CHECKPOINT, RunFolder
 from alrao_rl.sb3.callback import AlraoCallback
 from alrao_rl.sb3.policies import AlraoPolicyMixin
 
@@ -32,10 +34,34 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class TrainingCallback(AlraoCallback):
-    """Writes a run folder: every episode, 50 evaluations on environments of their own, the best and the last agent."""
+    """Writes a run folder: every episode, 50 evaluations on environments of their own, the best and the last agent.
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, seed: int, eval_episodes: int, quiet: bool) -> None:
+    Args:
+        recipe: what is trained.
+        folder: where to write; open before training starts.
+        seed: of the evaluation environments.
+        eval_episodes: episodes an evaluation.
+        quiet: show nothing.
+        config: what a checkpoint has to agree with to be continued from.
+        checkpoint_interval: wall seconds between checkpoints; 0 for none.
+    """
+
+    saved: Saved | None = None
+    """Set before training starts: the checkpoint to continue from."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        seed: int,
+        eval_episodes: int,
+        quiet: bool,
+        config: Mapping[str, Any],
+        checkpoint_interval: float,
+    ) -> None:
         super().__init__()
+        self.config, self.checkpoints = config, Checkpoints(folder.path / CHECKPOINT)
+        self._timer = Timer(checkpoint_interval)
         self.recipe, self.folder, self.eval_episodes = recipe, folder, eval_episodes
         self._evaluations = make_env(recipe, seed, training=False, n_envs=min(eval_episodes, 100))
         self._interval = max(recipe.timesteps // N_EVALUATIONS, 1)
@@ -46,6 +72,7 @@ class TrainingCallback(AlraoCallback):
         self._display = Display(recipe, quiet)
         self._started = time.perf_counter()
         self._evaluating = 0.0
+        self._restarts: list[dict[str, Any]] = []
 
     def result(self) -> dict[str, Any]:
         """Scores of the run for ``status.json``."""
@@ -54,12 +81,21 @@ class TrainingCallback(AlraoCallback):
             "best_return": best[0],
             "best_timestep": best[1],
             "last_return": self._last[0],
+            "wall_seconds": round(self._elapsed(), 1),
             "seconds_evaluating": round(self._evaluating, 1),
+            **({"restarted_episodes": self._restarts} if self._restarts else {}),
         }
 
     def _on_training_start(self) -> None:
         self._started = time.perf_counter()
-        self._display.start()
+        self._display.start(0 if self.saved is None else self.saved.state["step"])
+
+    def _on_rollout_start(self) -> None:
+        if self.saved is not None:
+            self._continue(self.saved)
+            self.saved = None
+        elif self.num_timesteps and self._timer.is_due():
+            self._save()
 
     def _on_step(self) -> bool:
         rows = []
@@ -85,6 +121,50 @@ class TrainingCallback(AlraoCallback):
         """Give the terminal and the evaluation environments back, also after a failure."""
         self._display.stop()
         self._evaluations.close()
+
+    def _elapsed(self) -> float:
+        """Wall seconds of training, those before an interruption included."""
+        return time.perf_counter() - self._started
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        before = time.perf_counter()
+        state = {
+            "step": self.num_timesteps,
+            "config": self.config,
+            "logs": self.folder.lengths(),
+            "training": snapshot.take(self.model, self._evaluations),
+            "callback": {
+                "n_calls": self.n_calls,
+                "next": self._next,
+                "best": self._best,
+                "last": self._last,
+                "returns": list(self._returns),
+                "elapsed": self._elapsed(),
+                "evaluating": self._evaluating,
+                "restarts": self._restarts,
+            },
+        }
+        # The best agent goes with it: where a run cannot be repeated exactly, what came after is another's.
+        agents = {name: path.read_bytes() for name in AGENTS if (path := self.folder.path / name).exists()}
+        self.checkpoints.save(self.num_timesteps, state, agents)
+        self._timer.wrote(time.perf_counter() - before)
+
+    def _continue(self, saved: Saved) -> None:
+        """Go on from a checkpoint: the same place in SB3's loop where it was taken."""
+        mine = saved.state["callback"]
+        self._next, self._best, self._last = mine["next"], mine["best"], mine["last"]
+        self._returns.extend(mine["returns"])
+        self._evaluating, self._restarts = mine["evaluating"], mine["restarts"]
+        self._started = time.perf_counter() - mine["elapsed"]
+        lost = snapshot.put_back(saved.state["training"], self.model, self._evaluations)
+        self.n_calls, self.num_timesteps = mine["n_calls"], self.model.num_timesteps
+        for number, reason in lost.items():
+            self._restarts.append({"timestep": self.num_timesteps, "environment": number + 1, "reason": reason})
+            print_warning(
+                f"{self.recipe.environment.id} cannot be replayed ({reason}): environment {number + 1} of "
+                f"{self.training_env.num_envs} starts a new episode, and the run is not the one it would have been"
+            )
 
     def _weights(self) -> dict[str, Any]:
         policy = self.model.policy
@@ -152,17 +232,18 @@ class Display:
         )
         self._screen = Live(console=console, auto_refresh=False)
         self._started = self._shown = 0.0
+        self._first = 0
         self._returns: Sequence[float] = ()
         self._weights: Callable[[], dict[str, Any]] = dict
 
-    def start(self) -> None:
-        """Begin; the clock starts here."""
-        self._started = time.perf_counter()
+    def start(self, first: int = 0) -> None:
+        """Begin, with step ``first``; the clock starts here."""
+        self._started, self._first = time.perf_counter(), first
         if self._live:
             self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-")
             self._screen.start()
         elif not self._quiet:
-            say(f"{self._name}: {self._total:,} steps")
+            say(f"{self._name}: {self._total:,} steps" + (f", continued from step {first:,}" if first else ""))
 
     def update(
         self, step: int, returns: Sequence[float], weights: Callable[[], dict[str, Any]], final: bool = False
@@ -176,7 +257,7 @@ class Display:
             return
         self._shown = now
         score = f"{np.mean(returns):.1f}" if returns else "-"
-        rate = f"{step / max(now - self._started, 1e-9):,.0f}"
+        rate = f"{(step - self._first) / max(now - self._started, 1e-9):,.0f}"
         bars = "  ".join(f"{layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights().items())
         completed = min(step, self._total)
         self._progress.update(self._task, completed=completed, rate=rate, score=score)
@@ -187,12 +268,13 @@ class Display:
         if self._live or self._quiet:
             return
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        left = (self._total - step) * seconds / max(step, 1)
+        done = max(step - self._first, 1)
+        left = (self._total - step) * seconds / done
         score = f"{np.mean(self._returns):.1f}" if self._returns else "-"
         bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in self._weights().items())
         say(
             f"step {min(step, self._total):,} of {self._total:,}: return {score}, evaluation {mean:.1f}, "
-            f"{step / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}"
+            f"{done / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}"
         )
 
     def stop(self) -> None:

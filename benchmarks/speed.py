@@ -39,6 +39,7 @@ from alrao_rl import AlraoCnnPolicy, recipes
 from alrao_rl.agent import build
 from alrao_rl.core import AlraoOptimizer, OutputHeads, convert
 from alrao_rl.envs import make_env
+from alrao_rl.sb3.extractors import AlraoNatureCNN
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -69,9 +70,10 @@ def training(
 
 
 def images() -> tuple[BaseAlgorithm, BaseAlgorithm]:
-    """A2C on synthetic frames, 84×84×4, with the layers of NatureCNN."""
+    """A2C on synthetic frames, 84×84×4, with the layers of NatureCNN; tanh in both, as in all comparisons."""
     env = DummyVecEnv([lambda: FakeImageEnv(n_channels=4, discrete=True, channel_first=True)] * 8)
-    return A2C("CnnPolicy", env, device="cpu"), A2C(AlraoCnnPolicy, env, device="cpu")
+    bounded = {"features_extractor_class": AlraoNatureCNN, "net_arch": []}
+    return A2C("CnnPolicy", env, device="cpu", policy_kwargs=bounded), A2C(AlraoCnnPolicy, env, device="cpu")
 
 
 def recurrent() -> Pair:
@@ -113,7 +115,7 @@ CASES: dict[str, tuple[Callable[[], tuple[BaseAlgorithm, BaseAlgorithm]], int]] 
     "PPO, Pendulum-v1": (lambda: training("ppo", "Pendulum-v1"), STEPS["ppo"]),
     "A2C, images 84×84×4": (images, 160),
 }
-PROFILED = ("DQN, CartPole-v1, 64×64", "A2C, CartPole-v1, 64×64", "PPO, CartPole-v1, 64×64")
+BROKEN_DOWN = ("DQN, CartPole-v1, 64×64", "A2C, CartPole-v1, 64×64", "PPO, CartPole-v1, 64×64")
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -337,9 +339,9 @@ def main() -> None:
         micro = np.median(times, axis=0) / steps * 1e6
         ratios = f"{median(times[:, 1] / times[:, 0])} | {median(times[:, 3] / times[:, 2])}"
         tell(f"| {name} | {micro[0]:.0f} | {micro[1]:.0f} | {ratios} |")
-        if name in PROFILED and not args.only:
-            parts = breakdown(models, steps)
-            details.append(f"### {name}\n\n{parts}\n\nTen heaviest functions of Alrao:\n\n{profile(models[1], steps)}")
+        if not args.only:
+            parts = breakdown(models, steps) + "\n\n" if name in BROKEN_DOWN else ""
+            details.append(f"### {name}\n\n{parts}Ten heaviest functions of Alrao:\n\n{profile(models[1], steps)}")
     if args.only:
         return
     times = pairs.run("LSTM, sequences of 32, core alone", recurrent())

@@ -1,5 +1,7 @@
 """Averages of every kind, gradient isolation, the policy's gain, and heads that are lost."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -465,3 +467,35 @@ def test_a_regression_loss_tells_its_residual_once(coefficient, monkeypatch):
         expected = (outputs_of(one, x) - y).square().mean((1, 2))
         torch.testing.assert_close(one.evidence.residual[1:], expected)
         assert one.evidence.loss is None
+
+
+def test_learning_goes_on_after_inference_mode_and_after_a_copy_in_between():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    net = convert(net, {"2": "values"}, {"seed": 0})
+    optimizer, x, y = AlraoOptimizer(net), torch.randn(5, 4), torch.randn(5, 3)
+    with torch.inference_mode():  # the first to look at the layer
+        net(x)
+    F.mse_loss(net(x), y).backward()
+    other = copy.deepcopy(net)
+    before = net[2].theta.detach().clone(), net[2].averaging_weights.detach().clone()
+    optimizer.step()
+    assert not torch.equal(net[2].theta, before[0])
+    assert not torch.equal(net[2].averaging_weights, before[1])
+    assert torch.equal(other[2].theta, before[0])
+    with torch.no_grad():
+        assert torch.equal(net(x), net(x))
+        assert not torch.equal(net(x), other(x))
+
+
+def test_parameters_moved_between_backward_and_step_still_learn():
+    net = convert(nn.Sequential(nn.Linear(4, 3)), {"0": "values"}, {"seed": 0})
+    optimizer, x, y = AlraoOptimizer(net), torch.randn(5, 4), torch.randn(5, 3)
+    F.mse_loss(net(x), y).backward()
+    for p in net.parameters():
+        p.data = p.data.clone()
+    before = net[0].theta.detach().clone(), net[0].averaging_weights.detach().clone()
+    optimizer.step()
+    assert not torch.equal(net[0].theta, before[0])
+    assert not torch.equal(net[0].averaging_weights, before[1])
+    out = net(x)
+    torch.testing.assert_close(out.branches[1], F.linear(x, net[0].weight[0], net[0].bias[0]))

@@ -117,6 +117,7 @@ def test_start_drops_what_an_unfinished_run_left_and_nothing_of_the_users(tmp_pa
     folder.append("episodes.csv", [(1, 2.0, 3)])
     folder.close()
     stale = ["agent.safetensors", "agent.json", "last.safetensors", "last.json", "traceback.txt", ".agent.json.x.tmp"]
+    (tmp_path / "checkpoint" / "step-000000000001").mkdir(parents=True)
     for name in [*stale, "notes.txt"]:
         (tmp_path / name).write_text("old")
     folder.open()
@@ -128,3 +129,34 @@ def test_start_drops_what_an_unfinished_run_left_and_nothing_of_the_users(tmp_pa
     assert (tmp_path / "episodes.csv").read_text() == "timestep,return,length\n4,5.0,6\n"
     for name, columns in COLUMNS.items():
         assert (tmp_path / name).read_text().splitlines()[0] == ",".join(columns)
+
+
+def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open()
+    folder.start({"seed": 0})
+    folder.append("episodes.csv", [(1, 2.0, 3)])
+    lengths = folder.lengths()
+    assert lengths == {name: (tmp_path / name).stat().st_size for name in COLUMNS}
+    folder.append("episodes.csv", [(4, 5.0, 6), (7, 8.0, 9)])
+    folder.append("heads.csv", [(4, "q_net", 1, 0.1, 1.0)])
+    folder.set_status("failed")
+    folder.close()
+    for name in ("agent.json", "last.json", "traceback.txt", ".status.json.x.tmp", "notes.txt"):
+        (tmp_path / name).write_text("new")
+    folder.open()
+    assert folder.too_short(lengths) is None
+    folder.resume(lengths, {"agent.json": b"old"})
+    folder.append("episodes.csv", [(10, 11.0, 12)])
+    folder.close()
+    assert (tmp_path / "episodes.csv").read_text() == "timestep,return,length\n1,2.0,3\n10,11.0,12\n"
+    assert (tmp_path / "heads.csv").read_text().count("\n") == 1
+    assert (tmp_path / "agent.json").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json", "status.json", ".lock", "agent.json", "notes.txt", *COLUMNS,
+    }  # fmt: skip
+    assert folder.status()["state"] == "running"
+    assert folder.config() == {"seed": 0}
+    assert folder.too_short({**lengths, "heads.csv": 10_000}) == "heads.csv"
+    (tmp_path / "episodes.csv").unlink()
+    assert folder.too_short(lengths) == "episodes.csv"

@@ -18,6 +18,10 @@ ALLOWED = {
     "errors.py": set(),
     "checks.py": {"alrao_rl.errors"},
     "headwise.py": {"torch"},
+    # Formats and records know nothing of what they hold.
+    "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors"},
+    "recorder.py": {"gymnasium", "numpy", "stable_baselines3", "alrao_rl.errors"},
+    "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder"},
     "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
     "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
@@ -29,7 +33,10 @@ ALLOWED = {
     "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "alrao_rl.core", "alrao_rl.sb3"},
 }
 # Modules in the order of the imports: none imports one to its right.
-ORDER = ["errors", "runs", "stats", "load", "report", "recipes", "envs", "agent", "training", "train"]
+ORDER = [
+    "errors", "runs", "stats", "load", "report", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot",
+    "training", "train",
+]  # fmt: skip
 
 
 def imports(path):
@@ -135,4 +142,4 @@ def test_code_lines_by_hand():
 def test_the_method_is_small():
     """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 1040, sizes
+    assert sum(sizes.values()) < 1060, sizes

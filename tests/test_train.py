@@ -403,8 +403,8 @@ def test_environment_that_cannot_be_reset_or_made(tiny, tmp_path, capfd):
     assert not (tmp_path / "made").exists()
 
 
-def test_interrupted_run_keeps_what_it_has_and_is_started_anew(tiny, tmp_path, capfd):
-    """While it is alive a second process is refused; killed, the same command begins again and repeats it exactly."""
+def test_interrupted_before_a_checkpoint_it_is_started_anew(tiny, tmp_path, capfd):
+    """While it is alive a second process is refused; killed, the same command repeats it exactly."""
     out, go = tmp_path / "run", tmp_path / "go"
     args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "1000", *DQN, "--quiet"]
     args += ["--env-kwargs", f'wait_at=62, wait_for="{go}"']
@@ -441,7 +441,8 @@ def test_ctrl_c(tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(alrao_rl.training.TrainingCallback, "_evaluate", interrupt)
     out = tmp_path / "run"
     assert main(["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--out", str(out)]) == 130
-    assert capfd.readouterr().err == "error: interrupted; the same command starts the run anew\n"
+    expected = "error: interrupted; the same command continues from the last checkpoint, if there is one\n"
+    assert capfd.readouterr().err == expected
     assert json.loads((out / "status.json").read_text())["state"] == "failed"
 
 

@@ -1,7 +1,8 @@
 """Model averaging: the weights a_j of the output heads, from how well each head has been doing.
 
-Every rule is a small module: ``step(weights, evidence)`` returns the weights after one update, ``forget(lost)`` clears
-what it knows of re-cloned heads. Shapes: J heads, P parameters a head. Weights are ``[J]``, not negative, of sum 1.
+Every rule is a small module: ``step(weights, evidence)`` returns the weights after one update, ``update`` writes them
+in place, ``forget(lost)`` clears what it knows of re-cloned heads. Shapes: J heads, P parameters a head. Weights are
+``[J]``, not negative, of sum 1.
 
 ==========================  ==============  ===========================================================================
 rule                        evidence        source
@@ -84,11 +85,18 @@ class Uniform(nn.Module):
 
     def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """Return the weights after one update, shape ``[J]``."""
+        updated = weights.detach().clone()
+        self.update(updated, evidence)
+        return updated
+
+    def update(self, weights: Tensor, evidence: Evidence) -> None:
+        """:meth:`step` in place."""
         if getattr(evidence, self.uses, None) is None:
-            return weights
-        if not weights.is_cpu:
-            return self.on_tensors(weights, evidence)
-        return torch.tensor(self.on_numbers(weights.tolist(), evidence), dtype=weights.dtype)
+            return
+        if weights.is_cpu:
+            _write(weights, self.on_numbers(weights.tolist(), evidence))
+        else:
+            weights.copy_(self.on_tensors(weights, evidence))
 
     def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """:meth:`step` by operations on tensors, ``[J]`` to ``[J]``."""
@@ -146,8 +154,10 @@ class Likelihood(Uniform):
         average, *log_p = losses.tolist()
         factor = -1.0
         if losses is not evidence.nll:
-            scale = _follow(self.scale, abs(average) if math.isfinite(average) else 0.0, self.decay)
-            correction = _follow(self.correction, 0.0, self.decay)
+            scale = _toward(self.scale.item(), abs(average) if math.isfinite(average) else 0.0, self.decay)
+            correction = self.correction.item() * self.decay
+            _write(self.scale, scale)
+            _write(self.correction, correction)
             factor = (correction - 1) / scale if scale else math.nan
             factor *= self.n / 2 if losses is evidence.residual else self.n
         log_p = [x * factor for x in log_p]
@@ -244,9 +254,8 @@ class ExponentiatedGradient(Uniform):
     """
 
     uses = "gains"
-    square: Tensor
-    variance: Tensor
-    correction: Tensor
+    moments: Tensor
+    """Running means of Σ a g² and of Σ a d², and what their beginning at 0 leaves of them, β^t."""
 
     def __init__(
         self,
@@ -261,20 +270,19 @@ class ExponentiatedGradient(Uniform):
         self.reuse = number("reuse", reuse, 1, ends="[)")
         self.beta, self.clip = number("beta", beta, 0), number("clip", clip, 0)
         self.alpha, self.decay = number("alpha", alpha, 0, 1), number("decay", decay, 0, 1)
-        for name in ("square", "variance"):
-            self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("correction", torch.ones(()))
+        self.register_buffer("moments", torch.tensor([0.0, 0.0, 1.0]))
 
     def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """See :meth:`Uniform.on_tensors`."""
         gain = cast(Tensor, evidence.gains).nan_to_num(0.0, 0.0, 0.0)
-        self.square.lerp_(weights.dot(gain.square()), 1 - self.decay)
-        self.correction.mul_(self.decay)
-        rounding = (self.square / (1 - self.correction)).sqrt_().mul_(_ROUNDING)
+        square, variance, correction = self.moments
+        correction.mul_(self.decay)
+        square.lerp_(weights.dot(gain.square()), 1 - self.decay)
+        rounding = (square / (1 - correction)).sqrt_().mul_(_ROUNDING)
         advantage = gain - weights.dot(gain)
         advantage.masked_fill_(advantage.abs() <= rounding, 0.0)
-        self.variance.lerp_(weights.dot(advantage.square()), 1 - self.decay)
-        spread = (self.variance / (1 - self.correction)).sqrt_()
+        variance.lerp_(weights.dot(advantage.square()), 1 - self.decay)
+        spread = (variance / (1 - correction)).sqrt_()
         exponent = advantage.div_(spread).mul_(self.beta / self.reuse).nan_to_num_(0.0).clamp_(-self.clip, self.clip)
         updated = exponent.exp_().mul_(weights)
         return updated.mul_((1 - self.alpha) / updated.sum()).add_(self.alpha / self.n_heads)
@@ -283,12 +291,14 @@ class ExponentiatedGradient(Uniform):
         """See :meth:`Uniform.on_numbers`."""
         gain = [g if math.isfinite(g) else 0.0 for g in cast(Tensor, evidence.gains).tolist()]
         mean = sum([a * g for a, g in zip(weights, gain, strict=True)])
-        correction = _follow(self.correction, 0.0, self.decay)
-        square = _follow(self.square, sum([a * g * g for a, g in zip(weights, gain, strict=True)]), self.decay)
+        square, variance, correction = self.moments.tolist()
+        correction *= self.decay
+        square = _toward(square, sum([a * g * g for a, g in zip(weights, gain, strict=True)]), self.decay)
         rounding = _ROUNDING * math.sqrt(square / (1 - correction))
         advantage = [g - mean if abs(g - mean) > rounding else 0.0 for g in gain]
         new = sum([a * d * d for a, d in zip(weights, advantage, strict=True)])
-        variance = _follow(self.variance, new, self.decay)
+        variance = _toward(variance, new, self.decay)
+        _write(self.moments, [square, variance, correction])
         spread = math.sqrt(variance / (1 - correction))
         scale, clip = self.beta / (self.reuse * spread) if spread else 0.0, self.clip
         updated = [a * math.exp(min(max(d * scale, -clip), clip)) for a, d in zip(weights, advantage, strict=True)]
@@ -411,12 +421,9 @@ def _write(state: Tensor, values: Any) -> None:
         state.numpy()[...] = values
 
 
-def _follow(state: Tensor, value: float, decay: float) -> float:
-    """Move a running mean, one number on the CPU, towards ``value``; at most as far as its precision goes."""
-    before = state.item()
-    after = min(before + (1 - decay) * (value - before), _LARGE)
-    _write(state, after)
-    return after
+def _toward(mean: float, value: float, decay: float) -> float:
+    """A running mean after one more value; at most as large as single precision goes."""
+    return min(mean + (1 - decay) * (value - mean), _LARGE)
 
 
 def _normalise(state: Tensor, mixture: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ class OutputHeads(nn.Module):
     theta: nn.Parameter
     rates: Tensor
     _leaves: list[Tensor]
+    _matrix: tuple[Tensor, Tensor | None]
 
     def __init__(
         self,
@@ -158,10 +159,11 @@ class OutputHeads(nn.Module):
             return flat.reshape(*features.shape[:-1], self.out_features)
         average = self._average(features)
         if not torch.is_grad_enabled():
-            return average
+            return average if self.kind in _LINEAR else average.t()
+        average = average.t() if self.kind in _LINEAR else average
         # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
-        branches = torch.cat([average.t().unsqueeze(0), self._own(features.detach())])
-        return HeadwiseTensor.wrap(branches.transpose(1, 2), [self])
+        branches = torch.cat([average.unsqueeze(0), self._own(features.detach())])
+        return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
 
     def collapse(self) -> dict[str, Tensor | None]:
         """Weight and bias of the one ``Linear`` that computes the average of outputs, Σ_j a_j θ_j."""
@@ -179,10 +181,13 @@ class OutputHeads(nn.Module):
         average = self._extra(weights @ theta)
         if not torch.is_grad_enabled():
             return average
-        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), [self])
+        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), self._layers)
 
     def _average(self, x: Tensor) -> Tensor:
-        """Φ as a function of the features and of a, the heads' parameters held: ``[B, I]`` to ``[B, O]``."""
+        """Φ as a function of the features and of a, the heads' parameters held.
+
+        ``[B, I]`` to ``[B, O]`` for linear kinds, to ``[O, B]`` for others: as it is computed.
+        """
         theta, weights = self._usable()
         if self.kind in _LINEAR:
             # Averaging outputs is averaging parameters: one layer instead of J.
@@ -193,12 +198,13 @@ class OutputHeads(nn.Module):
             if not self._has_bias:
                 return nn.functional.linear(x, rows)
             return nn.functional.linear(x, rows.narrow(1, 0, self.in_features), rows.select(1, self.in_features))
-        logits = self._outputs(x, *self._split(self._joint(theta)))
+        matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
+        logits = self._outputs(x, *matrix)
         if self.kind == "bernoulli":
-            return mix_bernoulli(logits, weights).t()
+            return mix_bernoulli(logits, weights)
         if len(self.splits) == 1:
-            return mix_logits(logits, weights).t()
-        return torch.cat([mix_logits(part, weights) for part in logits.split(self.splits, 1)]).t()
+            return mix_logits(logits, weights)
+        return torch.cat([mix_logits(part, weights) for part in logits.split(self.splits, 1)])
 
     def _own(self, x: Tensor) -> Tensor:
         """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
@@ -236,14 +242,16 @@ class OutputHeads(nn.Module):
             return
         self._place, self._finite = place, -1
         self._held = self.theta.detach(), self.averaging_weights.detach()
-        parts = [part for part in self._split(self._joint(self._held[0])) if part is not None]
+        self._matrix = self._split(self._joint(self._held[0]))
+        parts = [part for part in self._matrix if part is not None]
         if self._extra_shape is not None:
             parts.append(self._extra(self._held[0]))
         self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
         self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
+        self._layers = frozenset([self])
 
     def __getstate__(self) -> dict[str, Any]:
-        aliases = ("_held", "_leaves", "_weights")
+        aliases = ("_held", "_matrix", "_leaves", "_weights", "_layers")
         return {key: value for key, value in self.__dict__.items() if key not in aliases} | {"_place": ()}
 
     @staticmethod
@@ -331,12 +339,11 @@ class OutputHeads(nn.Module):
 
     # --- updates ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def update_averaging(self, gradient: Tensor) -> None:
         """Move the averaging weights by the evidence of this step, judged on outputs from before the step."""
         evidence = self._evidence
         evidence.gradient, evidence.gains = gradient, self._gains()
-        self.averaging_weights.copy_(self.rule.step(self.averaging_weights, evidence))
+        self.rule.update(self.averaging_weights.detach(), evidence)
 
     @torch.no_grad()
     def reclone(self, lost: Tensor) -> None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 
+_PIECE = 2**16
+"""Large networks are updated piece by piece: half a megabyte stays in the processor's cache between two operations."""
+
 
 class Base:
     """A base update: ``direction(g, state, layout)`` turns a flat gradient ``[N]`` into a direction ``[N]``.
@@ -39,6 +42,8 @@ class Base:
 
     default_lr_range: tuple[float, float]
     buffers: tuple[str, ...] = ()
+    elementwise = False
+    """Whether an entry's direction needs no other entry: then a part of the vectors will do."""
 
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         """Turn a flat gradient ``[N]`` into a direction ``[N]``; updates ``state`` in place."""
@@ -53,6 +58,7 @@ class Sgd(Base):
     def __init__(self, momentum: float = 0.0) -> None:
         self.momentum = number("momentum", momentum, 0, 1, "[)")
         self.buffers = ("momentum_buffer",) if momentum else ()
+        self.elementwise = True
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -95,6 +101,7 @@ class RmsProp(Base):
     ) -> None:
         self.decay, self.eps = number("decay", decay, 0, 1, "[)"), number("eps", eps, 0, 1, "[)")
         self.eps_inside, self.bias_correction = eps_inside, bias_correction
+        self.elementwise = not bias_correction
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -225,7 +232,9 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """Refuse a second group: the optimizer is that of a network."""
         if self.param_groups:
             raise ValueError("an AlraoOptimizer has one parameter group, that of its network: convert a larger network")
-        super().add_param_group(param_group)
+        # Past the guard against torch's compiler around it, which loads the compiler: a second of every start.
+        add = torch.optim.Optimizer.add_param_group
+        getattr(add, "__wrapped__", add)(self, param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.
@@ -277,7 +286,15 @@ class AlraoOptimizer(torch.optim.Optimizer):
                 self._judge(layer, gradient)
         state["steps"] += 1
         before = {} if absent is None else {name: state[name].clone() for name in self._base.buffers}
-        torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._update)
+        if self._base.elementwise and len(g) > 2 * _PIECE:
+            names = self._base.buffers
+            parts = (x.split(_PIECE) for x in (g, self._rates, self._update, *(state[name] for name in names)))
+            pieces = zip(*parts, strict=True)
+            for gradient, rates, update, *buffers in pieces:
+                direction = self._base.direction(gradient, dict(zip(names, buffers, strict=True)), self._layout)
+                torch.mul(direction, rates, out=update)
+        else:
+            torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._update)
         if absent is not None:  # what received no gradient does not move and keeps its state
             self._update.masked_fill_(absent, 0.0)
             for name, old in before.items():

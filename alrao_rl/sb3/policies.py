@@ -15,7 +15,7 @@ from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
@@ -26,9 +26,16 @@ from alrao_rl.core.optim import BASES
 from alrao_rl.sb3.distributions import lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.iterate_average import follow, plain_copy
-from alrao_rl.sb3.sequential import use_lean_sequentials
+from alrao_rl.sb3.lean import are_features, make_lean
 
 Options = Mapping[str, Any] | AlraoConfig | None
+
+
+class _NoOptimizer:
+    """In place of the Adam that SB3 makes before ours, which costs a second: with it torch loads its compiler."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 class AlraoPolicyMixin:
@@ -51,6 +58,7 @@ class AlraoPolicyMixin:
             options = {"rule": rule} if isinstance(rule, str) else rule
             config = replace(config, policy_averaging={"reuse": getattr(algorithm, "n_epochs", 1), **options})
         self.alrao_options = config
+        kwargs["optimizer_class"] = _NoOptimizer
         kwargs.setdefault("activation_fn", nn.Tanh)
         if kwargs.get("features_extractor_class") is None:
             kwargs["features_extractor_class"] = self.default_features_extractor_class
@@ -116,7 +124,7 @@ class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
         """SB3's Q-network, its last layer duplicated."""
         network = super().make_q_net()
         convert(network, {_last_linear(network.q_net, "q_net"): "values"}, self.alrao_options)
-        use_lean_sequentials(network)
+        make_lean(network)
         return network
 
     def _build(self, lr_schedule: Any) -> None:
@@ -166,8 +174,16 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
             {"action_net": Output(**policy, init=self._init(0.01), extra=log_std), "value_net": value},
             self.alrao_options,
         )
-        use_lean_sequentials(self)
+        make_lean(self)
         self.optimizer = AlraoOptimizer(self, lr=lr_schedule(1))
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """Features ``[B, F]``, two of them where policy and values have an extractor each."""
+        if self.share_features_extractor and are_features(
+            obs, self.observation_space, features_extractor or self.features_extractor
+        ):
+            return obs
+        return super().extract_features(obs, features_extractor)
 
     def _init(self, gain: float) -> Any:
         return partial(self.init_weights, gain=gain) if self.ortho_init else None

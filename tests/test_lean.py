@@ -1,15 +1,20 @@
-"""The lean Sequential computes what torch's does, and calls whoever hooked in."""
+"""Lean ways compute what torch's does, and calls whoever hooked in."""
 
 import copy
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import A2C, DQN
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from alrao_rl import AlraoPolicy
-from alrao_rl.sb3.sequential import LeanSequential, use_lean_sequentials
+from alrao_rl.sb3.lean import LeanQNetwork, LeanSequential, make_lean
 
 
 class Doubled(nn.Linear):
@@ -29,7 +34,7 @@ def network():
 def test_same_bits_as_torch(training):
     plain = network().train(training)
     lean = copy.deepcopy(plain)
-    use_lean_sequentials(lean)
+    make_lean(lean)
     assert type(lean) is type(lean[4]) is LeanSequential
     x = torch.randn(7, 3)
     results = []
@@ -44,7 +49,7 @@ def test_same_bits_as_torch(training):
 
 def test_hooks_are_called():
     net, seen = network(), []
-    use_lean_sequentials(net)
+    make_lean(net)
     net[0].register_forward_hook(lambda module, args, out: seen.append("forward"))
     net[1].register_forward_pre_hook(lambda module, args: seen.append("before"))
     net[2].register_full_backward_hook(lambda module, grad_in, grad_out: seen.append("backward"))
@@ -68,3 +73,47 @@ def test_policies_use_it(algorithm, tmp_path):
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model")
     assert {type(module) for module in loaded.policy.modules() if isinstance(module, nn.Sequential)} == {LeanSequential}
+
+
+@pytest.mark.parametrize("algorithm", [DQN, A2C])
+def test_observations_that_are_features_pass_as_they_are_and_hooks_are_called(algorithm):
+    policy = algorithm(AlraoPolicy, "CartPole-v1", device="cpu").policy
+    network = policy.q_net if algorithm is DQN else policy
+    assert not isinstance(network, QNetwork) or type(network) is LeanQNetwork
+    x, seen = torch.randn(5, 4), []
+    assert network.extract_features(x, network.features_extractor) is x
+    assert network.extract_features(x.double(), network.features_extractor).dtype == torch.float32
+    handle = network.features_extractor.register_forward_hook(lambda module, args, out: seen.append(1) or 2 * out)
+    assert torch.equal(network.extract_features(x, network.features_extractor), 2 * x)
+    handle.remove()
+    network.features_extractor.flatten.register_forward_hook(lambda module, args, out: seen.append(2))
+    network.extract_features(x, network.features_extractor)
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (2, 3)),
+        spaces.Box(0, 255, (4,), dtype=np.uint8),
+        spaces.Discrete(3),
+        spaces.MultiBinary(3),
+    ],
+)
+def test_other_observations_are_preprocessed_as_ever(space):
+    policy = A2C(AlraoPolicy, FakeEnv(space), device="cpu").policy
+    obs = torch.as_tensor(np.stack([space.sample(), space.sample()]))
+    expected = ActorCriticPolicy.extract_features(policy, obs)
+    assert torch.equal(policy.extract_features(obs), expected)
+    assert expected.dtype == torch.float32
+
+
+class FakeEnv(gym.Env):
+    def __init__(self, space):
+        self.observation_space, self.action_space = space, spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}

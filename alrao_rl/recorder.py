@@ -1,0 +1,98 @@
+"""The state of an environment as what led to it: its random generator before the last reset, and the actions since.
+
+No environment has to know of it. Pickling one is no way: some are copied without their inside and without an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
+
+from alrao_rl.errors import first_line
+
+
+class ReplayError(Exception):
+    """The recorded episode does not lead to the recorded state, with the reason."""
+
+
+class RecordingMonitor(Monitor[Any, Any]):
+    """SB3's Monitor, which also records the open episode.
+
+    A Monitor, and around all other wrappers, so that a replay brings back everything below it: elapsed steps, stacked
+    frames, the rewards so far.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._before: dict[str, Any] | None = None
+        self._reset: dict[str, Any] = {}
+        self._actions: list[Any] = []
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Start an episode and its record."""
+        self._before, self._reset, self._actions = generator_state(self.unwrapped), kwargs, []
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step and record the action."""
+        # An array may be a row of what the caller writes its next actions to.
+        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
+        return super().step(action)
+
+    def record(self) -> dict[str, Any]:
+        """What leads to the present state, and what it is recognised by: ``rewards`` ``[T]`` and ``after``."""
+        return {
+            "before": self._before,
+            "reset": self._reset,
+            "actions": np.array(self._actions),
+            "rewards": np.array(self.rewards, dtype=np.float64),
+            "after": generator_state(self.unwrapped),
+        }
+
+    def replay(self, record: dict[str, Any]) -> Any:
+        """Go through a recorded episode; return its last observation.
+
+        Raises:
+            ReplayError: it came out another way.
+        """
+        try:
+            set_generator_state(self.unwrapped, record["before"])
+            observation, _ = self.reset(**record["reset"])
+            for action in record["actions"]:
+                observation = self.step(action)[0]
+        except Exception as error:  # whatever an environment may raise that is not where it was
+            raise ReplayError(f"{type(error).__name__}: {first_line(error)}") from None
+        if np.array(self.rewards, dtype=np.float64).tobytes() != record["rewards"].tobytes():
+            raise ReplayError("its rewards came out differently")
+        if generator_state(self.unwrapped) != record["after"]:
+            raise ReplayError("its random generator came out differently")
+        self._before = record["before"]
+        return observation
+
+
+def generator_state(owner: Any) -> dict[str, Any] | None:
+    """State of the ``np_random`` of an unwrapped environment or a space; None where it has none, or none yet."""
+    generator = getattr(owner, "_np_random", None)  # the property would make one
+    return _plain(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None
+
+
+def set_generator_state(owner: Any, state: dict[str, Any] | None) -> None:
+    """Set what :func:`generator_state` gave; None does nothing.
+
+    In place, because others may hold the same generator.
+
+    Raises:
+        ValueError: its generator is of another kind.
+    """
+    if state is not None:
+        owner.np_random.bit_generator.state = state
+
+
+def _plain(state: Any) -> Any:
+    """Without arrays, so that two can be compared."""
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, np.ndarray) else state

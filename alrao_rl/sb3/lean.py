@@ -1,0 +1,81 @@
+"""Ways through a network with less Python around them.
+
+A module that is called looks for hooks, and a layer looks for its parameters, for about as long as a small layer takes
+to compute; an action costs a dozen such calls. What is computed is the same, bit for bit, and hooks are called as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.dqn.policies import QNetwork
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+_ACTIVATIONS = {nn.Tanh: torch.tanh, nn.ReLU: torch.relu, nn.Sigmoid: torch.sigmoid}
+
+
+class LeanSequential(nn.Sequential):
+    """``nn.Sequential`` that calls the functions of its linear layers and activations directly."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pass ``input`` through all modules."""
+        if _has_any_global_hook():
+            return super().forward(input)
+        for module in self._modules.values():
+            kind = type(module)
+            if _is_hooked(module):
+                input = module(input)
+            elif kind is nn.Linear:
+                own: dict[str, Any] = module._parameters
+                input = nn.functional.linear(input, own["weight"], own["bias"])
+            elif kind in _ACTIVATIONS:
+                input = _ACTIVATIONS[kind](input)
+            else:
+                input = module.forward(input)
+        return input
+
+
+class LeanQNetwork(QNetwork):
+    """SB3's Q-network, past the preprocessing of observations that need none."""
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> Tensor:
+        """Features ``[B, F]`` of observations."""
+        if are_features(obs, self.observation_space, features_extractor):
+            return obs
+        return super().extract_features(obs, features_extractor)
+
+
+def are_features(obs: PyTorchObs, space: spaces.Space[Any], extractor: BaseFeaturesExtractor) -> TypeGuard[Tensor]:
+    """Whether preprocessing and the extractor would give back the observations: vectors of floats, to be flattened."""
+    return (
+        type(extractor) is FlattenExtractor
+        and type(space) is spaces.Box
+        and isinstance(obs, Tensor)
+        and obs.dim() == 2
+        and obs.dtype is torch.float32
+        and len(space.shape) == 1
+        and not _is_hooked(extractor)
+        and not _is_hooked(extractor.flatten)
+        and not _has_any_global_hook()
+    )
+
+
+def make_lean(network: nn.Module) -> None:
+    """Turn every plain ``nn.Sequential`` and ``QNetwork`` in ``network`` into its lean version, in place."""
+    for module in network.modules():
+        if type(module) in _LEAN:
+            module.__class__ = _LEAN[type(module)]
+
+
+_LEAN: dict[type, type] = {nn.Sequential: LeanSequential, QNetwork: LeanQNetwork}
+
+
+def _is_hooked(module: Any) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
