@@ -289,6 +289,7 @@ def local_cluster(n_workers: int) -> Iterator[Any]:
         LocalCluster(
             n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
             memory_limit=None, silence_logs=logging.CRITICAL, local_directory=scratch,
+            preload=["alrao_rl.worker"],
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip
@@ -353,13 +354,14 @@ def drive(
 
     call, cwd = uuid.uuid4().hex, str(Path.cwd())
     futures = {}
-    for run in todo:
+    for number, run in enumerate(todo):
         arguments = (
             *run.cell.arguments, "--seed", str(run.seed), "--checkpoint-interval", str(args.checkpoint_interval)
         )  # fmt: skip
         task = worker.Task(call, arguments, str((root / run.folder).absolute()), cwd, args.run_timeout)
         # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.
-        key = f"{run.label} {call}"
+        # Keys of one group are queued by the scheduler, and not given to workers before one has time for them.
+        key = (f"run-{call}", number)
         futures[client.submit(worker.execute, task, key=key, pure=False, retries=0)] = run
     by_key = {future.key: run for future, run in futures.items()}
     pending = dict(futures)
@@ -369,14 +371,23 @@ def drive(
                 time.sleep(_TICK)
                 for future in [future for future in pending if future.done()]:
                     _settle(future, pending.pop(future), root, states, table, progress)
-                busy = [by_key[key] for keys in client.processing().values() for key in keys if key in by_key]
-                progress.update([run for run in busy if states[run].name == "queued"], sum(client.nthreads().values()))
+                progress.update(*_running(client, by_key))
             say(progress.line())
     except BaseException:
         with contextlib.suppress(Exception):
             client.cancel(list(pending), asynchronous=False)
             client.run(worker.stop, call)
         raise
+
+
+def _running(client: Any, by_key: Mapping[Any, Run]) -> tuple[list[Run], int]:
+    """The runs that workers are at, and for how many at a time there are workers."""
+    threads = client.nthreads()
+    running = []
+    for address, keys in client.processing().items():
+        mine = [by_key[key] for key in keys if key in by_key]
+        running += mine[: threads.get(address, 1)]
+    return running, sum(threads.values())
 
 
 def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: Rows, progress: Any) -> None:

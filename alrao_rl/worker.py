@@ -62,6 +62,11 @@ class Outcome:
     seconds: float
 
 
+def dask_setup(_: object) -> None:
+    """Called when a local worker starts: Ctrl-C, which reaches all processes of a terminal, is for the sweep alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def execute(task: Task) -> Outcome:
     """Do the run, whatever happens in it; the reason and the traceback of a failure are left in its folder."""
     started = time.monotonic()
