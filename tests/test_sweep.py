@@ -469,6 +469,7 @@ def test_second_sweep_is_refused(place, capfd):
 ARGS = ["--agents", "small.toml", "--timesteps", "300", "--eval-episodes", "1"]
 
 
+@pytest.mark.slow
 def test_a_sweep(place, capfd):
     """Two runs at a time, one of them with an environment that raises; the same again repeats nothing."""
     root = place / "results" / "first"
@@ -516,12 +517,14 @@ def test_a_sweep(place, capfd):
     assert "timesteps: 300 -> 200" in capfd.readouterr().err
 
 
-def test_task_that_is_killed_is_continued(place, tmp_path):
-    """A run killed by a signal is tried three times; then it has failed, and its siblings are none the wiser."""
+@pytest.mark.slow
+def test_task_that_is_killed(place, tmp_path, monkeypatch):
+    """It is tried again; after the last time it has failed."""
+    monkeypatch.setattr(worker, "ATTEMPTS", 2)
     folder = tmp_path / "run"
     arguments = ("--agent", "small.toml", "--env", "odd:Killed-v0", "--timesteps", "300", "--eval-episodes", "1")
     outcome = worker.execute(worker.Task("x", arguments, str(folder), str(place), 60.0))
-    assert (outcome.state, outcome.reason) == ("failed", "its process was killed by SIGKILL, 3 times")
+    assert (outcome.state, outcome.reason) == ("failed", "its process was killed by SIGKILL, 2 times")
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
 
 
@@ -539,9 +542,16 @@ def gone(processes, seconds=15.0):
     return not alive(processes)
 
 
-def start(*args, **kwargs):
+@contextlib.contextmanager
+def started(*args):
+    """The command in a process, and a terminal, of its own."""
     command = [sys.executable, "-m", "alrao_rl.sweep", *map(str, args), "-j", "2"]
-    return subprocess.Popen(command, start_new_session=True, text=True, **kwargs)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def runs_of(process, root, n=1, seconds=60.0):
@@ -567,21 +577,22 @@ def serial(folder, seeds):
 @pytest.mark.parametrize("victim", ["driver", "worker", "run"])
 def test_killed_at_a_random_moment(place, capfd, victim):
     root = place / "results" / "slow"
-    process = start(*SLOW, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    children = runs_of(process, root)
-    time.sleep(random.Random(victim).uniform(0, 1))
-    if victim == "driver":
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        assert gone(children)
-    else:
-        what = "alrao_rl.train" if victim == "run" else "multiprocessing.spawn"
-        chosen = next(one for one in alive(children) if what in " ".join(one.cmdline()))
-        below = chosen.children(recursive=True)
-        chosen.kill()
-        assert gone(below)
-        # A worker comes back, a run is continued; nobody has to do anything.
-        assert process.wait(120) == 0, process.stderr.read()
+    with started(*SLOW) as process:
+        children = runs_of(process, root)
+        time.sleep(random.uniform(0, 1))
+        if victim == "driver":
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            assert gone(children)
+        else:
+            what = "alrao_rl.train" if victim == "run" else "multiprocessing.spawn"
+            chosen = next(one for one in alive(children) if what in " ".join(one.cmdline()))
+            below = chosen.children(recursive=True)
+            chosen.kill()
+            assert gone(below)
+            # A worker comes back, a run is continued; nobody has to do anything.
+            assert process.communicate(timeout=120)[1] == ""
+            assert process.returncode == 0
     assert sweep(*SLOW) == 0
     assert "all 3 runs are finished" in capfd.readouterr().out
     assert sorted(row["seed"] for row in table(root)) == ["0", "1", "2"]
@@ -598,13 +609,13 @@ def test_killed_at_a_random_moment(place, capfd, victim):
 def test_interrupted(place, capfd):
     """Ctrl-C in a terminal reaches every process; the sweep ends in order and leaves none."""
     root = place / "results" / "slow"
-    process = start(*SLOW, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    children = runs_of(process, root)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=30)[1] == (
-        "error: interrupted; the same command continues, each run from its last checkpoint\n"
-    )
-    assert process.returncode == 130
+    with started(*SLOW) as process:
+        children = runs_of(process, root)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == (
+            "error: interrupted; the same command continues, each run from its last checkpoint\n"
+        )
+        assert process.returncode == 130
     assert gone(children)
     assert list(root.glob("*/*/*/checkpoint/step-*"))
     assert sweep(*SLOW) == 0
@@ -614,12 +625,13 @@ def test_interrupted(place, capfd):
 @pytest.mark.long
 def test_two_at_once(place):
     root = place / "results" / "slow"
-    first = start(*SLOW, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    runs_of(first, root)
-    second = start(*SLOW, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert f"another sweep (process {first.pid}) is at work" in second.communicate(timeout=30)[1]
-    assert second.returncode == 2
-    assert first.wait(120) == 0
+    with started(*SLOW) as first:
+        runs_of(first, root)
+        with started(*SLOW) as second:
+            assert f"another sweep (process {first.pid}) is at work" in second.communicate(timeout=30)[1]
+            assert second.returncode == 2
+        assert first.communicate(timeout=120)[1] == ""
+        assert first.returncode == 0
     assert len(table(root)) == 3
 
 
