@@ -26,10 +26,17 @@ if TYPE_CHECKING:
     from alrao_rl.survey import Speeds, State
 
 ALLOWED_DEATHS = 10
-"""A run that so many workers have died under is a failed one."""
+"""A run that more local workers have died under is a failed one; a user's cluster has its own setting."""
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a scheduler."""
 _TICK = 0.2
+
+
+class SchedulerGoneError(Exception):
+    """The user's cluster has ended before the sweep."""
+
+    def __init__(self) -> None:
+        super().__init__("the scheduler is gone; the same command continues, each run from its last checkpoint")
 
 
 def parser() -> CommandLine:
@@ -84,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print_error(error)
         return 2
+    except SchedulerGoneError as error:
+        print_error(error)
+        return 1
     except KeyboardInterrupt:
         print_error("interrupted; the same command continues, each run from its last checkpoint")
         return 130
@@ -287,9 +297,10 @@ def local_cluster(n_workers: int) -> Iterator[Any]:
         tempfile.TemporaryDirectory(prefix="alrao-sweep-", ignore_cleanup_errors=True) as scratch,
         dask.config.set(settings),
         LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-            memory_limit=None, silence_logs=logging.CRITICAL, local_directory=scratch,
-            preload=["alrao_rl.worker"],
+            n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=None,
+            silence_logs=logging.CRITICAL, local_directory=scratch, preload=["alrao_rl.worker"],
+            # Without a dashboard there still is a server of numbers; at a free port, or a second sweep would complain.
+            dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip
@@ -373,6 +384,8 @@ def drive(
                     _settle(future, pending.pop(future), root, states, table, progress)
                 progress.update(*_running(client, by_key))
             say(progress.line())
+    except SchedulerGoneError:
+        raise
     except BaseException:
         with contextlib.suppress(Exception):
             client.cancel(list(pending), asynchronous=False)
@@ -382,9 +395,12 @@ def drive(
 
 def _running(client: Any, by_key: Mapping[Any, Run]) -> tuple[list[Run], int]:
     """The runs that workers are at, and for how many at a time there are workers."""
-    threads = client.nthreads()
+    try:
+        threads, processing = client.nthreads(), client.processing()
+    except OSError:
+        raise SchedulerGoneError from None
     running = []
-    for address, keys in client.processing().items():
+    for address, keys in processing.items():
         mine = [by_key[key] for key in keys if key in by_key]
         running += mine[: threads.get(address, 1)]
     return running, sum(threads.values())
@@ -397,11 +413,13 @@ def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: 
     if future.status == "finished":
         outcome = future.result()
     elif future.status == "error":
-        reason = f"{ALLOWED_DEATHS} workers died under it: {first_line(future.exception())}"
+        error = future.exception()
+        killed = type(error).__name__ == "KilledWorker"
+        reason = "too many workers died under it" if killed else f"no worker could run it: {first_line(error)}"
         worker.record_failure(root / run.folder, reason, "")
         outcome = worker.Outcome("failed", reason, (), 0.0)
     else:
-        raise UserError("the scheduler is gone; the same command continues, each run from its last checkpoint")
+        raise SchedulerGoneError
     for warning in outcome.warnings:
         progress.note(f"warning: {run.label}: {warning}")
     states[run] = survey.State(outcome.state, outcome.reason)

@@ -21,6 +21,10 @@ ALLOWED = {
     # Formats and records know nothing of what they hold.
     "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors"},
     "recorder.py": {"gymnasium", "numpy", "stable_baselines3", "alrao_rl.errors"},
+    # Every worker of a sweep loads it.
+    "worker.py": {"alrao_rl.errors", "alrao_rl.runs"},
+    "tether.py": set(),
+    "rows.py": {"alrao_rl.errors", "alrao_rl.runs"},
     "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder"},
     "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
@@ -30,7 +34,7 @@ ALLOWED = {
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
     "errors", "runs", "stats", "load", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot", "training",
-    "train",
+    "train", "plan", "rows", "survey", "progress", "worker", "sweep",
 ]  # fmt: skip
 
 
