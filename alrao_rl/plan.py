@@ -116,6 +116,17 @@ def parse_seeds(texts: Iterable[str], where: str) -> list[int]:
     return seeds
 
 
+def seeds_as_text(seeds: Iterable[int]) -> str:
+    """What :func:`parse_seeds` reads as these seeds: ``0-9,100``."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], seed]
+        else:
+            ranges.append([seed])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
+
+
 def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
     """Grid axes such as ``learning_rate=1e-4,1e-3`` or ``net_arch=[32],[64,64]``.
 

@@ -92,8 +92,9 @@ class RecordingMonitor(Monitor[Any, Any]):
 
 def _non_finite(observation: Any) -> str | None:
     """What of an observation is nan or infinite, with its value; None if nothing is."""
-    if isinstance(observation, dict):
-        found = ((key, _non_finite(value)) for key, value in observation.items())
+    if isinstance(observation, (dict, tuple)):
+        parts = observation.items() if isinstance(observation, dict) else enumerate(observation)
+        found = ((key, _non_finite(value)) for key, value in parts)
         return next((f"{name} [{key!r}]" for key, name in found if name is not None), None)
     values = np.asarray(observation)
     # Whole numbers, such as those of images, are finite: not looking at them takes no time.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
 
 if TYPE_CHECKING:
-    from alrao_rl.plan import Run, Sweep
+    from alrao_rl.plan import Cell, Run, Sweep
     from alrao_rl.rows import Rows
     from alrao_rl.survey import Speeds, State
 
@@ -220,7 +220,7 @@ def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _check_environments(cells: list[Any]) -> None:
+def _check_environments(cells: list[Cell]) -> None:
     """Make every environment once: what is missing shows now and not in a hundred failed runs."""
     from alrao_rl.envs import make_one
 
@@ -433,27 +433,18 @@ def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: 
 
 def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Speeds, n_workers: int) -> None:
     """Say what there is, cell by cell, and what is to do."""
+    from alrao_rl.plan import seeds_as_text
     from alrao_rl.progress import time_left
 
-    cells: dict[Any, list[State]] = {}
+    cells: dict[Any, dict[int, State]] = {}
     for run, state in states.items():
-        cells.setdefault(run.cell, []).append(state)
+        cells.setdefault(run.cell, {})[run.seed] = state
     width = max(len(cell.label) for cell in cells)
     for cell, of in cells.items():
-        counts = [
-            f"{sum(s.name == name for s in of)} {name}"
-            for name in ("finished", "failed")
-            if name in {s.name for s in of}
-        ]
-        begun = sum(s.name == "queued" and s.step > 0 for s in of)
-        counts += [f"{begun} begun"] if begun else []
-        elsewhere = sum(s.elsewhere for s in of)
-        counts += [f"{elsewhere} of them elsewhere, by their rows"] if elsewhere else []
-        counts += [f"{', '.join(cell.inert)} does nothing to it"] if cell.inert else []
-        note = f": {', '.join(counts)}" if counts else ""
-        say(f"{cell.label:<{width}}  {len(of)} runs of {cell.recipe.timesteps:,} steps{note}")
+        notes = "".join(f"; {note}" for note in _notes(cell, list(of.values())))
+        say(f"{cell.label:<{width}}  seeds {seeds_as_text(of)}, {cell.recipe.timesteps:,} steps each{notes}")
     if call.tuning_seeds:
-        say("tuning seeds are run where there is a setting to choose")
+        say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only where there is a setting to choose")
     todo = [(run, state.step) for run, state in states.items() if state.name == "queued"]
     names = [state.name for state in states.values()]
     left = time_left(speeds.time_left(todo, n_workers)) if todo else "nothing to do"
@@ -462,6 +453,19 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
         f"{root}: {len(names)} runs, {names.count('finished')} finished, {names.count('failed')} failed, "
         f"{len(todo)} to do{workers}: {left}"
     )
+
+
+def _notes(cell: Cell, states: list[State]) -> Iterator[str]:
+    """What is to be said of a cell."""
+    if cell.inert:
+        yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once"
+    counts = {
+        "finished": sum(state.name == "finished" for state in states),
+        "of them finished elsewhere, as their rows say": sum(state.elsewhere for state in states),
+        "failed": sum(state.name == "failed" for state in states),
+        "begun": sum(state.step > 0 for state in states),
+    }
+    yield from (f"{count} {what}" for what, count in counts.items() if count)
 
 
 def _conclude(root: Path, states: Mapping[Run, State]) -> int:

@@ -130,6 +130,7 @@ def cells(**more):
 )
 def test_seeds(texts, seeds):
     assert plan.parse_seeds(texts, "--seeds") == seeds
+    assert plan.parse_seeds([plan.seeds_as_text(seeds)], "") == sorted(seeds)
 
 
 @pytest.mark.parametrize(
@@ -506,7 +507,7 @@ def test_a_sweep(place, capfd):
     assert main(["--name", "first", "--retry-failed", "-j", "1"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert "1 finished, 1 of them elsewhere, by their rows" in out
+    assert "1 finished; 1 of them finished elsewhere, as their rows say" in out
     assert "all 2 runs are finished" in out
     assert [(row["env"], row["state"]) for row in table(root)].count(("odd:Raises-v0", "finished")) == 1
     assert len(table(root)) == 2
