@@ -237,8 +237,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What people read: agent, setting, environment."""
-        return f"{self.agent}{f' ({self.setting})' if self.setting else ''} on {self.env}"
+        """What people read: agent with its setting, environment."""
+        return f"{self.folder.name} on {self.env}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from alrao_rl.errors import say
@@ -50,11 +51,11 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def update(self, running: Iterable[Run], n_workers: int) -> None:
-        """Show the state, if it is time to."""
+    def update(self, running: Iterable[Run], n_workers: int, final: bool = False) -> None:
+        """Show the state, if it is time to or the ``final`` one."""
         self._running, self._n_workers = list(running), n_workers
         now = time.monotonic()
-        if now - self._shown < (_REFRESH if self._live else LINE_INTERVAL):
+        if now - self._shown < (_REFRESH if self._live else LINE_INTERVAL) and not final:
             return
         self._shown = now
         for run in self._running:
@@ -93,6 +94,8 @@ class Progress:
         )
 
     def _left(self, rate: float) -> str:
+        if not self._queued:
+            return "nothing left to do"
         todo = [(run, step + self._gained.get(run, 0)) for run, step in self._queued.items()]
         seconds = self._speeds.time_left(todo, self._n_workers)
         if seconds is None and rate > 0:
@@ -120,8 +123,8 @@ class Progress:
         returns = [float(value) for value in finals] + [self._returns[run] for run in running if run in self._returns]
         returns = [value for value in returns if value == value]
         return [
-            cell.env,
-            f"{cell.agent}{f' ({cell.setting})' if cell.setting else ''}",
+            escape(cell.env),
+            escape(cell.folder.name),
             f"{names.count('finished')} of {len(runs)}",
             ", ".join(f"{min(share, 1):.0%}" for share in shares),
             str(names.count("failed") or ""),

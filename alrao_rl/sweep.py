@@ -383,7 +383,7 @@ def drive(
                 for future in [future for future in pending if future.done()]:
                     _settle(future, pending.pop(future), root, states, table, progress)
                 progress.update(*_running(client, by_key))
-            say(progress.line())
+            progress.update([], sum(client.nthreads().values()), final=True)
     except SchedulerGoneError:
         raise
     except BaseException:
@@ -458,7 +458,7 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
 def _notes(cell: Cell, states: list[State]) -> Iterator[str]:
     """What is to be said of a cell."""
     if cell.inert:
-        yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once"
+        yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
     counts = {
         "finished": sum(state.name == "finished" for state in states),
         "of them finished elsewhere, as their rows say": sum(state.elsewhere for state in states),
