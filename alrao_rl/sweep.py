@@ -120,7 +120,9 @@ def sweep(args: argparse.Namespace) -> int:
     _check_environments(cells)
     runs = plan.runs(call, cells)
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(connect(args.scheduler)) if args.scheduler and not args.dry_run else None
+        client = (
+            stack.enter_context(connect(args.scheduler)) if args.scheduler is not None and not args.dry_run else None
+        )
         if not args.dry_run:
             stack.enter_context(locked(root))
         table = rows.Rows(root / rows.FILE)
@@ -320,17 +322,18 @@ def connect(address: str) -> Iterator[Any]:
     import logging
 
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    try:
-        client = Client(address, timeout=CONNECT_TIMEOUT)
-    except (OSError, ValueError, TypeError, TimeoutError) as error:
-        raise UserError(
-            f"no Dask scheduler answers at --scheduler {address}, expected one such as tcp://HOST:8786 "
-            f"({first_line(error)})"
-        ) from None
-    with client:
-        yield client
+    with silence_logging_cmgr(logging.CRITICAL):
+        try:
+            client = Client(address, timeout=CONNECT_TIMEOUT)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"no Dask scheduler answers at --scheduler {address}, expected one such as tcp://HOST:8786 "
+                f"({first_line(error)})"
+            ) from None
+        with client:
+            yield client
 
 
 @contextlib.contextmanager
