@@ -45,11 +45,13 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """A TOML table: no key but its own, no value of another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class DqnHyperparameters(_Table):
+class DqnHyperparameters(Table):
     """Keywords of ``stable_baselines3.DQN``."""
 
     learning_rate: NotNegative | None = None
@@ -69,7 +71,7 @@ class DqnHyperparameters(_Table):
     stats_window_size: Count | None = None
 
 
-class _OnPolicyHyperparameters(_Table):
+class _OnPolicyHyperparameters(Table):
     learning_rate: NotNegative | None = None
     n_steps: Count | None = None
     gamma: Fraction | None = None
@@ -100,14 +102,14 @@ class PpoHyperparameters(_OnPolicyHyperparameters):
     target_kl: Positive | None = None
 
 
-HYPERPARAMETERS: dict[str, type[_Table]] = {
+HYPERPARAMETERS: dict[str, type[Table]] = {
     "dqn": DqnHyperparameters,
     "a2c": A2cHyperparameters,
     "ppo": PpoHyperparameters,
 }
 
 
-class DqnPolicyOptions(_Table):
+class DqnPolicyOptions(Table):
     """Keywords of DQN's policy that both stock and Alrao policies take."""
 
     net_arch: Widths | None = None
@@ -115,7 +117,7 @@ class DqnPolicyOptions(_Table):
     normalize_images: bool | None = None
 
 
-class OnPolicyOptions(_Table):
+class OnPolicyOptions(Table):
     """Keywords of A2C's and PPO's policy that both stock and Alrao policies take."""
 
     net_arch: Widths | dict[Literal["pi", "vf"], Widths] | None = None
@@ -126,10 +128,10 @@ class OnPolicyOptions(_Table):
     normalize_images: bool | None = None
 
 
-POLICY_OPTIONS: dict[str, type[_Table]] = {"dqn": DqnPolicyOptions, "a2c": OnPolicyOptions, "ppo": OnPolicyOptions}
+POLICY_OPTIONS: dict[str, type[Table]] = {"dqn": DqnPolicyOptions, "a2c": OnPolicyOptions, "ppo": OnPolicyOptions}
 
 
-class AlraoOptions(_Table):
+class AlraoOptions(Table):
     """Options of Alrao: their types. :class:`~alrao_rl.core.AlraoConfig` has the defaults and checks the rest."""
 
     n_heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -144,7 +146,7 @@ class AlraoOptions(_Table):
     seed: Annotated[int, Field(ge=0)] | None = None
 
 
-class Agent(_Table):
+class Agent(Table):
     """An agent file. Its hyperparameters and policy options are checked by the tables of its algorithm.
 
     ``normalize_observations`` concerns Box observations: true for mean 0 and standard deviation 1, "scale" for root
@@ -160,7 +162,7 @@ class Agent(_Table):
     alrao: AlraoOptions = AlraoOptions()
 
 
-class Environment(_Table):
+class Environment(Table):
     """An environment file."""
 
     id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+$")]
@@ -217,7 +219,12 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in (recipe_folder() / kind).glob("*.toml"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: it cannot be read, is no TOML, or is far too large.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes, expected a recipe of a few lines")
@@ -233,7 +240,7 @@ def _read(path: Path) -> dict[str, Any]:
 def load_agent_recipe(name: str) -> tuple[str, Agent, str]:
     """Read an agent by name or by the path of a TOML file; return its name, its content and its origin."""
     path = _locate(name, "agents", "agent")
-    return path.stem, check_agent(_read(path), str(path)), str(path)
+    return path.stem, check_agent(read_toml(path), str(path)), str(path)
 
 
 def check_agent(data: Any, where: str) -> Agent:
@@ -246,10 +253,10 @@ def check_agent(data: Any, where: str) -> Agent:
     Raises:
         UserError: an unknown key, a wrong type, a value out of range.
     """
-    agent: Agent = _validate(Agent, data, where)
+    agent: Agent = validate(Agent, data, where)
     takes = f"SB3's {agent.algo.upper()} takes"
-    _validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, where, "hyperparameters.", takes)
-    _validate(POLICY_OPTIONS[agent.algo], agent.policy_options, where, "policy_options.", f"{takes} for its policy")
+    validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, where, "hyperparameters.", takes)
+    validate(POLICY_OPTIONS[agent.algo], agent.policy_options, where, "policy_options.", f"{takes} for its policy")
     if agent.policy == "alrao" and "learning_rate" in agent.hyperparameters:
         raise UserError(f"{where}: hyperparameters.learning_rate: {_NO_LEARNING_RATE}")
     if agent.policy == "stock" and agent.alrao != AlraoOptions():
@@ -280,7 +287,7 @@ def load_environment(name: str) -> tuple[Environment, str]:
     """Find an environment: a recipe's name, the path of a TOML file, or any Gymnasium id (``package:Id`` too)."""
     if name.endswith(".toml") or name in names("envs"):
         path = _locate(name, "envs", "environment")
-        return _validate(Environment, _read(path), str(path)), str(path)
+        return validate(Environment, read_toml(path), str(path)), str(path)
     return Environment.model_construct(id=name), "--env"
 
 
@@ -335,7 +342,7 @@ def resolve(
     _trace(origins, {"env": environment.model_dump(exclude_none=True, exclude={"timesteps"})}, env_origin)
     for override in overrides:
         key, value = parse_override(override)
-        path = _place(key, recipe)
+        path = place(key, recipe)
         _insert(data, path, value, f"--set {override}")
         # What is set replaces a whole table, if there was one.
         origins = {old: origin for old, origin in origins.items() if not old.startswith(f"{'.'.join(path)}.")}
@@ -345,7 +352,7 @@ def resolve(
         if not any(key == f"alrao.{option}" or key.startswith(f"alrao.{option}.") for key in origins):
             _trace(origins, {"alrao": {option: value}}, "Alrao's default")
     if env_kwargs:
-        _validate(Environment, {"id": environment.id, "kwargs": dict(env_kwargs)}, "--env-kwargs")
+        validate(Environment, {"id": environment.id, "kwargs": dict(env_kwargs)}, "--env-kwargs")
         environment = environment.model_copy(update={"kwargs": {**environment.kwargs, **env_kwargs}})
         _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
     budget, origin = timesteps, "--timesteps"
@@ -429,8 +436,12 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
         raise UserError(f"--env-kwargs is {text!r}, expected TOML such as '{{gravity = -5.0}}'") from None
 
 
-def _place(key: str, agent: Agent) -> list[str]:
-    """Where a key of ``--set`` belongs: hyperparameters and policy options may be given without their table."""
+def place(key: str, agent: Agent) -> list[str]:
+    """Where a key of ``--set`` belongs: hyperparameters and policy options may be given without their table.
+
+    Raises:
+        UserError: such an agent has no such key, with the nearest one.
+    """
     hyperparameters = list(HYPERPARAMETERS[agent.algo].model_fields)
     options, alrao = list(POLICY_OPTIONS[agent.algo].model_fields), list(AlraoOptions.model_fields)
     top = ["n_envs", "normalize_observations"]
@@ -479,7 +490,19 @@ def _trace(origins: dict[str, tuple[Any, str]], data: Mapping[str, Any], origin:
 # --- checking -------------------------------------------------------------------------------------------------------
 
 
-def _validate(model: type[_Table], data: Any, where: str, prefix: str = "", takes: str = "expected") -> Any:
+def validate(model: type[Table], data: Any, where: str, prefix: str = "", takes: str = "expected") -> Any:
+    """The data as such a table.
+
+    Args:
+        model: what is expected.
+        data: what a file or a flag holds.
+        where: the file or flag, for an error.
+        prefix: what stands before the keys there, for an error.
+        takes: words before the list of keys, for an error.
+
+    Raises:
+        UserError: one line with the key, its value and the nearest valid choice.
+    """
     try:
         # Strict, but a float may be written without its point and a tuple as a list.
         return model.model_validate(data)
@@ -487,7 +510,7 @@ def _validate(model: type[_Table], data: Any, where: str, prefix: str = "", take
         raise UserError(f"{where}: {_explain(model, error, prefix, takes)}") from None
 
 
-def _explain(model: type[_Table], error: ValidationError, prefix: str, takes: str) -> str:
+def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str) -> str:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     table: Any = model

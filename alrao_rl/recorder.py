@@ -5,6 +5,7 @@ No environment has to know of it. Pickling one is no way: some are copied withou
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,10 @@ from alrao_rl.errors import first_line
 
 class ReplayError(Exception):
     """The recorded episode does not lead to the recorded state, with the reason."""
+
+
+class NonFiniteError(ValueError):
+    """The environment gave a reward or an observation that is nan or infinite: no agent can learn from it."""
 
 
 class RecordingMonitor(Monitor[Any, Any]):
@@ -34,13 +39,25 @@ class RecordingMonitor(Monitor[Any, Any]):
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Start an episode and its record."""
         self._before, self._reset, self._actions = generator_state(self.unwrapped), kwargs, []
-        return super().reset(**kwargs)
+        observation, info = super().reset(**kwargs)
+        if (name := _non_finite(observation)) is not None:
+            raise NonFiniteError(f"{name} is not finite after a reset")
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step and record the action."""
+        """Step and record the action.
+
+        Raises:
+            NonFiniteError: at once, before it is in a network or a replay buffer.
+        """
         # An array may be a row of what the caller writes its next actions to.
         self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
-        return super().step(action)
+        observation, reward, terminated, truncated, info = super().step(action)
+        if not math.isfinite(reward):
+            raise NonFiniteError(f"the reward is {reward} at step {self.total_steps} of the environment")
+        if (name := _non_finite(observation)) is not None:
+            raise NonFiniteError(f"{name} is not finite at step {self.total_steps} of the environment")
+        return observation, reward, terminated, truncated, info
 
     def record(self) -> dict[str, Any]:
         """What leads to the present state, and what it is recognised by: ``rewards`` ``[T]`` and ``after``."""
@@ -71,6 +88,19 @@ class RecordingMonitor(Monitor[Any, Any]):
             raise ReplayError("its random generator came out differently")
         self._before = record["before"]
         return observation
+
+
+def _non_finite(observation: Any) -> str | None:
+    """What of an observation is nan or infinite, with its value; None if nothing is."""
+    if isinstance(observation, (dict, tuple)):
+        parts = observation.items() if isinstance(observation, dict) else enumerate(observation)
+        found = ((key, _non_finite(value)) for key, value in parts)
+        return next((f"{name} [{key!r}]" for key, name in found if name is not None), None)
+    values = np.asarray(observation)
+    # Whole numbers, such as those of images, are finite: not looking at them takes no time.
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return None
+    return f"the observation ({values[~np.isfinite(values)][0]})"
 
 
 def generator_state(owner: Any) -> dict[str, Any] | None:

@@ -139,8 +139,12 @@ def run_folder(recipe: Recipe, args: argparse.Namespace) -> Path:
     """Where the run is written: ``--out``, or results/train/ENV/AGENT/seed-N."""
     if args.out is not None:
         return Path(args.out)
-    env = recipe.environment.id.replace(":", "-").replace("/", "-")
-    return Path("results", "train", env, recipe.agent_name, f"seed-{args.seed}")
+    return Path("results", "train", env_folder(recipe), recipe.agent_name, f"seed-{args.seed}")
+
+
+def env_folder(recipe: Recipe) -> str:
+    """What the folder of an environment is called."""
+    return recipe.environment.id.replace(":", "-").replace("/", "-")
 
 
 def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:

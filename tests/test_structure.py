@@ -21,6 +21,10 @@ ALLOWED = {
     # Formats and records know nothing of what they hold.
     "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors"},
     "recorder.py": {"gymnasium", "numpy", "stable_baselines3", "alrao_rl.errors"},
+    # Every worker of a sweep loads it.
+    "worker.py": {"alrao_rl.errors", "alrao_rl.runs"},
+    "tether.py": set(),
+    "rows.py": {"alrao_rl.errors", "alrao_rl.runs"},
     "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder"},
     "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
@@ -35,7 +39,7 @@ ALLOWED = {
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
     "errors", "runs", "stats", "load", "report", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot",
-    "training", "train",
+    "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep",
 ]  # fmt: skip
 
 

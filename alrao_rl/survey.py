@@ -1,0 +1,156 @@
+"""What the disk says of the runs of a sweep: which are over, how far the others are, what became of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from alrao_rl.errors import UserError
+from alrao_rl.load import load_results
+from alrao_rl.plan import Run
+from alrao_rl.rows import Row, Rows
+from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, differences
+
+_TAIL = 4096
+_RECENT = 20
+"""Episodes whose mean return is shown while a run goes on."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Of a run: ``finished``, ``failed`` with its ``reason``, or ``queued``, with the ``step`` it continues from.
+
+    ``elsewhere``: its row is there and its folder is not, so it was done on another machine, or the folder is gone.
+    """
+
+    name: Literal["finished", "failed", "queued"]
+    reason: str = ""
+    step: int = 0
+    elsewhere: bool = False
+
+
+def state(root: Path, run: Run, rows: Rows) -> State:
+    """The state of a run whose sweep lies in ``root``. The folder has the say; without one, the row.
+
+    Raises:
+        UserError: the folder or the row is of another configuration.
+    """
+    folder, row = RunFolder(root / run.folder), rows.get(run.key)
+    if row is not None and row["configuration"] != run.digest:
+        raise UserError(
+            f"{rows.path} has a row for {run.label} of another configuration, as by other recipes or another version "
+            "of alrao-rl: choose another --name"
+        )
+    config = folder.config()
+    if config is not None:
+        config.pop("provenance", None)
+        if changed := list(differences(config, run.config)):
+            raise UserError(
+                f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}): choose another --name"
+            )
+    status = (folder.status() or {}) if config is not None else {}
+    name, reason = status.get("state"), str(status.get("reason", ""))
+    if name == "finished" or (row is not None and row["state"] == "finished"):
+        return State("finished", elsewhere=config is None)
+    # Ctrl-C is no failure.
+    if name == "failed" and not reason.startswith("KeyboardInterrupt"):
+        return State("failed", reason)
+    if row is not None and name is None:
+        return State("failed", row["reason"], elsewhere=config is None)
+    return State("queued", step=_checkpoint(folder.path))
+
+
+def _checkpoint(folder: Path) -> int:
+    """Step of the newest checkpoint; 0 without one."""
+    steps = (re.fullmatch(r"step-([0-9]+)", path.name) for path in (folder / CHECKPOINT).glob("step-*"))
+    return max((int(found[1]) for found in steps if found), default=0)
+
+
+def reached(root: Path, run: Run) -> tuple[int, float]:
+    """How far a run is that goes on: step of its last episode's end, and the mean return of its recent episodes."""
+    with contextlib.suppress(OSError, ValueError), (root / run.folder / "episodes.csv").open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - _TAIL, len(",".join(COLUMNS["episodes.csv"])) + 1))
+        lines = file.read().split(b"\n")
+        # The first may begin and the last may end within a line.
+        whole = [line.split(b",") for line in lines[size > _TAIL : -1]]
+        if whole:
+            returns = [float(line[1]) for line in whole[-_RECENT:]]
+            return int(whole[-1][0]), sum(returns) / len(returns)
+    return 0, math.nan
+
+
+def row(root: Path, run: Run, over: State, seconds: float | None = None) -> dict[str, Any]:
+    """The row of a run that is over, for ``runs.csv``.
+
+    Scores are those of :func:`alrao_rl.load_results`: a failed run has its environment's floor, where that has none the
+    lowest return of the run.
+
+    Args:
+        root: folder of the sweep.
+        run: which.
+        over: its state.
+        seconds: wall time, if the run did not come as far as writing it down.
+    """
+    result: dict[str, Any] = {
+        **dict(zip(("env", "agent", "setting", "seed"), run.key, strict=True)),
+        "state": over.name, "reason": over.reason, "seconds": seconds, "configuration": run.digest,
+        "auc": run.cell.recipe.environment.floor, "final_return": run.cell.recipe.environment.floor,
+    }  # fmt: skip
+    folder = root / run.folder
+    config = RunFolder(folder).config()
+    if config is None:
+        return result
+    found = load_results(folder).iloc[0]
+    if found["state"] in ("diverged", "broken"):
+        result |= {"state": found["state"], "reason": found["error"]}
+    result |= {name: found[name] for name in ("auc", "final_return")}
+    result["timesteps"] = int(found["timesteps"]) if found["timesteps"] == found["timesteps"] else None
+    if not math.isnan(found["wall_seconds"]):
+        result["seconds"] = float(found["wall_seconds"])
+    provenance = config.get("provenance", {})
+    return result | provenance.get("versions", {}) | {"commit": provenance.get("git_commit")}
+
+
+class Speeds:
+    """Measured steps a second, by environment and agent: a step costs ten times more here than there.
+
+    Args:
+        rows: runs that are over.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._measured: dict[tuple[str, str], tuple[float, float]] = {}
+        for one in rows:
+            if one["state"] == "finished" and one["timesteps"] and one["seconds"]:
+                self.add(one["env"], one["agent"], float(one["timesteps"]), float(one["seconds"]))
+
+    def add(self, env: str, agent: str, steps: float, seconds: float) -> None:
+        """So many steps took so many seconds."""
+        before = self._measured.get((env, agent), (0.0, 0.0))
+        self._measured[env, agent] = before[0] + steps, before[1] + seconds
+
+    def of(self, env: str, agent: str) -> float | None:
+        """Steps a second of an agent there, else of the agent anywhere, else of all; None if nothing was measured."""
+        fitting = [self._measured[env, agent]] if (env, agent) in self._measured else []
+        fitting = fitting or [value for key, value in self._measured.items() if key[1] == agent]
+        fitting = fitting or list(self._measured.values())
+        steps, seconds = (sum(values) for values in zip(*fitting, strict=True)) if fitting else (0.0, 0.0)
+        return steps / seconds if steps > 0 and seconds > 0 else None
+
+    def time_left(self, todo: Iterable[tuple[Run, int]], n_workers: int) -> float | None:
+        """Seconds until all runs are done, from the steps that each has; None if nothing was measured yet."""
+        total = longest = 0.0
+        for run, step in todo:
+            speed = self.of(run.cell.env, run.cell.agent)
+            if speed is None:
+                return None
+            seconds = max(run.cell.recipe.timesteps - step, 0) / speed
+            total, longest = total + seconds, max(longest, seconds)
+        # A run is not shared among workers.
+        return max(total / max(n_workers, 1), longest)

@@ -1,0 +1,487 @@
+"""Train many agents on many environments: ``python -m alrao_rl.sweep --agents dqn --envs CartPole-v1 --seeds 0-9``.
+
+Every run is ``python -m alrao_rl.train`` in a process of its own, given out by Dask. The disk is the truth: the same
+command again continues what is unfinished and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
+
+if TYPE_CHECKING:
+    from alrao_rl.plan import Cell, Run, Sweep
+    from alrao_rl.rows import Rows
+    from alrao_rl.survey import Speeds, State
+
+ALLOWED_DEATHS = 10
+"""A run that more local workers have died under is a failed one; a user's cluster has its own setting."""
+CONNECT_TIMEOUT = 5
+"""Seconds to wait for a scheduler."""
+_TICK = 0.2
+
+
+class SchedulerGoneError(Exception):
+    """The user's cluster has ended before the sweep."""
+
+    def __init__(self) -> None:
+        super().__init__("the scheduler is gone; the same command continues, each run from its last checkpoint")
+
+
+def parser() -> CommandLine:
+    """The command line."""
+    p = CommandLine(
+        prog="python -m alrao_rl.sweep",
+        description="Train agents on environments at many seeds. Results go to results/NAME, which keeps the sweep in "
+        "sweep.toml; what is not given is as it is there.",
+        epilog="The same command again continues what is unfinished and repeats nothing. Example: "
+        "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9 --grid learning_rate=1e-4,1e-3",
+    )
+    p.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a sweep.toml with the keys of these options")
+    p.add_argument("--agents", nargs="+", metavar="NAME|PATH", help="agents by name, or .toml files")
+    p.add_argument(
+        "--envs", nargs="+", metavar="ID", help="environments: recipes, Gymnasium ids, package:Id, .toml files"
+    )
+    p.add_argument("--seeds", nargs="+", metavar="SEEDS", help="such as 0-9 or 0,3,5-7")
+    p.add_argument(
+        "--tuning-seeds", nargs="+", metavar="SEEDS", help="further seeds, for choosing among the values of the grid"
+    )
+    p.add_argument(
+        "--grid", nargs="+", action="extend", metavar="KEY=V1,V2", help="values to try, such as learning_rate=1e-4,1e-3"
+    )
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--timesteps", type=int, metavar="N", help="environment steps of every run")
+    length.add_argument("--budget", type=float, metavar="X", help="times the environment's own timesteps (default 1)")
+    p.add_argument("--eval-episodes", type=int, metavar="N", help="episodes an evaluation (default 20)")
+    where = p.add_mutually_exclusive_group()
+    where.add_argument(
+        "-j", "--jobs", type=int, metavar="N", help="runs at a time on this machine (default: its cores)"
+    )
+    where.add_argument("--scheduler", metavar="ADDR", help="your own Dask cluster, such as tcp://HOST:8786")
+    p.add_argument("--name", help="name of the sweep (default: the file's, else sweep)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default results/NAME)")
+    p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
+    p.add_argument(
+        "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
+        help="what an interrupted run loses at most (default 60); results do not depend on it",
+    )  # fmt: skip
+    p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
+    p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status.
+
+    0: all runs are finished; 1: some failed, or are not done; 2: a mistake in the arguments; 130: interrupted.
+    """
+    try:
+        return sweep(parser().parse_args(argv))
+    except UserError as error:
+        print_error(error)
+        return 2
+    except SchedulerGoneError as error:
+        print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        print_error("interrupted; the same command continues, each run from its last checkpoint")
+        return 130
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Plan, and unless that is all, run.
+
+    Raises:
+        UserError: nothing can be run so; nothing was started or written.
+    """
+    _check(args)
+    given = from_arguments(args)
+    root = _root(args, given)
+    if not args.dry_run:
+        refuse_if_locked(root)
+    # Here, not above: these load torch.
+    from alrao_rl import plan, rows, survey
+
+    kept = plan.checked(plan.read(root / plan.FILE), str(root / plan.FILE)) if (root / plan.FILE).exists() else None
+    call = plan.checked(_completed(kept, given), str(args.file or "the sweep"))
+    whole = plan.extended(kept, call, str(root / plan.FILE)) if kept else call
+    cells = plan.cells(call)
+    _check_environments(cells)
+    runs = plan.runs(call, cells)
+    with contextlib.ExitStack() as stack:
+        client = (
+            stack.enter_context(connect(args.scheduler)) if args.scheduler is not None and not args.dry_run else None
+        )
+        if not args.dry_run:
+            stack.enter_context(locked(root))
+        table = rows.Rows(root / rows.FILE)
+        states = {run: survey.state(root, run, table) for run in runs}
+        if args.retry_failed:
+            states = {run: survey.State("queued") if state.name == "failed" else state for run, state in states.items()}
+        speeds = survey.Speeds(table.values())
+        n_workers = sum(client.nthreads().values()) if client else args.jobs
+        _print_plan(root, call, states, speeds, n_workers)
+        if args.dry_run:
+            return 0
+        plan.write(root / plan.FILE, whole)
+        for run, state in states.items():
+            # A driver may have been killed between a run's end and its row.
+            if state.name != "queued" and table.get(run.key) is None:
+                table.put(survey.row(root, run, state))
+        todo = [run for run, state in states.items() if state.name == "queued"]
+        if todo:
+            client = client or stack.enter_context(local_cluster(min(args.jobs, len(todo))))
+            stack.enter_context(_terminable())
+            drive(client, root, todo, states, table, speeds, args)
+    return _conclude(root, states)
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.jobs is None:
+        args.jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= args.jobs <= 1024:
+        raise UserError(f"-j is {args.jobs}, expected a whole number from 1 to 1024")
+    if args.run_timeout is not None and not 0 < args.run_timeout < float("inf"):
+        raise UserError(f"--run-timeout is {args.run_timeout}, expected seconds above 0")
+    if not 0 <= args.checkpoint_interval < float("inf"):
+        raise UserError(
+            f"--checkpoint-interval is {args.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
+        )
+
+
+def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keys of a ``sweep.toml`` that are given, by the file or, first of all, by an option.
+
+    Raises:
+        UserError: the file cannot be read, seeds or a grid cannot be understood.
+    """
+    from alrao_rl import plan
+
+    given = {} if args.file is None else plan.read(args.file)
+    for key in ("agents", "envs", "timesteps", "budget", "eval_episodes", "name"):
+        if (value := getattr(args, key)) is not None:
+            given[key] = value
+            # One length takes the place of the other.
+            given.pop({"timesteps": "budget", "budget": "timesteps"}.get(key, ""), None)
+    for key in ("seeds", "tuning_seeds"):
+        if (texts := getattr(args, key)) is not None:
+            given[key] = plan.parse_seeds(texts, f"--{key.replace('_', '-')}")
+    if args.grid is not None:
+        given["grid"] = plan.parse_grid(args.grid)
+    return given
+
+
+def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:
+    """The sweep's folder; its name is then in ``given``."""
+    if args.out is not None:
+        given.setdefault("name", args.out.absolute().name)
+        root: Path = args.out
+    else:
+        name = given.setdefault("name", "sweep")
+        if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
+            raise UserError(
+                f"--name is {name!r}, expected a word such as first-sweep; another place is chosen with --out DIR"
+            )
+        root = Path("results", name)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is no folder: choose another --name or --out")
+    return root
+
+
+def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and for the rest what the sweep has been so far.
+
+    Raises:
+        UserError: a key is missing.
+    """
+    data = dict(given)
+    if kept is not None:
+        before = kept.model_dump(exclude_none=True)
+        if "timesteps" in data or "budget" in data:
+            before = {key: value for key, value in before.items() if key not in ("timesteps", "budget")}
+        data = before | data | {"name": kept.name}
+    for key in ("agents", "envs", "seeds"):
+        if key not in data:
+            raise UserError(
+                f"--{key} is missing: python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
+            )
+    return data
+
+
+def _check_environments(cells: list[Cell]) -> None:
+    """Make every environment once: what is missing shows now and not in a hundred failed runs."""
+    from alrao_rl.envs import make_one
+
+    for environment in {cell.env: cell.recipe.environment for cell in cells}.values():
+        make_one(environment).close()
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------
+
+
+def _lock_file(root: Path) -> Path:
+    return root / ".lock"
+
+
+def refuse_if_locked(root: Path) -> None:
+    """Refuse at once if another sweep writes there; leaves no file where none is.
+
+    Raises:
+        UserError: another one does.
+    """
+    if _lock_file(root).exists():
+        with locked(root):
+            pass
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Make the folder if need be, and lock it; the lock dies with the process.
+
+    Raises:
+        UserError: it cannot be written, or another sweep writes there.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = _lock_file(root).open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to {root}: {error.strerror or error}; choose another --out") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            by = f" (process {file.read(20).strip()})"
+            raise UserError(f"another sweep{by} is at work in {root}: wait for it or choose another --name") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+# --- the cluster ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def local_cluster(n_workers: int) -> Iterator[Any]:
+    """Workers on this machine, reachable from it only; one that is killed is replaced.
+
+    Yields:
+        A ``distributed.Client``.
+    """
+    import logging
+    import tempfile
+
+    import dask
+    from distributed import Client, LocalCluster
+
+    settings = {
+        "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+        "distributed.scheduler.worker-saturation": 1.0,  # runs are long: no worker sets one aside for later
+        "distributed.worker.daemon": True,
+        "distributed.comm.timeouts.connect": "30s",
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="alrao-sweep-", ignore_cleanup_errors=True) as scratch,
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=None,
+            silence_logs=logging.CRITICAL, local_directory=scratch, preload=["alrao_rl.worker"],
+            # Without a dashboard there still is a server of numbers; at a free port, or a second sweep would complain.
+            dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        yield client
+
+
+@contextlib.contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """The user's cluster.
+
+    Yields:
+        A ``distributed.Client``.
+
+    Raises:
+        UserError: there is none, after a few seconds.
+    """
+    import logging
+
+    from distributed import Client
+    from distributed.utils import silence_logging_cmgr
+
+    with silence_logging_cmgr(logging.CRITICAL):
+        try:
+            client = Client(address, timeout=CONNECT_TIMEOUT)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"no Dask scheduler answers at --scheduler {address}, expected one such as tcp://HOST:8786 "
+                f"({first_line(error)})"
+            ) from None
+        with client:
+            yield client
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """End on SIGTERM, as batch systems send it, the way Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def drive(
+    client: Any,
+    root: Path,
+    todo: list[Run],
+    states: dict[Run, State],
+    table: Rows,
+    speeds: Speeds,
+    args: argparse.Namespace,
+) -> None:
+    """Give out the runs and wait for them; each one that is over gets its row at once. An interrupt stops them all."""
+    from alrao_rl import worker
+    from alrao_rl.progress import Progress
+
+    call, cwd = uuid.uuid4().hex, str(Path.cwd())
+    futures = {}
+    for number, run in enumerate(todo):
+        arguments = (
+            *run.cell.arguments, "--seed", str(run.seed), "--checkpoint-interval", str(args.checkpoint_interval)
+        )  # fmt: skip
+        task = worker.Task(call, arguments, str((root / run.folder).absolute()), cwd, args.run_timeout)
+        # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.
+        # Keys of one group are queued by the scheduler, and not given to workers before one has time for them.
+        key = (f"run-{call}", number)
+        futures[client.submit(worker.execute, task, key=key, pure=False, retries=0)] = run
+    by_key = {future.key: run for future, run in futures.items()}
+    pending = dict(futures)
+    try:
+        with Progress(root, states, table, speeds) as progress:
+            while pending:
+                time.sleep(_TICK)
+                for future in [future for future in pending if future.done()]:
+                    _settle(future, pending.pop(future), root, states, table, progress)
+                progress.update(*_running(client, by_key))
+            progress.update([], sum(client.nthreads().values()), final=True)
+    except SchedulerGoneError:
+        raise
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.cancel(list(pending), asynchronous=False)
+            client.run(worker.stop, call)
+        raise
+
+
+def _running(client: Any, by_key: Mapping[Any, Run]) -> tuple[list[Run], int]:
+    """The runs that workers are at, and for how many at a time there are workers."""
+    try:
+        threads, processing = client.nthreads(), client.processing()
+    except OSError:
+        raise SchedulerGoneError from None
+    running = []
+    for address, keys in processing.items():
+        mine = [by_key[key] for key in keys if key in by_key]
+        running += mine[: threads.get(address, 1)]
+    return running, sum(threads.values())
+
+
+def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: Rows, progress: Any) -> None:
+    """Take note of a run that is over."""
+    from alrao_rl import survey, worker
+
+    if future.status == "finished":
+        outcome = future.result()
+    elif future.status == "error":
+        error = future.exception()
+        killed = type(error).__name__ == "KilledWorker"
+        reason = "too many workers died under it" if killed else f"no worker could run it: {first_line(error)}"
+        worker.record_failure(root / run.folder, reason, "")
+        outcome = worker.Outcome("failed", reason, (), 0.0)
+    else:
+        raise SchedulerGoneError
+    for warning in outcome.warnings:
+        progress.note(f"warning: {run.label}: {warning}")
+    states[run] = survey.State(outcome.state, outcome.reason)
+    row = survey.row(root, run, states[run], outcome.seconds)
+    table.put(row)
+    progress.ended(run, states[run], outcome.seconds, row.get("timesteps") or 0)
+
+
+# --- printing -------------------------------------------------------------------------------------------------------
+
+
+def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Speeds, n_workers: int) -> None:
+    """Say what there is, cell by cell, and what is to do."""
+    from alrao_rl.plan import seeds_as_text
+    from alrao_rl.progress import time_left
+
+    cells: dict[Any, dict[int, State]] = {}
+    for run, state in states.items():
+        cells.setdefault(run.cell, {})[run.seed] = state
+    width = max(len(cell.label) for cell in cells)
+    for cell, of in cells.items():
+        notes = "".join(f"; {note}" for note in _notes(cell, list(of.values())))
+        say(f"{cell.label:<{width}}  seeds {seeds_as_text(of)}, {cell.recipe.timesteps:,} steps each{notes}")
+    if call.tuning_seeds:
+        say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only where there is a setting to choose")
+    todo = [(run, state.step) for run, state in states.items() if state.name == "queued"]
+    names = [state.name for state in states.values()]
+    left = time_left(speeds.time_left(todo, n_workers)) if todo else "nothing to do"
+    workers = f" on {n_workers} worker{'s' * (n_workers != 1)}" if todo else ""
+    say(
+        f"{root}: {len(names)} runs, {names.count('finished')} finished, {names.count('failed')} failed, "
+        f"{len(todo)} to do{workers}: {left}"
+    )
+
+
+def _notes(cell: Cell, states: list[State]) -> Iterator[str]:
+    """What is to be said of a cell."""
+    if cell.inert:
+        yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
+    counts = {
+        "finished": sum(state.name == "finished" for state in states),
+        "of them finished elsewhere, as their rows say": sum(state.elsewhere for state in states),
+        "failed": sum(state.name == "failed" for state in states),
+        "begun": sum(state.step > 0 for state in states),
+    }
+    yield from (f"{count} {what}" for what, count in counts.items() if count)
+
+
+def _conclude(root: Path, states: Mapping[Run, State]) -> int:
+    """List what failed; the exit status."""
+    failed = [(run, state) for run, state in states.items() if state.name != "finished"]
+    for run, state in failed:
+        print_error(f"{state.name}: {run.label}: {state.reason}; see {root / run.folder}")
+    if failed:
+        print_warning(f"{len(failed)} of {len(states)} runs are not finished; --retry-failed tries failed ones again")
+    else:
+        say(f"all {len(states)} runs are finished: {root}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

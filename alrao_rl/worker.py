@@ -1,0 +1,191 @@
+"""A run as a task of a Dask worker: a process of its own that dies with the worker, and whose end is always recorded.
+
+Imports nothing heavy: every worker loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from alrao_rl.errors import UserError
+from alrao_rl.runs import TRACEBACK, RunFolder, write_atomically
+
+ATTEMPTS = 3
+"""A run whose process is killed by a signal is continued from its checkpoint, so many times are tried in all."""
+_GRACE = 5.0
+"""Seconds a run that is out of time has to write its traceback."""
+_TAIL = 8192
+"""Bytes of a run's output that are kept."""
+
+_lock = threading.Lock()
+_processes: dict[str, set[subprocess.Popen[bytes]]] = {}
+_stopped: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to do.
+
+    Args:
+        sweep: what tells this call of the command from others.
+        arguments: of ``alrao_rl.train``.
+        folder: the run folder, absolute.
+        cwd: where the command runs: names of files in the arguments may be relative to it.
+        timeout: wall seconds; None for no limit.
+    """
+
+    sweep: str
+    arguments: tuple[str, ...]
+    folder: str
+    cwd: str
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended: ``finished``, ``failed`` with a reason, or ``stopped``; the run's warnings, and wall seconds."""
+
+    state: str
+    reason: str
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+def dask_setup(_: object) -> None:
+    """Called when a local worker starts: Ctrl-C, which reaches all processes of a terminal, is for the sweep alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def execute(task: Task) -> Outcome:
+    """Do the run, whatever happens in it; the reason and the traceback of a failure are left in its folder."""
+    started = time.monotonic()
+    deadline = None if task.timeout is None else started + task.timeout
+    warnings: list[str] = []
+    for _ in range(ATTEMPTS):
+        try:
+            _wait_for_lock(task, deadline)
+            code, output = _train(task, deadline)
+        except TimeoutError as error:
+            code, output = -signal.SIGKILL, str(error)
+            reason = f"it was not at its end after {task.timeout:g} seconds (--run-timeout)"
+            break
+        warnings += [line.removeprefix("warning: ") for line in output.splitlines() if line.startswith("warning: ")]
+        reason = _reason(code, output)
+        if code >= 0 or task.sweep in _stopped:
+            break
+    seconds = time.monotonic() - started
+    if task.sweep in _stopped:
+        return Outcome("stopped", "", tuple(warnings), seconds)
+    if code == 0:
+        return Outcome("finished", "", tuple(warnings), seconds)
+    return Outcome("failed", record_failure(Path(task.folder), reason, output), tuple(warnings), seconds)
+
+
+def stop(sweep: str) -> None:
+    """Kill the runs of a sweep in this worker, and start no more of them; they keep their checkpoints."""
+    with _lock:
+        _stopped.add(sweep)
+        for process in _processes.get(sweep, ()):
+            _kill(process)
+
+
+def record_failure(path: Path, reason: str, output: str) -> str:
+    """Leave the reason in a run folder, unless the run itself has done so; return the reason."""
+    folder = RunFolder(path)
+    # A full disk may be what stopped the run; then the row of the sweep has to do.
+    with contextlib.suppress(OSError, UserError):
+        status = folder.status() or {}
+        if status.get("state") == "failed":
+            return str(status.get("reason", reason))
+        if folder.config() is not None:
+            folder.open()
+            with contextlib.closing(folder):
+                folder.set_status("failed", reason=reason)
+                write_atomically(path / TRACEBACK, output or f"{reason}\n")
+    return reason
+
+
+def _wait_for_lock(task: Task, deadline: float | None) -> None:
+    """Wait while another process writes to the run folder: a run that a lost worker still does, or the user's own."""
+    lock = Path(task.folder, ".lock")
+    while lock.exists() and task.sweep not in _stopped:
+        with lock.open("a") as file, contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError("another process was writing to the run folder all the time")
+        time.sleep(0.5)
+
+
+def _train(task: Task, deadline: float | None) -> tuple[int, str]:
+    """Run the command; return its exit status, negative for a signal, and the end of its output.
+
+    Raises:
+        TimeoutError: with the end of its output, which says where it was.
+    """
+    command = [sys.executable, "-m", "alrao_rl.train", *task.arguments, "--out", task.folder, "--quiet"]
+    tether = [sys.executable, "-m", "alrao_rl.tether", str(os.getpid()), *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    with tempfile.TemporaryFile() as log:
+        with _lock:
+            if task.sweep in _stopped:
+                return -signal.SIGKILL, ""
+            # A session of its own: Ctrl-C is for the sweep, which then ends its runs in order.
+            process = subprocess.Popen(
+                tether, cwd=task.cwd, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+            _processes.setdefault(task.sweep, set()).add(process)
+        try:
+            code = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler writes where every thread is
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+            raise TimeoutError(_end(log)) from None
+        finally:
+            _kill(process)
+            process.wait()
+            with _lock:
+                _processes[task.sweep].discard(process)
+        return code, _end(log)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a run and what it has started, unless it has ended: its number may be another's then."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(log: IO[bytes]) -> str:
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(size - _TAIL, 0))
+    return log.read().decode(errors="replace")
+
+
+def _reason(code: int, output: str) -> str:
+    """Why a process ended."""
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"its process was killed by {name}, {ATTEMPTS} times"
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors and code == 2:
+        return errors[-1]
+    said = f": {lines[-1].strip()}" if lines else ""
+    return f"its process ended with exit status {code}{said}"

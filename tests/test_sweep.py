@@ -1,0 +1,667 @@
+"""``python -m alrao_rl.sweep``: the plan, what is kept on disk, and that no process's end loses or repeats a run."""
+
+import contextlib
+import csv
+import fcntl
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import gymnasium as gym
+import psutil
+import pytest
+
+from alrao_rl import load_results, plan, rows, survey, worker
+from alrao_rl.errors import UserError
+from alrao_rl.progress import Progress, time_left
+from alrao_rl.runs import RunFolder
+from alrao_rl.sweep import main
+from alrao_rl.train import main as train
+
+ROOT = Path(__file__).parent.parent
+SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
+SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
+SMALL = """
+algo = "dqn"
+policy = "stock"
+[hyperparameters]
+learning_rate = 1e-3
+learning_starts = 20
+batch_size = 8
+[policy_options]
+net_arch = [8]
+"""
+ODD = '''
+import os, time
+import gymnasium as gym, numpy as np
+from gymnasium import spaces
+
+class Odd(gym.Env):
+    """Ten steps an episode, with pauses; at its 150th step something happens."""
+
+    metadata = {"render_modes": []}
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+
+    def __init__(self, happens=None, pause=0.0):
+        self.happens, self.pause, self.total = happens, pause, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.total += 1
+        time.sleep(self.pause)
+        reward = self.happens() if self.happens and self.total == 150 else float(action)
+        return self.observe(), reward, self.steps == 10, False, {}
+
+    def observe(self):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+def fail():
+    if not os.path.exists("mended"):
+        raise ValueError("broken at last")
+    return 0.0
+
+gym.register("Good-v0", Odd)
+gym.register("Slow-v0", Odd, kwargs={"pause": 0.005})
+gym.register("Raises-v0", Odd, kwargs={"happens": fail})
+gym.register("Exits-v0", Odd, kwargs={"happens": lambda: os._exit(7)})
+gym.register("Nan-v0", Odd, kwargs={"happens": lambda: float("nan")})
+gym.register("Hangs-v0", Odd, kwargs={"happens": lambda: time.sleep(3600)})
+gym.register("Killed-v0", Odd, kwargs={"happens": lambda: os.kill(os.getpid(), 9)})
+'''
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The current folder, with the agent ``small.toml`` and, on the path, the module ``odd`` with its environments."""
+    _fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(ROOT)]))
+    yield tmp_path
+    sys.modules.pop("odd", None)
+    for name in ("Good", "Slow", "Raises", "Exits", "Nan", "Hangs", "Killed"):
+        gym.registry.pop(f"{name}-v0", None)
+
+
+def _fill(folder):
+    (folder / "site").mkdir()
+    (folder / "site" / "odd.py").write_text(ODD)
+    (folder / "small.toml").write_text(SMALL)
+
+
+def sweep(*args, jobs=2):
+    return main([*map(str, args), "-j", str(jobs)])
+
+
+def table(root):
+    with (root / "runs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def data(**more):
+    return {"name": "x", "agents": ["dqn"], "envs": ["CartPole-v1"], "seeds": [0, 1], **more}
+
+
+def cells(**more):
+    return plan.cells(plan.checked(data(**more), "test"))
+
+
+# --- seeds, grids, files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "seeds"),
+    [(["0-3"], [0, 1, 2, 3]), (["0,3,5-7"], [0, 3, 5, 6, 7]), (["4", "1-2"], [4, 1, 2]), (["9-9"], [9])],
+)
+def test_seeds(texts, seeds):
+    assert plan.parse_seeds(texts, "--seeds") == seeds
+    assert plan.parse_seeds([plan.seeds_as_text(seeds)], "") == sorted(seeds)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("9-0", "the range 9-0 is empty; did you mean 0-9?"),
+        ("a", "'a' is no seed"),
+        ("", "'' is no seed"),
+        ("1,,2", "'' is no seed"),
+        ("-3", "'-3' is no seed"),
+        ("0-1000000", "at most 10,000"),
+    ],
+)
+def test_seeds_refused(text, says):
+    with pytest.raises(UserError, match="--seeds: ") as error:
+        plan.parse_seeds([text], "--seeds")
+    assert says in str(error.value)
+
+
+def test_grid():
+    texts = ["learning_rate=1e-5,1e-4", "net_arch=[32],[64, 64]", "activation_fn=tanh,relu", "alrao.n_heads=3"]
+    assert plan.parse_grid(texts) == {
+        "learning_rate": [1e-5, 1e-4],
+        "net_arch": [[32], [64, 64]],
+        "activation_fn": ["tanh", "relu"],
+        "alrao.n_heads": [3],
+    }
+    for text in ("learning_rate", "=3", "a="):
+        with pytest.raises(UserError, match="expected KEY=VALUE"):
+            plan.parse_grid([text])
+    with pytest.raises(UserError, match="given twice"):
+        plan.parse_grid(["a=1", "a=2"])
+
+
+def test_file_round_trip(tmp_path):
+    grid = {"learning_rate": [1e-5, 0.1], "alrao.n_heads": [3], "alrao.value_averaging": [{"rule": "switch"}, 'a"b']}
+    one = plan.checked(data(grid=grid, tuning_seeds=[100], budget=0.5), "test")
+    plan.write(tmp_path / "sweep.toml", one)
+    assert plan.checked(plan.read(tmp_path / "sweep.toml"), "file") == one
+    raw = tomllib.loads((tmp_path / "sweep.toml").read_text())
+    assert (raw["seeds"], raw["tuning_seeds"], raw["grid"]["learning_rate"]) == ([0, 1], [100], [1e-5, 0.1])
+    # Dotted keys without quotation marks are what people write; comments of theirs stay.
+    text = "# mine\n" + (tmp_path / "sweep.toml").read_text().replace('"alrao.n_heads"', "alrao.n_heads")
+    (tmp_path / "sweep.toml").write_text(text)
+    plan.write(tmp_path / "sweep.toml", one)
+    assert (tmp_path / "sweep.toml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds holds 1 twice"),
+        ({"agents": ["dqn", "dqn"]}, "agents holds 'dqn' twice"),
+        ({"grid": {"learning_rate": [1e-3, 1e-3]}}, "grid.learning_rate holds 0.001 twice"),
+        ({"grid": {"learning_rate": []}}, "grid"),
+        ({"tuning_seeds": [1], "grid": {"gamma": [0.9]}}, "seed 1 is in seeds and in tuning_seeds"),
+        ({"tuning_seeds": [9]}, "there is no grid"),
+        ({"timesteps": 10, "budget": 0.5}, "exclude each other"),
+        ({"timesteps": 0}, "timesteps is 0"),
+        ({"budget": 0.0}, "budget is 0.0"),
+        ({"sedes": [1]}, "unknown key sedes, expected name"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+    ],
+)
+def test_contradictions(more, says):
+    with pytest.raises(UserError) as error:
+        plan.checked(data(**more), "sweep.toml")
+    assert str(error.value).startswith("sweep.toml: ")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_extended():
+    kept = plan.checked(data(grid={"gamma": [0.9]}, timesteps=10), "kept")
+    more = plan.checked(data(agents=["ppo"], seeds=[1, 5], grid={"gamma": [0.5]}, timesteps=10), "call")
+    both = plan.extended(kept, more, "kept")
+    assert (both.agents, both.seeds, both.grid) == (["dqn", "ppo"], [0, 1, 5], {"gamma": [0.9, 0.5]})
+    for change, says in (
+        ({"timesteps": 20}, "timesteps: 10 -> 20"),
+        ({"grid": {"tau": [1.0]}}, 'keys of the grid: ["gamma"] -> ["tau"]'),
+        ({"eval_episodes": 3}, "eval_episodes: null -> 3"),
+    ):
+        with pytest.raises(UserError, match="is another sweep") as error:
+            plan.extended(kept, more.model_copy(update=change), "kept")
+        assert says in str(error.value)
+    with pytest.raises(UserError, match="seed 7 is in seeds and in tuning_seeds"):
+        plan.extended(kept.model_copy(update={"tuning_seeds": [7]}), more.model_copy(update={"seeds": [7]}), "kept")
+
+
+# --- cells and runs -------------------------------------------------------------------------------------------------
+
+
+def test_cells_of_a_grid():
+    """A key that does nothing to an agent gives it one cell and no tuning runs."""
+    one = plan.checked(
+        data(agents=["dqn", "dqn-adam"], grid={"learning_rate": [1e-4, 1e-3]}, tuning_seeds=[100], budget=0.5), "test"
+    )
+    found = plan.cells(one)
+    assert [str(cell.folder) for cell in found] == [
+        "CartPole-v1/dqn",
+        "CartPole-v1/dqn-adam@learning_rate=0.0001",
+        "CartPole-v1/dqn-adam@learning_rate=0.001",
+    ]
+    assert [cell.inert for cell in found] == [("learning_rate",), (), ()]
+    assert [cell.setting for cell in found] == [
+        "",
+        "hyperparameters.learning_rate=0.0001",
+        "hyperparameters.learning_rate=0.001",
+    ]
+    assert {cell.recipe.timesteps for cell in found} == {25_000}
+    runs = plan.runs(one, found)
+    assert [(run.seed, run.cell.agent) for run in runs if run.seed != 1] == [
+        (0, "dqn"), (0, "dqn-adam"), (0, "dqn-adam"), (100, "dqn-adam"), (100, "dqn-adam"),
+    ]  # fmt: skip
+    assert len({run.digest for run in runs}) == len(runs) == 8
+    assert runs[1].config["agent"] == "dqn-adam"
+    assert runs[1].config["hyperparameters"]["learning_rate"] == 1e-4
+
+
+def test_cells_of_two_keys():
+    found = cells(agents=["dqn", "ppo-adam"], grid={"gamma": [0.9, 0.99], "clip_range": [0.1]}, timesteps=7)
+    assert [cell.folder.name for cell in found] == [
+        "dqn@gamma=0.9", "dqn@gamma=0.99", "ppo-adam@gamma=0.9,clip_range=0.1", "ppo-adam@gamma=0.99,clip_range=0.1",
+    ]  # fmt: skip
+    assert found[0].inert == ("clip_range",)
+    assert found[2].arguments[-2:] == ("--timesteps", "7")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"agents": ["dnq"]}, "unknown agent 'dnq'"),
+        ({"envs": ["CartPole-v2"]}, "did you mean 'CartPole-v1'?"),
+        ({"grid": {"lerning_rate": [1]}}, "--grid lerning_rate: no such key for dqn; did you mean 'learning_rate'?"),
+        ({"agents": ["dqn-adam"], "grid": {"learning_rate": [-1.0]}}, "learning_rate is -1.0"),
+        ({"grid": {"gamma": [0.9], "hyperparameters.gamma": [0.5]}}, "one and the same"),
+    ],
+)
+def test_cells_refused(more, says):
+    with pytest.raises(UserError) as error:
+        cells(**more)
+    assert says in str(error.value)
+    assert "--set" not in str(error.value)
+
+
+# --- what is kept on disk -------------------------------------------------------------------------------------------
+
+
+def test_rows(tmp_path):
+    path = tmp_path / "runs.csv"
+    row = {"env": "E", "agent": "a", "setting": "k=1, l=2", "seed": 3, "state": "failed", "auc": math.nan}
+    kept = rows.Rows(path)
+    kept.put(row | {"reason": "two\nlines, and a comma"})
+    kept.put(row | {"seed": 4})
+    kept.put(row | {"state": "finished", "auc": 1.23456789})
+    again = rows.Rows(path)
+    assert [row["seed"] for row in again.values()] == ["3", "4"]
+    found = again.get(("E", "a", "k=1, l=2", "3"))
+    assert (found["state"], found["auc"], found["reason"]) == ("finished", "1.23457", "")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["runs.csv"]
+    text = path.read_text()
+    for damaged, says in (
+        (text + text.splitlines()[1] + "\n", "a second row"),
+        (text[:-20], "has not 16 values"),
+        ("x\n", "expected the columns"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=says):
+            rows.Rows(path)
+
+
+def test_reached(tmp_path):
+    (run,) = plan.runs(plan.checked(data(seeds=[0], timesteps=100), "test"), cells(timesteps=100))
+    assert survey.reached(tmp_path, run)[0] == 0
+    folder = tmp_path / run.folder
+    folder.mkdir(parents=True)
+    (folder / "episodes.csv").write_text("timestep,return,length\n10,1.0,10\n30,4.0,20\n50,9")
+    assert survey.reached(tmp_path, run) == (30, 2.5)
+    (folder / "episodes.csv").write_text("timestep,return,length\n" + "".join(f"{n},2.0,1\n" for n in range(5000)))
+    assert survey.reached(tmp_path, run) == (4999, 2.0)
+
+
+def test_time_left():
+    one = plan.checked(data(seeds=[0, 1, 2], timesteps=1000), "test")
+    runs = plan.runs(one, plan.cells(one))
+    speeds = survey.Speeds()
+    assert speeds.time_left([(runs[0], 0)], 2) is None
+    row = {"env": "Acrobot-v1", "agent": "ppo", "state": "finished", "timesteps": "1000", "seconds": "1"}
+    speeds = survey.Speeds([row, row | {"state": "failed", "seconds": "1000"}])
+    assert speeds.of("CartPole-v1", "dqn") == 1000  # for want of a better one
+    speeds.add("Acrobot-v1", "dqn", 100, 1)
+    assert speeds.of("CartPole-v1", "dqn") == 100
+    speeds.add("CartPole-v1", "dqn", 50, 1)
+    assert speeds.of("CartPole-v1", "dqn") == 50
+    assert speeds.time_left([(run, 500) for run in runs], 2) == 15
+    assert speeds.time_left([(runs[0], 0)], 2) == 20  # one run is not shared
+    assert [time_left(seconds) for seconds in (None, 12.3, 600, 36_000)] == [
+        "time left not known yet", "about 12 s left", "about 10 min left", "about 10 h 00 min left",
+    ]  # fmt: skip
+
+
+def test_states(tmp_path):
+    """The folder has the say, the row where there is none; another configuration is refused."""
+    one = plan.checked(data(seeds=[0], timesteps=100), "test")
+    (run,) = plan.runs(one, plan.cells(one))
+    table, folder = rows.Rows(tmp_path / "runs.csv"), RunFolder(tmp_path / run.folder)
+
+    def state():
+        return survey.state(tmp_path, run, table)
+
+    assert state() == survey.State("queued")
+    table.put(survey.row(tmp_path, run, survey.State("failed", "no licence"), 1.0))
+    assert table.get(run.key)["auc"] == "0"  # the floor
+    assert state() == survey.State("failed", "no licence", elsewhere=True)
+    table.put(survey.row(tmp_path, run, survey.State("finished")))
+    assert state() == survey.State("finished", elsewhere=True)
+    folder.path.mkdir(parents=True)
+    with contextlib.closing(folder):
+        folder.start(run.config | {"provenance": {}})
+    assert state() == survey.State("finished")
+    (tmp_path / "runs.csv").unlink()
+    table = rows.Rows(tmp_path / "runs.csv")
+    (folder.path / "checkpoint" / "step-000000000040").mkdir(parents=True)
+    (folder.path / "checkpoint" / ".step-000000000080.x.tmp").mkdir(parents=True)
+    assert state() == survey.State("queued", step=40)
+    folder.set_status("failed", reason="KeyboardInterrupt")
+    assert state() == survey.State("queued", step=40)
+    folder.set_status("failed", reason="ValueError: no")
+    assert state() == survey.State("failed", "ValueError: no")
+    config = json.loads((folder.path / "config.json").read_text())
+    (folder.path / "config.json").write_text(json.dumps(config | {"timesteps": 50}))
+    with pytest.raises(UserError, match="timesteps: 50 -> 100"):
+        state()
+    shutil.rmtree(folder.path)
+    table.put(survey.row(tmp_path, run, survey.State("finished")) | {"configuration": "0123"})
+    with pytest.raises(UserError, match="of another configuration"):
+        state()
+
+
+def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("alrao_rl.progress.LINE_INTERVAL", 0.0)
+    one = plan.checked(data(timesteps=100), "test")
+    runs = plan.runs(one, plan.cells(one))
+    states = dict.fromkeys(runs, survey.State("queued"))
+    with Progress(tmp_path, states, rows.Rows(tmp_path / "runs.csv"), survey.Speeds()) as progress:
+        progress.update([], 0)
+        progress.update(runs[:1], 1)
+        states[runs[0]] = survey.State("failed", "too bad")
+        progress.ended(runs[0], states[runs[0]], 3.0, 0)
+    assert capsys.readouterr().out.splitlines() == [
+        "waiting for workers, 0 of 2 runs finished, 0 running, 0 failed; 0 steps/s in all, time left not known yet",
+        "0 of 2 runs finished, 1 running, 0 failed; 0 steps/s in all, time left not known yet",
+        "failed: dqn on CartPole-v1, seed 0: too bad (3 s)",
+    ]
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "--agents is missing"),
+        (["--agents", "dqn", "--envs", "CartPole-v1"], "--seeds is missing"),
+        (["--name", "a/b"], "--name is 'a/b'"),
+        (["--name", ".."], "--name is '..'"),
+        (["--name", "a b", "--seeds", "0"], "--agents is missing"),
+        (["-j", "0"], "-j is 0"),
+        (["-j", "1", "--scheduler", "tcp://x:1"], "not allowed with argument"),
+        (["--timesteps", "1", "--budget", "1"], "not allowed with argument"),
+        (["--run-timeout", "0"], "--run-timeout is 0.0"),
+        (["--checkpoint-interval", "-1"], "--checkpoint-interval is -1.0"),
+        (["--seed", "9-0"], "the range 9-0 is empty"),
+        (["missing.toml"], "cannot read missing.toml"),
+        (["--out", "small.toml"], "small.toml is no folder"),
+        (["--sceduler", "x"], "did you mean '--scheduler'?"),
+        (["--agents", "dqn", "--envs", "odd:God-v0", "--seeds", "0"], "odd:God-v0 cannot be made"),
+        (["--agents", "small.toml", "sub/small.toml", "--envs", "CartPole-v1", "--seeds", "0"], "in the sweep twice"),
+        (["--out", "small.toml/x", "--agents", "dqn-adam", "--envs", "CartPole-v1", "--seeds", "0"], "cannot write to"),
+    ],
+)
+def test_mistakes(place, capfd, args, says):
+    (place / "sub").mkdir()
+    shutil.copy("small.toml", "sub")
+    before = sorted(place.iterdir())
+    assert main(args) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert sorted(place.iterdir()) == before
+
+
+def test_unreachable_scheduler(place, capfd):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    started = time.monotonic()
+    args = ["--agents", "small.toml", "--envs", "odd:Good-v0", "--seeds", "0", "--timesteps", "10"]
+    assert main([*args, "--scheduler", address]) == 2
+    assert time.monotonic() - started < 20
+    assert f"no Dask scheduler answers at --scheduler {address}" in capfd.readouterr().err
+    assert not (place / "results").exists()
+
+
+def test_help_is_light():
+    script = (
+        "import sys, alrao_rl.sweep as s;"
+        "heavy = {'torch', 'distributed', 'pandas', 'gymnasium'} & set(sys.modules); assert not heavy, heavy;"
+        "s.main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--retry-failed" in done.stdout
+
+
+def test_second_sweep_is_refused(place, capfd):
+    root = place / "results" / "sweep"
+    root.mkdir(parents=True)
+    args = ["--agents", "dqn", "--envs", "CartPole-v1", "--seeds", "0", "--timesteps", "10"]
+    with (root / ".lock").open("w") as file:
+        file.write("4711\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        started = time.monotonic()
+        assert main(args) == 2
+        assert time.monotonic() - started < 2
+        assert "another sweep (process 4711) is at work in results/sweep" in capfd.readouterr().err
+        assert main([*args, "--dry-run"]) == 0
+    assert [path.name for path in root.iterdir()] == [".lock"]
+
+
+# --- real ones ------------------------------------------------------------------------------------------------------
+
+ARGS = ["--agents", "small.toml", "--timesteps", "300", "--eval-episodes", "1"]
+
+
+@pytest.mark.slow
+def test_a_sweep(place, capfd):
+    """Two runs at a time, one of them with an environment that raises; the same again repeats nothing."""
+    root = place / "results" / "first"
+    args = [*ARGS, "--envs", "odd:Good-v0", "odd:Raises-v0", "--seeds", "0", "--name", "first"]
+    assert sweep(*args, "--dry-run") == 0
+    assert not root.exists()
+    assert "2 runs, 0 finished, 0 failed, 2 to do on 2 workers: time left not known yet" in capfd.readouterr().out
+    assert sweep(*args) == 1
+    out, err = capfd.readouterr()
+    assert "1 of 2 runs finished, 0 running, 1 failed" in out
+    failure = "small on odd:Raises-v0, seed 0: ValueError: broken at last"
+    assert f"error: failed: {failure}; see results/first/odd-Raises-v0/small/seed-0" in err
+    assert "broken at last" in (root / "odd-Raises-v0/small/seed-0/traceback.txt").read_text()
+    by_env = {row["env"]: row for row in table(root)}
+    frame = load_results(root).set_index("env")
+    assert by_env.keys() == {"odd:Good-v0", "odd:Raises-v0"}
+    for env, row in by_env.items():
+        assert row["state"] == frame.state[env]
+        assert float(row["auc"]) == pytest.approx(frame.auc[env], rel=1e-4)
+        assert (row["agent"], row["seed"]) == ("small", "0")
+        assert row["torch"]
+        assert row["stable-baselines3"]
+    assert float(by_env["odd:Good-v0"]["seconds"]) > 0
+    assert by_env["odd:Raises-v0"]["reason"] == "ValueError: broken at last"
+
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.name != ".lock"}
+    assert sweep(*args) == 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert failure in capfd.readouterr().err
+
+    # A row is enough where the folder is gone; what failed is tried again when asked.
+    shutil.rmtree(root / "odd-Good-v0")
+    Path("mended").touch()
+    assert main(["--name", "first", "--retry-failed", "-j", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "1 finished; 1 of them finished elsewhere, as their rows say" in out
+    assert "all 2 runs are finished" in out
+    assert [(row["env"], row["state"]) for row in table(root)].count(("odd:Raises-v0", "finished")) == 1
+    assert len(table(root)) == 2
+    assert not (root / "odd-Good-v0").exists()
+
+    # Another length is another sweep.
+    assert sweep(*args, "--timesteps", "200") == 2
+    assert "timesteps: 300 -> 200" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_task_that_is_killed(place, tmp_path, monkeypatch):
+    """It is tried again; after the last time it has failed."""
+    monkeypatch.setattr(worker, "ATTEMPTS", 2)
+    folder = tmp_path / "run"
+    arguments = ("--agent", "small.toml", "--env", "odd:Killed-v0", "--timesteps", "300", "--eval-episodes", "1")
+    outcome = worker.execute(worker.Task("x", arguments, str(folder), str(place), 60.0))
+    assert (outcome.state, outcome.reason) == ("failed", "its process was killed by SIGKILL, 2 times")
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+# --- minutes --------------------------------------------------------------------------------------------------------
+
+
+def alive(processes):
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def gone(processes, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while alive(processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not alive(processes)
+
+
+@contextlib.contextmanager
+def started(*args):
+    """The command in a process, and a terminal, of its own."""
+    command = [sys.executable, "-m", "alrao_rl.sweep", *map(str, args), "-j", "2"]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def runs_of(process, root, n=1, seconds=60.0):
+    """Wait until so many runs of the sweep have written a checkpoint; its processes."""
+    deadline = time.monotonic() + seconds
+    while len(list(root.glob("*/*/*/checkpoint/step-*"))) < n:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+SLOW = [*ARGS, "--envs", "odd:Slow-v0", "--seeds", "0-2", "--name", "slow", "--checkpoint-interval", "0.1"]
+
+
+def serial(folder, seeds):
+    for seed in seeds:
+        args = ["--agent", "small.toml", "--env", "odd:Slow-v0", "--timesteps", "300", "--eval-episodes", "1"]
+        assert train([*args, "--seed", str(seed), "--quiet", "--out", str(folder / f"seed-{seed}")]) == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["driver", "worker", "run"])
+def test_killed_at_a_random_moment(place, capfd, victim):
+    root = place / "results" / "slow"
+    with started(*SLOW) as process:
+        children = runs_of(process, root)
+        time.sleep(random.uniform(0, 1))
+        if victim == "driver":
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            assert gone(children)
+        else:
+            what = "alrao_rl.train" if victim == "run" else "multiprocessing.spawn"
+            chosen = next(one for one in alive(children) if what in " ".join(one.cmdline()))
+            below = chosen.children(recursive=True)
+            chosen.kill()
+            assert gone(below)
+            # A worker comes back, a run is continued; nobody has to do anything.
+            assert process.communicate(timeout=120)[1] == ""
+            assert process.returncode == 0
+    assert sweep(*SLOW) == 0
+    assert "all 3 runs are finished" in capfd.readouterr().out
+    assert sorted(row["seed"] for row in table(root)) == ["0", "1", "2"]
+    assert {row["state"] for row in table(root)} == {"finished"}
+    serial(place / "serial", range(3))
+    for seed in range(3):
+        for name in SAME:
+            one, two = root / "odd-Slow-v0/small" / f"seed-{seed}" / name, place / "serial" / f"seed-{seed}" / name
+            assert one.read_bytes() == two.read_bytes(), name
+    assert gone(children)
+
+
+@pytest.mark.long
+def test_interrupted(place, capfd):
+    """Ctrl-C in a terminal reaches every process; the sweep ends in order and leaves none."""
+    root = place / "results" / "slow"
+    with started(*SLOW) as process:
+        children = runs_of(process, root)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == (
+            "error: interrupted; the same command continues, each run from its last checkpoint\n"
+        )
+        assert process.returncode == 130
+    assert gone(children)
+    assert list(root.glob("*/*/*/checkpoint/step-*"))
+    assert sweep(*SLOW) == 0
+    assert "begun" in capfd.readouterr().out
+
+
+@pytest.mark.long
+def test_two_at_once(place):
+    root = place / "results" / "slow"
+    with started(*SLOW) as first:
+        runs_of(first, root)
+        with started(*SLOW) as second:
+            assert f"another sweep (process {first.pid}) is at work" in second.communicate(timeout=30)[1]
+            assert second.returncode == 2
+        assert first.communicate(timeout=120)[1] == ""
+        assert first.returncode == 0
+    assert len(table(root)) == 3
+
+
+@pytest.mark.long
+def test_every_failure_is_told(place, capfd):
+    envs = [f"odd:{name}-v0" for name in ("Good", "Raises", "Exits", "Nan", "Hangs")]
+    root = place / "results" / "sweep"
+    assert sweep(*ARGS, "--envs", *envs, "--seeds", "0", "--run-timeout", "40") == 1
+    reasons = {row["env"]: (row["state"], row["reason"]) for row in table(root)}
+    assert reasons == {
+        "odd:Good-v0": ("finished", ""),
+        "odd:Raises-v0": ("failed", "ValueError: broken at last"),
+        "odd:Exits-v0": ("failed", "its process ended with exit status 7"),
+        "odd:Nan-v0": ("failed", "NonFiniteError: the reward is nan at step 150 of the environment"),
+        "odd:Hangs-v0": ("failed", "it was not at its end after 40 seconds (--run-timeout)"),
+    }
+    # Where it hung is in the traceback.
+    assert "odd.py" in (root / "odd-Hangs-v0/small/seed-0/traceback.txt").read_text()
+    assert capfd.readouterr().err.count("error: failed: ") == 4
+
+
+@pytest.mark.long
+def test_a_cluster_of_the_users(place, capfd):
+    """Workers that are started elsewhere, over a shared folder."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        args = [*ARGS, "--envs", "odd:Good-v0", "--seeds", "0-1", "--scheduler", address]
+        assert main(args) == 0
+        assert "all 2 runs are finished" in capfd.readouterr().out
+    assert len(table(place / "results" / "sweep")) == 2
