@@ -28,6 +28,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+import update
 from scipy import stats
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -366,6 +367,12 @@ def main() -> None:
         tell(f"| {algo.upper()} | {micro[0]:.0f} | {micro[1]:.0f} | {median(times[:, 1] / times[:, 0])} |")
     tell(f"\n## Memory\n\n{memory()}")
     tell(f"\n## Start-up\n\n{start_up()}")
+    tell("\n## One update, line by line\n\nTenth percentiles of 1,500 updates (`benchmarks/update.py`).")
+    for algo, one_update in {"ppo": update.ppo, "dqn": update.dqn}.items():
+        models = training(algo, "CartPole-v1")
+        for model in models:
+            model.learn(2_048, reset_num_timesteps=False)
+        tell(f"\n### {algo.upper()}, CartPole-v1, 64×64\n\n{update.table(one_update, *models)}")
     tell("\n## Where the time goes\n\n" + "\n\n".join(details))
 
     with (RESULTS / "speed.csv").open("w", newline="") as file:
