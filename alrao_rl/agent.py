@@ -29,7 +29,7 @@ from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.runs import read_json, write_atomically
 from alrao_rl.sb3.policies import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy
 
-FORMAT = "alrao-rl agent 1"
+FORMAT = "alrao-rl agent 2"
 _HEADER = "alrao-rl"
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"dqn": DQN, "a2c": A2C, "ppo": PPO}
 ACTIVATIONS: dict[str, type[nn.Module]] = {

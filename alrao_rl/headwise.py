@@ -43,6 +43,8 @@ class HeadwiseTensor(torch.Tensor):
     layers: frozenset[Any]
     told = False
     """Whether a loss function has told the layer more of this loss than its value."""
+    free = False
+    """Whether this is a loss times 0, whose gradient need not be computed."""
 
     @staticmethod
     def wrap(branches: Tensor, layers: Iterable[Any]) -> HeadwiseTensor:
@@ -208,6 +210,8 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     first, other = args if len(args) == 2 else (None, None)
     if (
         type(first) is type(other) is HeadwiseTensor
+        and not kwargs
+        and first.layers != other.layers
         and torch.is_grad_enabled()
         and first.branches.shape == other.branches.shape
         and first.branches.requires_grad
@@ -475,6 +479,8 @@ def _bce_with_logits(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
     def backward(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any, **options: Any) -> None:
+        if x.free:
+            return
         if gradient is None:
             if x.branches.dim() != 1:
                 raise RuntimeError("grad can be implicitly created only for scalar outputs")
@@ -661,9 +667,10 @@ def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
                     if not other.requires_grad and other.dim() < branches.dim():
                         return _wrap(function(branches, other), first.layers)
                 elif kind is float or kind is int:
-                    if not other and handler is _multiply:
-                        branches = branches.detach()
-                    result = _wrap(function(branches, other), first.layers)
+                    free = not other and handler is _multiply and branches.dim() == 1
+                    result = _wrap(function(branches.detach() if free else branches, other), first.layers)
+                    if free:
+                        result.free = True
                     if first.told and handler is _multiply:
                         result.told = True
                     return result

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from alrao_rl.core import AlraoOptimizer, HeadwiseTensor, OutputHeads, convert
+from alrao_rl.core import AlraoOptimizer, HeadwiseTensor, Output, OutputHeads, convert
 from alrao_rl.core.heads import mix_bernoulli, mix_logits
 
 
@@ -499,3 +499,94 @@ def test_parameters_moved_between_backward_and_step_still_learn():
     assert not torch.equal(net[0].averaging_weights, before[1])
     out = net(x)
     torch.testing.assert_close(out.branches[1], F.linear(x, net[0].weight[0], net[0].bias[0]))
+
+
+def learner(kind="values", seed=0, **options):
+    torch.manual_seed(seed)
+    net = convert(
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), {"2": Output(kind, **options)}, {"seed": 1}
+    )
+    return net, AlraoOptimizer(net)
+
+
+def test_a_penalty_on_all_parameters_reaches_the_heads_and_not_grad():
+    net, _ = learner()
+    penalty = sum(p.square().sum() for p in net.parameters() if p.requires_grad)
+    (F.mse_loss(net(torch.randn(6, 4)), torch.zeros(6, 3)) + penalty).backward()
+    with_penalty = net[2].evidence.gradient
+    assert net[2].theta.grad is None
+    net[2].drop_evidence()
+    torch.manual_seed(5)
+    penalty = sum(p.square().sum() for p in net.parameters() if p.requires_grad)
+    penalty.backward()
+    torch.testing.assert_close(net[2].evidence.gradient, 2 * net[2].theta.detach())
+    assert not torch.equal(with_penalty, net[2].evidence.gradient)
+
+
+@pytest.mark.parametrize("change", ["vector", "freeze", "deepcopy"])
+def test_evidence_outlives_the_memory_of_the_parameters(change):
+    moved = []
+    for changed in (False, True):
+        net, optimizer = learner("categorical", rule="exponentiated-gradient")
+        x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+        (-net(x)[:, 0].mean()).backward()
+        if changed and change == "vector":
+            parameters = list(net.parameters())
+            nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters), parameters)
+        elif changed and change == "freeze":
+            net[2].theta.requires_grad_(False)
+            net(x)
+            net[2].theta.requires_grad_(True)
+        elif changed:
+            net, optimizer = copy.deepcopy((net, optimizer))
+        net(x)
+        optimizer.step()
+        moved.append((net[2].theta.detach(), net[2].averaging_weights.detach()))
+    assert torch.equal(moved[0][0], moved[1][0])
+    assert torch.equal(moved[0][1], moved[1][1])
+
+
+@pytest.mark.parametrize("kind", ["values", "mean", "categorical", "bernoulli"])
+def test_gains_without_a_lost_head_are_by_the_weights_that_are_used(kind, monkeypatch):
+    """The same whether somebody looked for lost heads or, as on a GPU, they are masked unseen."""
+    found = []
+    for looks in (True, False):
+        net, _ = learner(kind, rule="exponentiated-gradient")
+        if not looks:
+            monkeypatch.setattr("alrao_rl.core.heads.all_finite", lambda tensor: False)
+        x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+        (-net(x)[:, 0].mean()).backward()
+        found.append(net[2].evidence.gains)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("kind", ["values", "categorical", "bernoulli"])
+def test_gains_beside_a_lost_head_are_finite_and_without_any_head_something_is_played(kind):
+    net, _ = learner(kind, rule="exponentiated-gradient")
+    with torch.no_grad():
+        net[2].theta[0] = float("inf")
+    x = torch.randn(6, 4)
+    (-net(x)[:, 0].mean()).backward()
+    assert net[2].evidence.gains[1:].isfinite().all()
+    assert (net[2].evidence.gains[1:] != 0).any()
+    with torch.no_grad():
+        net[2].theta.fill_(float("nan"))
+        assert net(x).isfinite().all()
+
+
+def test_tracing_knows_the_parameters():
+    net, _ = learner()
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        traced = torch.jit.trace(net, x)
+        torch.testing.assert_close(traced(x), net(x))
+        net[2].theta.add_(1.0)
+        torch.testing.assert_close(traced(x), net(x))
+
+
+def test_theta_that_is_not_contiguous():
+    net, _ = learner()
+    x = torch.randn(2, 4)
+    expected = net(x).branches
+    net[2].theta.data = net[2].theta.data.t().contiguous().t()
+    torch.testing.assert_close(net(x).branches, expected)

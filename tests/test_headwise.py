@@ -317,13 +317,30 @@ def test_cross_entropy_of_a_classifier():
 
 def test_a_loss_times_zero_has_its_value_and_no_gradient():
     x, y = headwise(4), headwise(4, layer=VALUES)
+    loss = x.sum()
     for zero in (0, 0.0):
-        for product in (zero * x, x * zero, torch.mul(x, zero)):
+        for product in (zero * loss, loss * zero, torch.mul(loss, zero)):
             assert isinstance(product, HeadwiseTensor)
-            assert product.branches.tolist() == [[0.0] * 4] * 4
+            assert product.branches.tolist() == [0.0] * 4
             assert not product.branches.requires_grad
     (x.sum() + 0.0 * y.sum()).backward()
     assert x.branches.grad.tolist() == [[1.0] * 4] * 4
     assert y.branches.grad is None
     check(lambda x: x + 0.0, x)  # of other operations with 0 the gradient stays
     assert (x - 0).branches.requires_grad
+
+
+def test_options_of_a_sum_are_kept():
+    x, y = headwise(4), headwise(4, seed=1)
+    check(lambda x, y: torch.add(x, y, alpha=2), x, y)
+    check(lambda x, y: torch.sub(x, y, alpha=2), x, y)
+    other = headwise(4, layer=VALUES, seed=2)
+    torch.testing.assert_close(torch.add(x, other, alpha=0.5).branches, x.branches + 0.5 * other.branches)
+
+
+def test_only_a_loss_times_zero_loses_its_gradient():
+    x = headwise(4)
+    assert (0 * x).branches.requires_grad
+    loss = x.sum()
+    (0 * loss).backward()  # as torch's: no gradient arrives, and no error
+    assert x.branches.grad is None or (x.branches.grad == 0).all()

@@ -117,3 +117,15 @@ class FakeEnv(gym.Env):
 
     def step(self, action):
         return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_a_forward_of_ones_own_and_a_weight_that_is_no_parameter():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    make_lean(net)
+    x, called = torch.randn(2, 3), []
+    net[1].forward = lambda x: called.append(1) or x
+    weight = net[2].weight.detach() * 2
+    del net[2].weight
+    net[2].weight = weight
+    torch.testing.assert_close(net(x), nn.functional.linear(net[0](x), weight, net[2].bias))
+    assert called == [1]

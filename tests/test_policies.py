@@ -1021,3 +1021,17 @@ def test_cuda(algo, tmp_path):
 def test_dict_observations_need_the_policy_for_them():
     with pytest.raises(ValueError, match="use AlraoMultiInputPolicy"):
         AlraoPolicy(spaces.Dict({"a": spaces.Box(-1, 1, (2,))}), spaces.Discrete(2), lambda _: 1e-3, use_sde=False)
+
+
+def test_log_prob_of_actions_that_come_from_the_policy():
+    """Not labels: every branch has its own, and a plain tensor that requires a gradient receives one."""
+    policy = PPO(AlraoPolicy, "Pendulum-v1", seed=0, device="cpu").policy
+    distribution = policy.get_distribution(torch.randn(5, 3))
+    log_prob = distribution.log_prob(distribution.mode())
+    assert type(log_prob.branches) is torch.Tensor
+    constant = -0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(log_prob.branches, constant - distribution.log_std.branches.expand(-1, 5))
+    actions = torch.randn(5, 1, requires_grad=True)
+    distribution.log_prob(actions).sum().backward()
+    mean, log_std = distribution.mean.average, distribution.log_std.average
+    torch.testing.assert_close(actions.grad, -(actions - mean) * (-2 * log_std).exp())

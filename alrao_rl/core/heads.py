@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -112,6 +113,7 @@ class OutputHeads(nn.Module):
         self._evidence = Evidence()
         self._place: tuple[Any, ...] = ()
         self._finite = -1
+        self._warned = False
 
     @property
     def weight(self) -> Tensor:
@@ -237,10 +239,14 @@ class OutputHeads(nn.Module):
         theta, weights = self._parameters["theta"], self._parameters["averaging_weights"]
         place = (theta.data_ptr(), theta.requires_grad, weights.data_ptr())  # type: ignore[union-attr]
         if place == self._place:
-            if (gradient := self._leaves[0].grad) is not None and gradient._version == MANY_PASSES:
+            if (gradient := self._leaves[0].grad) is not None and gradient._version >= MANY_PASSES:
                 self._warn_of_passes()
             return
-        self._place, self._finite = place, -1
+        with torch.no_grad():
+            self._keep_evidence()
+            if not self.theta.is_contiguous():
+                self.theta.data = self.theta.data.contiguous()
+        self._place, self._finite = (self.theta.data_ptr(), *place[1:]), -1
         self._held = self.theta.detach(), self.averaging_weights.detach()
         self._matrix = self._split(self._joint(self._held[0]))
         parts = [part for part in self._matrix if part is not None]
@@ -249,13 +255,23 @@ class OutputHeads(nn.Module):
         self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
         self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
         self._layers = frozenset([self])
+        if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
+            self.theta.register_post_accumulate_grad_hook(self._take_gradient)
+
+    def _keep_evidence(self) -> None:
+        """Keep what has arrived at aliases that are given up."""
+        for name, value in (("gradient", self.gradient), ("gains", self._gains())):
+            setattr(self._evidence, name, None if value is None else value.to(self.theta))
 
     def __getstate__(self) -> dict[str, Any]:
         aliases = ("_held", "_matrix", "_leaves", "_weights", "_layers")
-        return {key: value for key, value in self.__dict__.items() if key not in aliases} | {"_place": ()}
+        state = {key: value for key, value in self.__dict__.items() if key not in aliases}
+        return state | {"_place": (), "_evidence": self.evidence}
 
-    @staticmethod
-    def _warn_of_passes() -> None:
+    def _warn_of_passes(self) -> None:
+        if self._warned:
+            return
+        self._warned = True
         warnings.warn(
             f"{MANY_PASSES} backward passes without a step of the Alrao optimizer: output heads learn only through it "
             "(policy.optimizer, or AlraoOptimizer of alrao_rl.core), not through another torch optimizer",
@@ -264,59 +280,70 @@ class OutputHeads(nn.Module):
 
     def _usable(self) -> tuple[Tensor, Tensor]:
         """θ, held, and a, without heads that are not finite; a is a leaf where the loss decides on it."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # an alias would be a constant of the trace
+            return self.theta.detach(), self.averaging_weights.detach()
         self._find()
         theta, weights = self._held
-        if torch.is_grad_enabled():
-            weights = self._weights
+        decides = self.rule.uses == "gains" and torch.is_grad_enabled()
         if self._finite != theta._version:  # looking again takes as long as a small layer
             if not all_finite(theta):
-                return self._without_lost(theta, weights)
+                theta, weights = self._without_lost(theta, weights)
+                if decides:
+                    weights.requires_grad_().register_hook(lambda gradient: self._evidence.add("gains", -gradient))
+                return theta, weights
             self.mark_finite()
-        return theta, weights
+        return theta, self._weights if decides else weights
 
     def known_finite(self) -> bool:
         """Whether θ is as it was when last seen finite."""
         return bool(self._place) and self._finite == self._held[0]._version
 
     def mark_finite(self) -> None:
-        """Note that θ is finite as it is."""
+        """Note that θ is finite as it is; what is written past its version counter, through ``.data``, is not seen."""
         self.__dict__["_finite"] = self._held[0]._version  # past nn.Module's search for parameters
 
     @staticmethod
     def _without_lost(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads that are not finite as zeros, their weight shared among the others, by their weights if any."""
+        """Heads that are not finite as zeros, their weight shared among the others, by their weights if any.
+
+        No weight is quite 0, which has no logarithm.
+        """
         finite = theta.isfinite().all(1)
         kept = weights * finite
         kept = kept / kept.sum()
         kept = torch.where(kept.isfinite(), kept, finite.to(kept) / finite.sum().clamp_min(1).to(kept))
-        return torch.where(finite[:, None], theta, 0.0), kept
+        return torch.where(finite[:, None], theta, 0.0), kept.clamp_min(torch.finfo(kept.dtype).tiny)
 
     # --- what arrives in the backward pass --------------------------------------------------------------------------
 
     @property
     def evidence(self) -> Evidence:
         """What has arrived since the last step."""
-        self._evidence.gradient = self.gradient
-        self._evidence.gains = self._gains()
-        return self._evidence
-
-    def _gains(self) -> Tensor | None:
-        return -self._weights.grad if self._place and self._weights.grad is not None else None
+        return replace(self._evidence, gradient=self.gradient, gains=self._gains())
 
     @property
     def gradient(self) -> Tensor | None:
         """Gradient of θ, ``[J, P]``; None if none has arrived since the last step."""
-        if not self._place:
-            return None
-        gradients = [leaf.grad for leaf in self._leaves]
-        if any([gradient is None for gradient in gradients]):
-            if all([gradient is None for gradient in gradients]):
-                return None
-            gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in self._leaves]
-        parts = cast(list[Tensor], gradients)
+        gradients = [leaf.grad for leaf in self._leaves] if self._place else []
+        if all([gradient is None for gradient in gradients]):
+            return self._evidence.gradient
+        parts = [torch.zeros_like(x) if x.grad is None else x.grad for x in self._leaves]
         extra = [] if self._extra_shape is None else [parts.pop().flatten(1)]
         rows = torch.cat(parts, -1).view(self.n_heads, -1)
-        return torch.cat([rows, *extra], 1) if extra else rows
+        gradient = torch.cat([rows, *extra], 1) if extra else rows
+        return gradient if self._evidence.gradient is None else gradient + self._evidence.gradient
+
+    def _gains(self) -> Tensor | None:
+        """−∂ℓ/∂a, ``[J]``."""
+        if not self._place or self._weights.grad is None:
+            return self._evidence.gains
+        return -self._weights.grad if self._evidence.gains is None else self._evidence.gains - self._weights.grad
+
+    def _take_gradient(self, theta: Tensor) -> None:
+        """Take out of ``.grad`` what reaches θ itself, as from a penalty on all parameters."""
+        if theta.grad is not None:
+            self._evidence.add("gradient", theta.grad)
+        theta.grad = None
 
     def watch(self, branches: Tensor, losses: Tensor, is_likelihood: bool = False) -> None:
         """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
@@ -341,8 +368,8 @@ class OutputHeads(nn.Module):
 
     def update_averaging(self, gradient: Tensor) -> None:
         """Move the averaging weights by the evidence of this step, judged on outputs from before the step."""
-        evidence = self._evidence
-        evidence.gradient, evidence.gains = gradient, self._gains()
+        known = self._evidence
+        evidence = Evidence(known.residual, known.nll, known.loss, self._gains(), gradient)
         self.rule.update(self.averaging_weights.detach(), evidence)
 
     @torch.no_grad()

@@ -47,6 +47,8 @@ class LeanCategorical(CategoricalDistribution):
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-probabilities of actions: ``[B]`` to ``[B]``."""
         index = actions.long().unsqueeze(-1)
+        if type(index) is not Tensor:
+            return self.log_probs.gather(-1, index).squeeze(-1)
         return on_branches(lambda x: x.gather(-1, index.expand(*x.shape[:-1], 1)).squeeze(-1), self.log_probs)
 
     def entropy(self) -> Tensor:
@@ -80,12 +82,14 @@ class LeanGaussian(DiagGaussianDistribution):
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-densities of actions: ``[B, K]`` to ``[B]``."""
+        constant = 0.5 * math.log(2 * math.pi) * self.action_dim
+        if type(actions) is not Tensor or actions.requires_grad:  # not mere labels, the same for all branches
+            z = (actions - self.mean) * (-self.log_std).exp()
+            return z.square().sum(-1) * -0.5 - (self.log_std.sum() + constant)
 
         def log_density(mean: Tensor, log_std: Tensor) -> Tensor:
             z = (actions - mean) * log_std.neg().exp().unsqueeze(-2)
-            return z.square().sum(-1) * -0.5 - (
-                log_std.sum(-1, keepdim=True) + 0.5 * math.log(2 * math.pi) * z.shape[-1]
-            )
+            return z.square().sum(-1) * -0.5 - (log_std.sum(-1, keepdim=True) + constant)
 
         return on_branches(log_density, self.mean, self.log_std)
 

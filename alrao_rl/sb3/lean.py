@@ -30,9 +30,8 @@ class LeanSequential(nn.Sequential):
             kind = type(module)
             if _is_hooked(module):
                 input = module(input)
-            elif kind is nn.Linear:
-                own: dict[str, Any] = module._parameters
-                input = nn.functional.linear(input, own["weight"], own["bias"])
+            elif kind is nn.Linear and (weight := module._parameters.get("weight")) is not None:
+                input = nn.functional.linear(input, weight, module._parameters.get("bias"))
             elif kind in _ACTIVATIONS:
                 input = _ACTIVATIONS[kind](input)
             else:
@@ -76,6 +75,12 @@ _LEAN: dict[type, type] = {nn.Sequential: LeanSequential, QNetwork: LeanQNetwork
 
 
 def _is_hooked(module: Any) -> bool:
+    """Whether somebody hooked in, or gave this very module another ``forward``, by hand or by ``compile()``."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+        or "forward" in module.__dict__
     )
