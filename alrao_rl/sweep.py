@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
 
 if TYPE_CHECKING:
@@ -72,10 +73,7 @@ def parser() -> CommandLine:
     p.add_argument("--name", help="name of the sweep (default: the file's, else sweep)")
     p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default results/NAME)")
     p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
-    p.add_argument(
-        "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
-        help="what an interrupted run loses at most (default 60); results do not depend on it",
-    )  # fmt: skip
+    train.add_checkpoint_interval(p)
     p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
     return p
@@ -157,10 +155,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"-j is {args.jobs}, expected a whole number from 1 to 1024")
     if args.run_timeout is not None and not 0 < args.run_timeout < float("inf"):
         raise UserError(f"--run-timeout is {args.run_timeout}, expected seconds above 0")
-    if not 0 <= args.checkpoint_interval < float("inf"):
-        raise UserError(
-            f"--checkpoint-interval is {args.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
-        )
+    train.check_checkpoint_interval(args)
 
 
 def from_arguments(args: argparse.Namespace) -> dict[str, Any]:

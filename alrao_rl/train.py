@@ -46,14 +46,31 @@ def parser() -> CommandLine:
     p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
     p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
-    p.add_argument(
-        "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
-        help="what an interrupted run loses at most (default 60; 0: no checkpoints); results do not depend on it",
-    )  # fmt: skip
+    add_checkpoint_interval(p)
     p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
     p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return p
+
+
+def add_checkpoint_interval(p: argparse.ArgumentParser) -> None:
+    """Add ``--checkpoint-interval``, which a sweep hands on to its runs."""
+    p.add_argument(
+        "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
+        help="what an interrupted run loses at most (default 60; 0: no checkpoints); results do not depend on it",
+    )  # fmt: skip
+
+
+def check_checkpoint_interval(args: argparse.Namespace) -> None:
+    """Refuse what is no number of seconds.
+
+    Raises:
+        UserError: with the value.
+    """
+    if not 0 <= args.checkpoint_interval < float("inf"):
+        raise UserError(
+            f"--checkpoint-interval is {args.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,10 +106,7 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
         raise UserError(f"--timesteps is {args.timesteps}, expected a whole number from 1 to {recipes.MAX_COUNT:,}")
     if args.eval_episodes < 1:
         raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number of at least 1")
-    if not 0 <= args.checkpoint_interval < float("inf"):
-        raise UserError(
-            f"--checkpoint-interval is {args.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
-        )
+    check_checkpoint_interval(args)
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
     kwargs = recipes.parse_env_kwargs(args.env_kwargs)

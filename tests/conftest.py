@@ -1,7 +1,9 @@
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gymnasium as gym
 import pytest
 import torch
 from hypothesis import settings
@@ -14,3 +16,22 @@ settings.load_profile("ci")
 def _one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Make an importable package that registers the environment ``Name-v0``; gives the folder to put on the path."""
+    installed = []
+
+    def make(name, source):
+        package = tmp_path / "site" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(str(package.parent))
+        installed.append(name)
+        return package.parent
+
+    yield make
+    for name in installed:
+        sys.modules.pop(name, None)
+        gym.registry.pop(f"{name.capitalize()}-v0", None)

@@ -226,14 +226,9 @@ gym.register("Odd-v0", Odd)
 
 
 @pytest.fixture
-def odd(tmp_path, monkeypatch):
-    package = tmp_path / "site" / "odd"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(TINY)
-    monkeypatch.syspath_prepend(str(package.parent))
-    yield "odd:Odd-v0"
-    sys.modules.pop("odd", None)
-    gym.registry.pop("Odd-v0", None)
+def odd(install):
+    install("odd", TINY)
+    return "odd:Odd-v0"
 
 
 OTHERS = [

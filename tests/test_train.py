@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import gymnasium as gym
 import pytest
 
 from alrao_rl.envs import make_env
@@ -69,15 +68,9 @@ CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "300", *DQN]
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def tiny(install):
     """An installed package ``tiny`` whose import registers ``Tiny-v0``; the folder to put on the path."""
-    package = tmp_path / "site" / "tiny"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(TINY)
-    monkeypatch.syspath_prepend(str(package.parent))
-    yield package.parent
-    sys.modules.pop("tiny", None)
-    gym.registry.pop("Tiny-v0", None)
+    return install("tiny", TINY)
 
 
 def command(*args):
