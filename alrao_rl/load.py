@@ -103,11 +103,11 @@ def each_row(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def load_heads(run: str | Path) -> pd.DataFrame:
-    """The averaging weights of a run over time, from its ``heads.csv``.
+    """The averaging weights of a run over time, and how often each head was re-cloned by then, from its ``heads.csv``.
 
     Returns:
-        ``timestep, layer, head, learning_rate, weight``; no row for a stock agent and where the file cannot be read:
-        nothing but a picture hangs on it.
+        ``timestep, layer, head, learning_rate, weight, reclones``; no row for a stock agent and where the file cannot
+        be read: nothing but a picture hangs on it.
     """
     columns = list(COLUMNS["heads.csv"])
     try:

@@ -186,9 +186,11 @@ class TrainingCallback(AlraoCallback):
         self.folder.append(
             "heads.csv",
             [
-                (step, layer, number, float(rate), float(weight))
+                (step, layer, number, float(rate), float(weight), int(reclones))
                 for layer, stats in self._weights().items()
-                for number, (rate, weight) in enumerate(zip(stats["rates"], stats["weights"], strict=True), start=1)
+                for number, (rate, weight, reclones) in enumerate(
+                    zip(stats["rates"], stats["weights"], stats["reclones"], strict=True), start=1
+                )
             ],
         )
         training = now - self._started - self._evaluating

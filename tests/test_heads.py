@@ -410,6 +410,7 @@ def test_heads_without_weight_are_recloned_from_the_average_every_interval():
     torch.testing.assert_close(net[2].weight[1].detach(), average)
     torch.testing.assert_close(net[2].weight[3].detach(), average)
     torch.testing.assert_close(net[2].weight[[0, 2]].detach(), before[[0, 2]])
+    assert optimizer.reclones(net[2]).tolist() == [0, 1, 0, 1]
 
 
 def test_all_heads_lost_at_once_leaves_a_finite_output():

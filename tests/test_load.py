@@ -247,12 +247,12 @@ def test_heads(tmp_path):
     path = write(tmp_path)
     assert len(load_heads(path)) == 0
     with (path / "heads.csv").open("a") as file:
-        file.write("40,q_net,1,1e-06,0.25\n40,q_net,2,0.1,0.75\n80,q_net,1,1e-")
+        file.write("40,q_net,1,1e-06,0.25,7\n40,q_net,2,0.1,0.75,0\n80,q_net,1,1e-")
     assert load_heads(path).to_dict("list") == {
         "timestep": [40, 40], "layer": ["q_net"] * 2, "head": [1, 2], "learning_rate": [1e-6, 0.1],
-        "weight": [0.25, 0.75],
+        "weight": [0.25, 0.75], "reclones": [7, 0],
     }  # fmt: skip
-    for content in ("", "x,y\n1,2\n", "timestep,layer,head,learning_rate,weight\n1,a,b,c,d\n", "\x00\xff"):
+    for content in ("", "x,y\n1,2\n", "timestep,layer,head,learning_rate,weight,reclones\n1,a,b,c,d,e\n", "\x00\xff"):
         (path / "heads.csv").write_text(content)
         assert len(load_heads(path)) == 0
     (path / "heads.csv").unlink()

@@ -641,6 +641,7 @@ def test_alrao_stats_by_hand():
     assert stats["action_net"]["weights"].sum() == pytest.approx(1.0)
     assert stats["action_net"]["entropy"] == pytest.approx(math.log(3))
     assert stats["action_net"]["effective_lr"] == pytest.approx(1e-3)
+    assert stats["action_net"]["reclones"].tolist() == [0, 0, 0]
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------

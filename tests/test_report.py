@@ -67,7 +67,7 @@ def write(root, agent="dqn", env=ENV, seed=0, level=300.0, rate=None, state="fin
     if rate is None:
         for layer in ("q_net", "value_net"):
             for step in range(1000, timesteps + 1, 1000):
-                rows = [(step, layer, j + 1, 10.0 ** (j - 5), 0.1 + 0.1 * j) for j in range(4)]
+                rows = [(step, layer, j + 1, 10.0 ** (j - 5), 0.1 + 0.1 * j, (3 - j) * step // 100) for j in range(4)]
                 folder.append("heads.csv", rows)
     folder.close()
     if state == "failed":

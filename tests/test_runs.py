@@ -139,7 +139,7 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
     lengths = folder.lengths()
     assert lengths == {name: (tmp_path / name).stat().st_size for name in COLUMNS}
     folder.append("episodes.csv", [(4, 5.0, 6), (7, 8.0, 9)])
-    folder.append("heads.csv", [(4, "q_net", 1, 0.1, 1.0)])
+    folder.append("heads.csv", [(4, "q_net", 1, 0.1, 1.0, 0)])
     folder.set_status("failed")
     folder.close()
     for name in ("agent.json", "last.json", "traceback.txt", ".status.json.x.tmp", "notes.txt"):

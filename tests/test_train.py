@@ -185,6 +185,8 @@ def test_heads_are_a_distribution_over_increasing_rates(finished):
         assert float(group[0]["learning_rate"]) < float(group[1]["learning_rate"]) < float(group[2]["learning_rate"])
     weights = {tuple(row["weight"] for row in heads[start : start + 3]) for start in range(0, 60, 3)}
     assert len(weights) > 1  # it learned
+    assert all(int(row["reclones"]) >= int(before["reclones"]) for before, row in zip(heads, heads[3:], strict=False))
+    assert any(int(row["reclones"]) for row in heads[-3:])
 
 
 def test_same_seed_twice_gives_the_same_bytes(finished, tmp_path):

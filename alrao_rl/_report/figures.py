@@ -225,10 +225,24 @@ def plane(
 
 
 def heads(
-    figure: Figure, weights: stats.Array, learning_rates: stats.Array, steps: stats.Array, effective: stats.Array
+    weights: stats.Array,
+    learning_rates: stats.Array,
+    steps: stats.Array,
+    effective: stats.Array,
+    reclones: stats.Array,
+    figure: Figure,
 ) -> None:
-    """Averaging weights ``(n_heads, n_times)`` as a heat map; the effective learning rate ``(n_times,)`` as a line."""
-    axes = figure.subplots()
+    """What heads do: averaging weights as a heat map, the effective learning rate as a line, re-clones as bars.
+
+    Args:
+        weights: ``(n_heads, n_times)``.
+        learning_rates: ``(n_heads,)``.
+        steps: ``(n_times,)``.
+        effective: ``(n_times,)``.
+        reclones: how often each head was re-cloned, ``(n_heads,)``.
+        figure: drawn into.
+    """
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
     image = axes.imshow(weights, aspect="auto", origin="lower", interpolation="none", vmin=0, cmap="viridis")
     logs = np.log(learning_rates)
     # Heads lie at their number, not at their rate: the line is placed between the heads it lies between.
@@ -240,6 +254,9 @@ def heads(
     axes.grid(visible=False)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("learning rate of the head")
+    beside.barh(range(len(logs)), reclones, color=SERIES[0], height=0.7)
+    beside.set_xlabel("re-clones")
+    beside.set_xlim(0, max(reclones.max(), 1) * 1.05)
     figure.colorbar(image, ax=axes, label="averaging weight")
 
 

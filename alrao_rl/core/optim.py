@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 
+_COUNTS = ("steps", "reclones")
+"""Kept of every segment: updates since it was made or last re-cloned, and how often that was."""
+
 _PIECE = 2**16
 """Large networks are updated piece by piece: half a megabyte stays in the processor's cache between two operations."""
 
@@ -37,7 +40,7 @@ _PIECE = 2**16
 class Base:
     """A base update: ``direction(g, state, layout)`` turns a flat gradient ``[N]`` into a direction ``[N]``.
 
-    ``state`` holds flat tensors ``[N]`` that start at zero and ``steps``, the number of updates of each segment.
+    ``state`` holds flat tensors ``[N]`` that start at zero, and ``steps``, the number of updates of each segment.
     """
 
     default_lr_range: tuple[float, float]
@@ -242,7 +245,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` gave; ValueError if it is the state of another base update."""
-        expected = {*self._base.buffers, "steps"}
+        expected = {*self._base.buffers, *_COUNTS}
         for held in state_dict["state"].values():
             if held.keys() != expected:
                 raise ValueError(
@@ -260,6 +263,13 @@ class AlraoOptimizer(torch.optim.Optimizer):
             super().zero_grad(set_to_none)
         for layer in self._layers:
             layer.drop_evidence()
+
+    def reclones(self, layer: OutputHeads) -> Tensor:
+        """How often each head of an output layer was re-cloned, ``[J]``."""
+        state = self.state[self.param_groups[0]["params"][0]]
+        first = 1 + sum(before.n_heads for before in self._layers[: self._layers.index(layer)])
+        counts = state["reclones"] if state else torch.zeros(len(self._layout.sizes))
+        return counts[first : first + layer.n_heads]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of averaging weights, trunk and heads, in this order: weights judge the outputs from before."""
@@ -330,7 +340,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if not state:
             for name in self._base.buffers:
                 state[name] = torch.zeros_like(self._rates)
-            state["steps"] = torch.zeros(len(self._layout.sizes), device=feature_rates.device)
+            for name in _COUNTS:
+                state[name] = torch.zeros(len(self._layout.sizes), device=feature_rates.device)
         return state
 
     @staticmethod
@@ -403,6 +414,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             for matrices in buffers:
                 matrices[k].masked_fill_(lost[:, None], 0.0)
             state["steps"][first : first + layer.n_heads].masked_fill_(lost, 0.0)
+            state["reclones"][first : first + layer.n_heads] += lost
             first += layer.n_heads
         return True
 

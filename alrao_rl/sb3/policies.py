@@ -98,9 +98,14 @@ class AlraoPolicyMixin:
         """How the heads of each output layer do.
 
         For each: averaging ``weights`` ``[J]``, the heads' ``rates`` ``[J]``, the ``entropy`` of the weights in nats,
-        and the ``effective_lr``, the geometric mean of the rates, weighted by the averaging weights.
+        the ``effective_lr``, the geometric mean of the rates, weighted by the averaging weights, and how often each
+        head was re-cloned in training, ``reclones`` ``[J]``.
         """
-        return {name: layer.stats() for name, layer in self.alrao_layers().items()}
+        optimizer = cast(AlraoOptimizer, cast(Any, self).optimizer)
+        return {
+            name: {**layer.stats(), "reclones": optimizer.reclones(layer).cpu().numpy()}
+            for name, layer in self.alrao_layers().items()
+        }
 
 
 class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):

@@ -1,8 +1,9 @@
-"""6. What Alrao did inside: averaging weights and effective learning rates."""
+"""6. What Alrao did inside: averaging weights, effective learning rates, re-cloned heads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,8 @@ def section(study: Study) -> Section:
         return Section("Inside Alrao", [Text("No run of an Alrao agent has recorded averaging weights.")])
     text = (
         "Averaging weights of the heads, mean over seeds, at every evaluation; the line is the effective learning rate "
-        "Π η^a, the geometric mean of the heads' rates weighted by them, geometric mean over seeds. Re-cloned heads "
-        "are not recorded and not shown."
+        "Π η^a, the geometric mean of the heads' rates weighted by them, geometric mean over seeds. Bars: how often "
+        "a head was made anew from the average in a run, because it had next to no weight or was lost, mean over seeds."
     )
     return Section("Inside Alrao", [Text(text), *blocks])
 
@@ -39,19 +40,21 @@ def _head_images(title: str, logs: Sequence[pd.DataFrame]) -> Iterable[Image]:
     for layer, rows in table.groupby("layer"):
         weights = rows.pivot_table(index="head", columns="timestep", values="weight", aggfunc="mean")
         rates = rows.groupby("head").learning_rate.first().to_numpy(np.float64)
+        reclones = rows.pivot_table(index="head", columns="timestep", values="reclones", aggfunc="mean")
         # A head or a time that some line lacks, in a run cut off while it wrote, is no weight of nothing.
         weights = weights.dropna(axis="columns")
         if weights.empty or (rates <= 0).any():
             continue
         values, steps = weights.to_numpy(np.float64), weights.columns.to_numpy(np.float64)
         effective = np.exp(np.log(rates) @ values / values.sum(axis=0))
+        made_anew = reclones[weights.columns[-1]].to_numpy(np.float64)
         label = clean(layer)
         name = slug(f"heads-{title}-{label}")
-        draw = lambda f, v=values, r=rates, s=steps, e=effective: figures.heads(f, v, r, s, e)  # noqa: E731
-        picture = figures.draw(name, draw)
+        picture = figures.draw(name, partial(figures.heads, values, rates, steps, effective, made_anew))
         alt = (
             f"Averaging weights of {label}, {title}: at the end most weight, {values[:, -1].max():.2f}, is on the head "
-            f"with rate {rates[values[:, -1].argmax()]:.1e}; effective learning rate {effective[-1]:.1e}."
+            f"with rate {rates[values[:, -1].argmax()]:.1e}; effective learning rate {effective[-1]:.1e}; re-cloned "
+            f"most, {made_anew.max():.0f} times, the one with rate {rates[made_anew.argmax()]:.1e}."
         )
         caption = f"{title}, {label}. {plural(len(logs), 'seed')}; effective rate at the end {effective[-1]:.1e}."
         yield Image(name, caption, alt, picture)
