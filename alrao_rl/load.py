@@ -17,7 +17,7 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.runs import COLUMNS, read_json
+from alrao_rl.runs import COLUMNS, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
@@ -48,7 +48,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     ``random_score``       and ``reference_score``: the constants of the normalised scores, nan where there are none
     ``last_evaluation``    mean return of the last evaluation; no comparison is made by the best one
     ``wall_seconds``       of the run
-    ``path``               of the run's folder
+    ``path``               of the run's folder, or of the zip that a sweep has kept of it where there is no folder
     ``error``              why it failed or what is broken; empty otherwise
     =====================  ============================================================================================
 
@@ -111,9 +111,8 @@ def load_heads(run: str | Path) -> pd.DataFrame:
     """
     columns = list(COLUMNS["heads.csv"])
     try:
-        table = pd.read_csv(
-            Path(run, "heads.csv"), dtype={"layer": str}, on_bad_lines="skip", encoding_errors="replace"
-        )
+        data = io.BytesIO(read_run_file(Path(run), "heads.csv"))
+        table = pd.read_csv(data, dtype={"layer": str}, on_bad_lines="skip", encoding_errors="replace")
         table = table[columns].dropna()
         numbers = [name for name in columns if name != "layer"]
         return table.astype(dict.fromkeys(numbers, np.float64)).reset_index(drop=True)
@@ -122,12 +121,17 @@ def load_heads(run: str | Path) -> pd.DataFrame:
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
-    """Folders named as a run's is, or with two of its files; what lies inside a run is its own."""
+    """Folders named as a run's is, or with two of its files, and zips of runs that have no folder any more.
+
+    What lies inside a run is its own.
+    """
     for place, folders, files in os.walk(root):
-        if len(_FILES.intersection(files)) > 1 or _seed(Path(place)) is not None:
+        if len(_FILES.intersection(files)) > 1 or (_seed(place) is not None and not place.endswith(".zip")):
             yield Path(place)
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        zips = (Path(place, name) for name in sorted(files) if name.endswith(".zip") and _seed(name) is not None)
+        yield from (path for path in zips if path.stem not in folders)
 
 
 class _Run:
@@ -258,7 +262,7 @@ def _episodes(path: Path, complete: bool) -> tuple[stats.Array, stats.Array]:
         UserError: the file is missing, half-written, or not what a run writes.
     """
     try:
-        data = path.read_bytes()
+        data = read_run_file(path.parent, path.name)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not complete:
@@ -287,8 +291,9 @@ def _number(table: Mapping[str, Any], key: str) -> float:
     return float(value) if is_number(value) else math.nan
 
 
-def _seed(path: Path) -> int | None:
-    found = re.fullmatch(r"seed-([0-9]{1,18})", path.absolute().name)
+def _seed(path: str | Path) -> int | None:
+    """The seed that a run folder, or its zip, is named by."""
+    found = re.fullmatch(r"seed-([0-9]{1,18})(?:\.zip)?", Path(path).absolute().name)
     return int(found[1]) if found else None
 
 

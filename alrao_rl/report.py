@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alrao_rl.errors import CommandLine, UserError, print_error, say
-from alrao_rl.runs import write_atomically
+from alrao_rl.runs import read_run_file, write_atomically
 
 if TYPE_CHECKING:
     import argparse
@@ -145,7 +145,7 @@ def episodes(runs: pd.DataFrame) -> bytes:
         file.write(b"env,agent,setting,seed,state,timestep,return,length\n")
         for run in each_row(runs):
             try:
-                lines = (Path(str(run.path)) / "episodes.csv").read_bytes()
+                lines = read_run_file(Path(str(run.path)), "episodes.csv")
             except OSError:
                 continue
             file.write(_prefixed(lines, [run.env, run.agent, run.setting, run.seed, run.state]))

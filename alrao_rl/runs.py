@@ -4,18 +4,23 @@
 failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only file that differs
 between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the last one), and
 until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut back to the
-length they had at the checkpoint.
+length they had at the checkpoint. ``seed-N.zip`` beside a run folder is what a sweep keeps of it for reports and
+notebooks: everything but agents and checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
+import io
 import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +36,10 @@ COLUMNS = {
 AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))
 TRACEBACK = "traceback.txt"
 CHECKPOINT = "checkpoint"
+PACKED = ("config.json", "status.json", TRACEBACK, *COLUMNS)
+"""What is kept of a run in a zip."""
+_MOST_BYTES = 2**30
+"""No log is longer; a zip may claim anything."""
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -58,13 +67,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object; the file may lie in the zip of a run.
 
     Raises:
         UserError: the file is not there, not JSON or not an object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_run_file(path.parent, path.name))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
@@ -74,6 +83,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def read_run_file(run: Path, name: str) -> bytes:
+    """A file of a run, which is a folder or what :meth:`RunFolder.pack` has written.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    if run.suffix != ".zip" or run.is_dir():
+        return (run / name).read_bytes()
+    try:
+        with zipfile.ZipFile(run) as file:
+            if file.getinfo(name).file_size > _MOST_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(run / name))
+            return file.read(name)
+    except KeyError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run / name)) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise OSError(errno.EIO, f"{run.name} is damaged: {error}", str(run / name)) from None
 
 
 class RunFolder:
@@ -195,6 +223,24 @@ class RunFolder:
         for file in self._files.values():
             file.flush()
 
+    def pack(self) -> Path:
+        """Keep what reports are made of as one small file beside the folder, ``seed-N.zip``; return its path.
+
+        The same run gives the same bytes, ``timing.csv`` and clocks apart.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+            for name in PACKED:
+                if (path := self.path / name).is_file():
+                    # Without the date of the file.
+                    file.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+        target = packed(self.path)
+        write_atomically(target, data.getvalue())
+        return target
+
     def close(self) -> None:
         """Close the logs and give the lock back. Its file stays: who removed it could remove another process's."""
         for file in self._files.values():
@@ -204,6 +250,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def packed(folder: Path) -> Path:
+    """Where the zip of a run folder lies."""
+    return folder.with_name(f"{folder.name}.zip")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -14,7 +14,7 @@ from alrao_rl.errors import UserError
 from alrao_rl.load import load_results
 from alrao_rl.plan import Run
 from alrao_rl.rows import Row, Rows
-from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, differences
+from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, differences, packed
 
 _TAIL = 4096
 _RECENT = 20
@@ -83,6 +83,25 @@ def reached(root: Path, run: Run) -> tuple[int, float]:
             returns = [float(line[1]) for line in whole[-_RECENT:]]
             return int(whole[-1][0]), sum(returns) / len(returns)
     return 0, math.nan
+
+
+def is_kept(root: Path, run: Run, rows: Rows) -> bool:
+    """Whether all is there that outlives the folder of a run that is over."""
+    folder = root / run.folder
+    return rows.get(run.key) is not None and (packed(folder).exists() or RunFolder(folder).config() is None)
+
+
+def keep(root: Path, run: Run, over: State, rows: Rows, seconds: float | None = None) -> dict[str, Any]:
+    """Keep what outlives the folder of a run that is over: its logs as a zip beside it, and its row, which is returned.
+
+    The arguments are those of :func:`row`.
+    """
+    folder = RunFolder(root / run.folder)
+    if folder.config() is not None:
+        folder.pack()
+    kept = row(root, run, over, seconds)
+    rows.put(kept)
+    return kept
 
 
 def row(root: Path, run: Run, over: State, seconds: float | None = None) -> dict[str, Any]:

@@ -135,8 +135,8 @@ def sweep(args: argparse.Namespace) -> int:
         plan.write(root / plan.FILE, whole)
         for run, state in states.items():
             # A driver may have been killed between a run's end and its row.
-            if state.name != "queued" and table.get(run.key) is None:
-                table.put(survey.row(root, run, state))
+            if state.name != "queued" and not survey.is_kept(root, run, table):
+                survey.keep(root, run, state, table)
         todo = [run for run, state in states.items() if state.name == "queued"]
         if todo:
             client = client or stack.enter_context(local_cluster(min(args.jobs, len(todo))))
@@ -421,8 +421,7 @@ def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: 
     for warning in outcome.warnings:
         progress.note(f"warning: {run.label}: {warning}")
     states[run] = survey.State(outcome.state, outcome.reason)
-    row = survey.row(root, run, states[run], outcome.seconds)
-    table.put(row)
+    row = survey.keep(root, run, states[run], table, outcome.seconds)
     progress.ended(run, states[run], outcome.seconds, row.get("timesteps") or 0)
 
 

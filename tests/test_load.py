@@ -1,8 +1,12 @@
 """load_results: one row a run, whatever its folder looks like."""
 
+import io
 import json
 import math
+import os
+import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alrao_rl import load_results, recipes, stats
+from alrao_rl import load_results, recipes, runs, stats
 from alrao_rl.errors import UserError
 from alrao_rl.load import load_curves, load_heads
-from alrao_rl.runs import RunFolder
+from alrao_rl.runs import COLUMNS, RunFolder
 
 CARTPOLE = {"id": "CartPole-v1", "random_score": 22.2, "reference_score": 500.0, "floor": 0.0}
 EPISODES = [(500, 20.0, 20), (900, 100.0, 100)]
@@ -314,3 +318,64 @@ def test_it_is_fast(tmp_path):
     seconds = time.process_time() - started
     assert frame.state.tolist() == ["finished"] * 100
     assert seconds < 2, seconds
+
+
+def zipped(path):
+    """The run's zip instead of its folder."""
+    packed = RunFolder(path).pack()
+    shutil.rmtree(path)
+    return packed
+
+
+def test_zips_of_runs_are_read_as_their_folders(tmp_path):
+    folders = [
+        write(tmp_path, config(seed=0), timesteps=1000, wall_seconds=2.0),
+        write(tmp_path, config(seed=1), state="failed", reason="ValueError: x"),
+        write(tmp_path, config(seed=2), [*EPISODES, (950, math.nan, 4)]),
+        write(tmp_path, config("dqn", seed=0, policy="alrao", hyperparameters={}, alrao={"lr_range": [1e-6, 0.1]})),
+    ]
+    with (folders[3] / "heads.csv").open("a") as file:
+        file.write("40,q_net,1,1e-06,0.25,7\n")
+    before, curves, heads = load_results(tmp_path), load_curves(load_results(tmp_path)), load_heads(folders[3])
+    zips = [zipped(run) for run in folders]
+    after = load_results(tmp_path)
+    assert after.path.tolist() == [f"{path}.zip" for path in before.path]
+    pd.testing.assert_frame_equal(after.drop(columns="path"), before.drop(columns="path"))
+    np.testing.assert_array_equal(load_curves(after), curves)
+    pd.testing.assert_frame_equal(load_heads(zips[3]), heads)
+    # A folder that is there again has the say.
+    write(tmp_path, config(seed=1), timesteps=1000)
+    assert load_results(tmp_path).state.tolist() == ["finished", "finished", "finished", "diverged"]
+
+
+def test_the_same_run_is_the_same_zip(tmp_path):
+    path = write(tmp_path)
+    (path / "agent.safetensors").write_bytes(b"large")
+    first = RunFolder(path).pack().read_bytes()
+    os.utime(path / "episodes.csv", (0, 0))
+    assert RunFolder(path).pack().read_bytes() == first
+    with zipfile.ZipFile(io.BytesIO(first)) as file:
+        assert set(file.namelist()) == {"config.json", "status.json", *COLUMNS}
+
+
+def test_damaged_zips_are_broken_runs(tmp_path):
+    whole = zipped(write(tmp_path)).read_bytes()
+    path = tmp_path / "CartPole-v1" / "dqn-adam" / "seed-0.zip"
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.5 else whole)
+        for place in rng.integers(max(len(data), 1), size=3 * bool(data)):
+            data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        row = load_results(tmp_path).iloc[0]
+        assert row.state in ("broken", "finished"), row
+        if row.state == "finished":  # the bits of a log that is not looked at
+            assert row.auc == 18.0
+        load_heads(path)
+
+
+def test_a_zip_that_claims_to_be_huge_is_not_unpacked(tmp_path, monkeypatch):
+    path = zipped(write(tmp_path))
+    monkeypatch.setattr(runs, "_MOST_BYTES", 10)
+    assert "File too large" in load_results(tmp_path).iloc[0].error
+    assert len(load_heads(path)) == 0

@@ -258,6 +258,19 @@ def test_the_same_runs_are_the_same_bytes(ten, tmp_path):
     assert [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()] == []
 
 
+def test_zips_of_the_runs_give_the_same_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = Path("study")
+    sweep(root, range(2), envs=[ENV])
+    make(root, "--out", "from-folders")
+    for status in list(root.rglob("status.json")):
+        RunFolder(status.parent).pack()
+        shutil.rmtree(status.parent)
+    make(root, "--out", "from-zips")
+    files = {path.relative_to("from-folders") for path in Path("from-folders").rglob("*") if path.is_file()}
+    assert all(Path("from-folders", name).read_bytes() == Path("from-zips", name).read_bytes() for name in files)
+
+
 EVIL = '<script>alert("x")</script>&amp;$\\frac{1}{2}$|*a*_b_`c`[d](e)\x00\u202e_^{\n'
 
 

@@ -25,7 +25,8 @@ EMBEDDED = ["env", "agent", "setting", "seed", "state", "auc", "final_return", "
 def section(study: Study, command: str) -> Section:
     """Commands, recipes, versions, hardware, commit; scores and curves as CSV."""
     configs = [_config(path) for path in study.frame.path]
-    paths = [str(Path(path).relative_to(study.root)) for path in study.frame.path]
+    # A zip is named as its folder was: the report is the same from either.
+    paths = [str(Path(path).relative_to(study.root)).removesuffix(".zip") for path in study.frame.path]
     facts = [_table(config.get("provenance")) for config in configs]
     commands = pd.DataFrame({
         "path": paths, "agent": study.frame.agent, "variant": study.frame.variant,
