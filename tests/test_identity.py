@@ -59,7 +59,7 @@ def parameters(policy):
             found[name.replace("theta", "bias")] = parent.bias[0]
             if parent.extra is not None:
                 found["log_std"] = parent.extra[0]
-        elif not name.endswith("averaging_weights") and not name.startswith("q_net_average"):
+        elif not name.endswith("averaging_weights") and "_average." not in name:
             found[name] = p
     return {name: p.detach().clone() for name, p in found.items()}
 

@@ -34,7 +34,7 @@ ALLOWED = {
         *("numpy", "pandas", "matplotlib", "jinja2"),
         *(f"alrao_rl.{name}" for name in ("checks", "errors", "load", "runs", "stats", "_report")),
     },
-    "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "alrao_rl.core", "alrao_rl.sb3"},
+    "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib", "alrao_rl.core", "alrao_rl.sb3"},
 }
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [

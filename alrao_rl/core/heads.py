@@ -154,17 +154,22 @@ class OutputHeads(nn.Module):
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Average the heads' outputs: ``[…, I]`` to ``[…, O]``."""
+    def forward(self, features: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Average the heads' outputs: ``[…, I]`` to ``[…, O]``.
+
+        ``offset``, ``[…, O]``, is added to the outputs of every head before they are averaged: a mask of classes.
+        """
         if features.dim() != 2:
-            flat = self.forward(features.reshape(-1, self.in_features))
-            return flat.reshape(*features.shape[:-1], self.out_features)
-        average = self._average(features)
+            flat = None if offset is None else offset.reshape(-1, self.out_features)
+            output = self.forward(features.reshape(-1, self.in_features), flat)
+            return output.reshape(*features.shape[:-1], self.out_features)
+        offset = None if offset is None else offset.t()
+        average = self._average(features, offset)
         if not torch.is_grad_enabled():
             return average if self.kind in _LINEAR else average.t()
         average = average.t() if self.kind in _LINEAR else average
         # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
-        branches = torch.cat([average.unsqueeze(0), self._own(features.detach())])
+        branches = torch.cat([average.unsqueeze(0), self._own(features.detach(), offset)])
         return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
 
     def collapse(self) -> dict[str, Tensor | None]:
@@ -185,7 +190,7 @@ class OutputHeads(nn.Module):
             return average
         return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), self._layers)
 
-    def _average(self, x: Tensor) -> Tensor:
+    def _average(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """Φ as a function of the features and of a, the heads' parameters held.
 
         ``[B, I]`` to ``[B, O]`` for linear kinds, to ``[O, B]`` for others: as it is computed.
@@ -198,32 +203,37 @@ class OutputHeads(nn.Module):
                 averaged = averaged[: self._n_matrix]
             rows = averaged.view(self.out_features, self._columns)
             if not self._has_bias:
-                return nn.functional.linear(x, rows)
-            return nn.functional.linear(x, rows.narrow(1, 0, self.in_features), rows.select(1, self.in_features))
+                output = nn.functional.linear(x, rows)
+            else:
+                bias = rows.select(1, self.in_features)
+                output = nn.functional.linear(x, rows.narrow(1, 0, self.in_features), bias)
+            return output if offset is None else output + offset.t()
         matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
-        logits = self._outputs(x, *matrix)
+        logits = self._outputs(x, *matrix, offset)
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights)
         if len(self.splits) == 1:
             return mix_logits(logits, weights)
         return torch.cat([mix_logits(part, weights) for part in logits.split(self.splits, 1)])
 
-    def _own(self, x: Tensor) -> Tensor:
+    def _own(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
-        own = self._outputs(x, self._leaves[0], self._leaves[1] if self._has_bias else None)
+        own = self._outputs(x, self._leaves[0], self._leaves[1] if self._has_bias else None, offset)
         if self.kind != "categorical":
             return own
         if len(self.splits) == 1:
             return own.log_softmax(1)
         return torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
 
-    def _outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None) -> Tensor:
         """``[B, I]`` to ``[J, O, B]`` by weight and bias of :meth:`_joint` rows, ``[J · O, …]`` or ``[J, O, …]``."""
         if weight.dim() == 3:  # with an extra parameter behind its rows a head's matrix does not touch the next one's
-            x = x.t().expand(self.n_heads, -1, -1)
-            return weight @ x if bias is None else torch.baddbmm(bias, weight, x)
-        outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
-        return outputs.view(self.n_heads, self.out_features, len(x))
+            inputs = x.t().expand(self.n_heads, -1, -1)
+            outputs = weight @ inputs if bias is None else torch.baddbmm(bias, weight, inputs)
+        else:
+            outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
+            outputs = outputs.view(self.n_heads, self.out_features, len(x))
+        return outputs if offset is None else outputs + offset
 
     def _joint(self, theta: Tensor) -> Tensor:
         """View of the rows of all heads as one matrix where they are one, ``[J · O, columns]``; else ``[J, O, …]``."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from gymnasium import spaces
@@ -31,6 +31,13 @@ from alrao_rl.sb3.lean import are_features, make_lean
 Options = Mapping[str, Any] | AlraoConfig | None
 
 
+# To a type checker the mixin is the policy that it is mixed into.
+if TYPE_CHECKING:
+    _ActorCritic: TypeAlias = ActorCriticPolicy
+else:
+    _ActorCritic = object
+
+
 class _NoOptimizer:
     """In place of the Adam that SB3 makes before ours, which costs a second: with it torch loads its compiler."""
 
@@ -42,15 +49,20 @@ class AlraoPolicyMixin:
     """What all Alrao policies share: options, optimizer, statistics."""
 
     training: bool
+    optimizer: torch.optim.Optimizer
     serves: tuple[type[BaseAlgorithm], ...]
+    stock: type
+    """SB3's policy, the next class."""
     default_features_extractor_class: type = FlattenExtractor
+    q_network: str | None = None
+    """Name of the network of values that learns from replay; None where everything learns from rollouts."""
 
     def _take_options(self, alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keep the Alrao options and return the keywords for SB3's policy."""
         algorithm = _calling_algorithm()
         _refuse_algorithm(type(self).__name__, self.serves, algorithm)
         _refuse_optimizer(kwargs, algorithm)
-        config = AlraoConfig.from_options(alrao).resolve(replay=isinstance(self, DQNPolicy))
+        config = AlraoConfig.from_options(alrao).resolve(replay=self.q_network is not None)
         if config.head_max_grad_norm == "auto":
             norm = getattr(algorithm, "max_grad_norm", None)
             config = replace(config, head_max_grad_norm=None if norm in (None, math.inf) else float(norm))
@@ -72,7 +84,8 @@ class AlraoPolicyMixin:
         if mode == self.training:
             return
         self.training = mode
-        trained = getattr(cast(nn.Module, self), "q_net", self)  # a target network stays as it is
+        # A target network stays as it is.
+        trained = self if self.q_network is None else getattr(self, self.q_network)
         for module in _modules(cast(nn.Module, trained)):
             if type(module).train is nn.Module.train:
                 module.__dict__["training"] = mode  # past nn.Module.__setattr__, which looks for parameters
@@ -101,17 +114,17 @@ class AlraoPolicyMixin:
         the ``effective_lr``, the geometric mean of the rates, weighted by the averaging weights, and how often each
         head was re-cloned in training, ``reclones`` ``[J]``.
         """
-        optimizer = cast(AlraoOptimizer, cast(Any, self).optimizer)
+        optimizer = cast(AlraoOptimizer, self.optimizer)
         return {
             name: {**layer.stats(), "reclones": optimizer.reclones(layer).cpu().numpy()}
             for name, layer in self.alrao_layers().items()
         }
 
 
-class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
-    """DQN's policy with Alrao; see :class:`AlraoPolicy`."""
+class QNetworkMixin(AlraoPolicyMixin):
+    """DQN and its like: a network of values, called as its last part, with a target and a running average."""
 
-    serves = (DQN,)
+    q_network: str
 
     def __init__(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
@@ -119,46 +132,73 @@ class AlraoDQNPolicy(AlraoPolicyMixin, DQNPolicy):
     ) -> None:  # fmt: skip
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(
-                f"DQN has no actions of the kind {action_space}: expected Discrete; PPO and A2C take all kinds"
+                f"{self.serves[0].__name__} has no actions of the kind {action_space}: expected Discrete; PPO and A2C "
+                "take all kinds"
             )
-        kwargs = _named(DQNPolicy, args, kwargs)
-        kwargs = self._take_options(alrao, kwargs)
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        kwargs = self._take_options(alrao, _named(self.stock, args, kwargs))
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # type: ignore[call-arg]
 
-    def make_q_net(self) -> QNetwork:
-        """SB3's Q-network, its last layer duplicated."""
-        network = super().make_q_net()
-        convert(network, {_last_linear(network.q_net, "q_net"): "values"}, self.alrao_options)
+    def _converted(self, network: Any) -> Any:
+        """SB3's network, its last layer duplicated."""
+        last = len(getattr(network, self.q_network)) - 1
+        convert(network, {f"{self.q_network}.{last}": "values"}, self.alrao_options)
         make_lean(network)
         return network
 
     def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        self.optimizer = AlraoOptimizer(self.q_net, lr=lr_schedule(1))
-        self.q_net_average = cast(QNetwork, plain_copy(self.q_net))
-        self.optimizer.after_step = partial(_follow, self.q_net_average, self.q_net)
+        super()._build(lr_schedule)  # type: ignore[misc]
+        network = getattr(self, self.q_network)
+        average = plain_copy(network)
+        setattr(self, f"{self.q_network}_average", average)
+        self.optimizer = optimizer = AlraoOptimizer(network, lr=lr_schedule(1))
+        optimizer.after_step = partial(_follow, average, network)
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         """Deterministic actions are the running average's; exploration, and so the data, is the current network's."""
-        return (self.q_net_average if deterministic else self.q_net)._predict(obs, deterministic)
+        network = getattr(self, f"{self.q_network}_average" if deterministic else self.q_network)
+        return cast(Tensor, network._predict(obs, deterministic))
 
     def alrao_layers(self) -> dict[str, OutputHeads]:
-        """``q_net``."""
-        return {"q_net": cast(OutputHeads, self.q_net.q_net[-1])}
+        """One, called as the network."""
+        return {self.q_network: getattr(getattr(self, self.q_network), self.q_network)[-1]}
 
 
-class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
-    """A2C's and PPO's policy with Alrao; see :class:`AlraoPolicy`."""
+class AlraoDQNPolicy(QNetworkMixin, DQNPolicy):
+    """DQN's policy with Alrao; see :class:`AlraoPolicy`."""
 
-    serves = (OnPolicyAlgorithm,)
+    serves = (DQN,)
+    stock = DQNPolicy
+    q_network = "q_net"
+
+    def make_q_net(self) -> QNetwork:
+        """SB3's Q-network, its last layer duplicated."""
+        return cast(QNetwork, self._converted(super().make_q_net()))
+
+
+class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
+    """A2C, PPO and their like: an ``action_net`` and a ``value_net`` behind whatever lies before them."""
 
     def __init__(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        kwargs = _named(ActorCriticPolicy, args, kwargs)
-        kwargs = self._take_options(alrao, kwargs)
+        kwargs = self._take_options(alrao, _named(self.stock, args, kwargs))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self.action_dist = lean(self.action_dist)
+        log_std = self._parameters.pop("log_std", None)
+        policy = Output(**self._policy_output(), init=self._init(0.01), extra=log_std)
+        value = Output("values", init=self._init(1.0), clamp_average_only=True)
+        convert(self, {"action_net": policy, "value_net": value}, self.alrao_options)
+        make_lean(self)
+        self.optimizer = AlraoOptimizer(self, lr=lr_schedule(1))
+
+    def _policy_output(self) -> dict[str, Any]:
+        """How the output layer of the policy is averaged."""
+        if isinstance(self.action_space, spaces.Discrete):
+            return {"kind": "categorical"}
+        if isinstance(self.action_space, spaces.MultiDiscrete):
+            return {"kind": "categorical", "splits": [int(n) for n in self.action_space.nvec]}
+        return {"kind": "bernoulli" if isinstance(self.action_space, spaces.MultiBinary) else "mean"}
 
     @property
     def log_std(self) -> Tensor:  # type: ignore[override]
@@ -167,20 +207,6 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
         if isinstance(heads, OutputHeads):
             return heads.averaged_extra()
         return cast(Tensor, nn.Module.__getattr__(self, "log_std"))  # the stock one, not converted yet, or an error
-
-    def _build(self, lr_schedule: Any) -> None:
-        self.action_dist = lean(self.action_dist)
-        super()._build(lr_schedule)
-        policy = _policy_output(self.action_space)
-        log_std = self._parameters.pop("log_std", None)
-        value = Output("values", init=self._init(1.0), clamp_average_only=True)
-        convert(
-            self,
-            {"action_net": Output(**policy, init=self._init(0.01), extra=log_std), "value_net": value},
-            self.alrao_options,
-        )
-        make_lean(self)
-        self.optimizer = AlraoOptimizer(self, lr=lr_schedule(1))
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """Features ``[B, F]``, two of them where policy and values have an extractor each."""
@@ -207,6 +233,13 @@ class AlraoActorCriticPolicy(AlraoPolicyMixin, ActorCriticPolicy):
         return {name: cast(OutputHeads, getattr(self, name)) for name in ("action_net", "value_net")}
 
 
+class AlraoActorCriticPolicy(ActorCriticMixin, ActorCriticPolicy):
+    """A2C's and PPO's policy with Alrao; see :class:`AlraoPolicy`."""
+
+    serves = (OnPolicyAlgorithm,)
+    stock = ActorCriticPolicy
+
+
 def _modules(root: nn.Module) -> list[nn.Module]:
     """``list(root.modules())`` without its nested generators, which cost a small policy as much as a layer."""
     found = {root: None}
@@ -224,15 +257,6 @@ def _modules(root: nn.Module) -> list[nn.Module]:
 def _follow(average: nn.Module, network: nn.Module, optimizer: AlraoOptimizer) -> None:
     """After every optimizer step: the running average takes the network in."""
     follow(average, network, optimizer.param_groups[0]["n_updates"], optimizer.config.iterate_window)
-
-
-def _policy_output(action_space: spaces.Space[Any]) -> dict[str, Any]:
-    """How the output layer of a policy on this action space is averaged."""
-    if isinstance(action_space, spaces.Discrete):
-        return {"kind": "categorical"}
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return {"kind": "categorical", "splits": [int(n) for n in action_space.nvec]}
-    return {"kind": "bernoulli" if isinstance(action_space, spaces.MultiBinary) else "mean"}
 
 
 class AlraoPolicy:
@@ -321,8 +345,8 @@ class AlraoMultiInputPolicy(AlraoPolicy):
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
-# On-policy algorithms whose policies have another structure, or that write the parameters past the optimizer.
-_NOT_SERVED = ("RecurrentPPO", "MaskablePPO", "TRPO")
+# Algorithms whose policies have another structure, and those that serve them.
+_OTHERS = {"QRDQN": "AlraoQRDQNPolicy", "RecurrentPPO": "AlraoLstmPolicy", "MaskablePPO": "AlraoMaskablePolicy"}
 
 
 def _calling_algorithm() -> BaseAlgorithm | None:
@@ -339,19 +363,28 @@ def _calling_algorithm() -> BaseAlgorithm | None:
 
 
 def _refuse_algorithm(policy: str, serves: tuple[type[BaseAlgorithm], ...], algorithm: BaseAlgorithm | None) -> None:
-    """Refuse an algorithm of another kind."""
+    """Refuse an algorithm of another kind, with the policy that serves it."""
     names = [base.__name__ for base in type(algorithm).__mro__]
-    if algorithm is None or (isinstance(algorithm, serves) and not set(names) & set(_NOT_SERVED)):
+    if "TRPO" in names:
+        raise ValueError("TRPO has no Alrao policy: it writes the policy's parameters itself, past the learning rates")
+    other = next((name for name in names if name in _OTHERS), None)
+    mine = [base.__name__ for base in serves]
+    if algorithm is None or (isinstance(algorithm, serves) and (other is None or other in mine)):
         return
-    expected = [name for kind, name in ((DQN, "DQN"), (OnPolicyAlgorithm, "A2C or PPO")) if kind in serves]
-    raise ValueError(f"{policy} does not serve {names[0]}: expected {', '.join(expected)}")
+    if other is not None:
+        raise ValueError(f"{policy} does not serve {names[0]}: use {_OTHERS[other]} from alrao_rl")
+    expected = ", ".join("A2C or PPO" if name == "OnPolicyAlgorithm" else name for name in mine)
+    raise ValueError(f"{policy} does not serve {names[0]}: expected {expected}")
 
 
 def _refuse_optimizer(kwargs: dict[str, Any], algorithm: BaseAlgorithm | None) -> None:
-    """Refuse a user's own optimizer; drop the one that A2C puts into ``policy_kwargs`` by itself."""
+    """Refuse a user's own optimizer; drop the one that A2C and QR-DQN put into ``policy_kwargs`` by themselves."""
     optimizer, options = kwargs.pop("optimizer_class", None), kwargs.pop("optimizer_kwargs", None)
     from_a2c = isinstance(algorithm, A2C) and optimizer is torch.optim.RMSprop
     if from_a2c and set(options or {}) == {"alpha", "eps", "weight_decay"}:
+        return
+    from_qrdqn = type(algorithm).__name__ == "QRDQN" and optimizer is torch.optim.Adam
+    if from_qrdqn and options == {"eps": 0.01 / algorithm.batch_size}:  # type: ignore[union-attr]
         return
     if optimizer is not None or options:
         given = f"optimizer_class={getattr(optimizer, '__name__', optimizer)} with optimizer_kwargs={options}"
@@ -366,7 +399,3 @@ def _named(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
     code = cls.__init__.__code__  # type: ignore[misc]
     names = code.co_varnames[4 : code.co_argcount]
     return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _last_linear(module: nn.Sequential, prefix: str) -> str:
-    return f"{prefix}.{len(module) - 1}"

@@ -1,0 +1,151 @@
+"""Alrao policies for sb3-contrib's algorithms: QR-DQN, RecurrentPPO and MaskablePPO."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+try:
+    from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
+except ImportError:
+    raise ImportError("policies for QRDQN, RecurrentPPO and MaskablePPO need pip install 'alrao-rl[contrib]'") from None
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
+from stable_baselines3.common.distributions import MultiCategoricalDistribution
+from torch import Tensor
+
+from alrao_rl.core import OutputHeads
+from alrao_rl.sb3.distributions import LeanCategorical
+from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
+from alrao_rl.sb3.policies import ActorCriticMixin, QNetworkMixin
+
+_MASKED = -1e8
+"""Added to the logit of an action that is not allowed, as sb3-contrib does: no probability, and a finite gradient."""
+
+
+class AlraoQRDQNPolicy(QNetworkMixin, QRDQNPolicy):
+    """QR-DQN's policy with Alrao: every head gives all quantiles of all actions. See :class:`AlraoPolicy`.
+
+    "Distributional Reinforcement Learning with Quantile Regression" (https://arxiv.org/abs/1710.10044).
+    """
+
+    serves = (QRDQN,)
+    stock = QRDQNPolicy
+    q_network = "quantile_net"
+
+    def make_quantile_net(self) -> QuantileNetwork:
+        """sb3-contrib's quantile network, its last layer duplicated."""
+        return cast(QuantileNetwork, self._converted(super().make_quantile_net()))
+
+
+class AlraoQRDQNCnnPolicy(AlraoQRDQNPolicy):
+    """:class:`AlraoQRDQNPolicy` for images."""
+
+    default_features_extractor_class = AlraoNatureCNN
+
+
+class AlraoQRDQNMultiInputPolicy(AlraoQRDQNPolicy):
+    """:class:`AlraoQRDQNPolicy` for Dict observations."""
+
+    default_features_extractor_class = AlraoCombinedExtractor
+
+
+class AlraoLstmPolicy(ActorCriticMixin, RecurrentActorCriticPolicy):
+    """RecurrentPPO's policy with Alrao: one learning rate for a hidden unit, across all gates.
+
+    Padding is masked out of the losses, and so of what the heads are judged by. See :class:`AlraoPolicy`.
+    """
+
+    serves = (RecurrentPPO,)
+    stock = RecurrentActorCriticPolicy
+
+
+class AlraoCnnLstmPolicy(AlraoLstmPolicy):
+    """:class:`AlraoLstmPolicy` for images."""
+
+    default_features_extractor_class = AlraoNatureCNN
+
+
+class AlraoMultiInputLstmPolicy(AlraoLstmPolicy):
+    """:class:`AlraoLstmPolicy` for Dict observations."""
+
+    default_features_extractor_class = AlraoCombinedExtractor
+
+
+class AlraoMaskablePolicy(ActorCriticMixin, MaskableActorCriticPolicy):  # type: ignore[misc]
+    """MaskablePPO's policy with Alrao. Every head is masked before their probabilities are averaged.
+
+    See :class:`AlraoPolicy`.
+    """
+
+    serves = (MaskablePPO,)
+    stock = MaskableActorCriticPolicy
+
+    def _policy_output(self) -> dict[str, Any]:
+        """As in sb3-contrib a binary action is one of two."""
+        if isinstance(self.action_space, spaces.MultiBinary):
+            return {"kind": "categorical", "splits": [2] * int(np.prod(self.action_space.n))}
+        return super()._policy_output()
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
+        output = self._policy_output()
+        return _Masked(cast(OutputHeads, self.action_net), latent_pi, output.get("splits"))
+
+
+class AlraoMaskableCnnPolicy(AlraoMaskablePolicy):
+    """:class:`AlraoMaskablePolicy` for images."""
+
+    default_features_extractor_class = AlraoNatureCNN
+
+
+class AlraoMaskableMultiInputPolicy(AlraoMaskablePolicy):
+    """:class:`AlraoMaskablePolicy` for Dict observations."""
+
+    default_features_extractor_class = AlraoCombinedExtractor
+
+
+class _Masked:
+    """The distribution of allowed actions, which the mask decides on: it arrives after the output layer was called.
+
+    Args:
+        layer: the output layer of the policy.
+        latent: what it is to be called with, ``[B, I]``.
+        splits: numbers of choices of a MultiDiscrete space; None for one Discrete action.
+    """
+
+    def __init__(self, layer: OutputHeads, latent: Tensor, splits: list[int] | None) -> None:
+        self._layer, self._latent = layer, latent
+        self._inner = LeanCategorical(layer.out_features) if splits is None else MultiCategoricalDistribution(splits)
+        self._is_set = False
+
+    def apply_masking(self, masks: Any) -> None:
+        """Allow the actions where ``masks``, ``[B, O]`` or of as many numbers, is true; all if it is None."""
+        offset = None
+        if masks is not None:
+            allowed = torch.as_tensor(masks, dtype=torch.bool, device=self._latent.device)
+            allowed = allowed.reshape(-1, self._layer.out_features)
+            offset = torch.zeros_like(allowed, dtype=self._latent.dtype).masked_fill_(~allowed, _MASKED)
+        self._inner.proba_distribution(self._layer(self._latent, offset))
+        self._is_set = True
+
+    @property
+    def _distribution(self) -> Any:
+        if not self._is_set:
+            self.apply_masking(None)
+        return self._inner
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probabilities of actions, ``[B]``."""
+        return cast(Tensor, self._distribution.log_prob(actions))
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, ``[B]``."""
+        return cast(Tensor, self._distribution.entropy())
+
+    def get_actions(self, deterministic: bool = False) -> Tensor:
+        """Draw actions, or the most likely ones, ``[B]`` or ``[B, number of choices]``."""
+        return cast(Tensor, self._distribution.get_actions(deterministic))

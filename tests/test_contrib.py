@@ -1,0 +1,257 @@
+"""QR-DQN, RecurrentPPO and MaskablePPO with Alrao: what they share with SB3's algorithms is tested there."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from test_identity import Sums, assert_identical, one_rate, run
+from torch import nn
+
+import alrao_rl
+from alrao_rl import AlraoPolicy
+from alrao_rl.core import Output, convert
+
+contrib = pytest.importorskip("sb3_contrib")
+QRDQN, RecurrentPPO, MaskablePPO, TRPO = contrib.QRDQN, contrib.RecurrentPPO, contrib.MaskablePPO, contrib.TRPO
+PLAIN = {"qrdqn": "AlraoQRDQNPolicy", "recurrent": "AlraoLstmPolicy", "maskable": "AlraoMaskablePolicy"}
+ALGORITHMS = {"qrdqn": QRDQN, "recurrent": RecurrentPPO, "maskable": MaskablePPO}
+OPTIONS = {
+    "qrdqn": {"learning_starts": 50, "train_freq": 4, "target_update_interval": 60, "batch_size": 32},
+    "recurrent": {"n_steps": 64, "n_epochs": 4, "batch_size": 32, "ent_coef": 0.01},
+    "maskable": {"n_steps": 64, "n_epochs": 4, "batch_size": 32, "ent_coef": 0.01},
+}
+NETWORKS = {
+    "qrdqn": {"n_quantiles": 5, "activation_fn": nn.Tanh},
+    "recurrent": {"lstm_hidden_size": 16},
+    "maskable": {},
+}
+
+
+def policy_of(kind):
+    return getattr(alrao_rl, PLAIN[kind])
+
+
+class Masked(Sums):
+    """Every third time one choice is forbidden."""
+
+    def action_masks(self):
+        space = self.action_space
+        sizes = [space.n] if isinstance(space, spaces.Discrete) else list(getattr(space, "nvec", [2] * space.shape[0]))
+        forbidden = [-1 if (self.steps + i) % 3 else self.steps % size for i, size in enumerate(sizes)]
+        masks = [np.arange(size) != choice for size, choice in zip(sizes, forbidden, strict=True)]
+        self.allowed = masks
+        return np.concatenate(masks)
+
+    def step(self, action):
+        for allowed, choice in zip(self.allowed, np.atleast_1d(action), strict=True):
+            assert allowed[choice]
+        return super().step(np.asarray(action))
+
+
+# --- identity with the stock algorithm ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [300, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["qrdqn", "recurrent"])
+def test_identity(kind, steps):
+    eps = 0.01 / 32 if kind == "qrdqn" else 1e-5
+    arguments = (ALGORITHMS[kind], "CartPole-v1", steps, NETWORKS[kind], OPTIONS[kind])
+    assert_identical(*both(*arguments, policy=policy_of(kind), eps=eps), 1e-3)
+
+
+@pytest.mark.parametrize(
+    "actions", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=lambda space: str(space)
+)
+def test_identity_under_a_mask(actions):
+    arguments = (MaskablePPO, lambda: Masked(actions), 300, {}, OPTIONS["maskable"])
+    assert_identical(*both(*arguments, policy=policy_of("maskable"), eps=1e-5), 1e-3)
+
+
+def both(algorithm, env, steps, network, options, policy, eps):
+    def make():
+        return env if isinstance(env, str) else env()
+
+    stock_policy = "MlpLstmPolicy" if algorithm is RecurrentPPO else "MlpPolicy"
+    stock = run(algorithm, stock_policy, make(), steps, network, learning_rate=1e-3, **options)
+    return run(algorithm, policy, make(), steps, network | one_rate(1e-3, eps=eps), **options), stock
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("splits", [[3], [2, 3]])
+def test_every_head_is_masked_before_mixing(splits):
+    """Slowly: softmax of every head over the allowed classes, then the average, and each head's own loss."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, sum(splits)))
+    convert(net, {"2": Output("categorical", rule="bayes", splits=splits)}, {"n_heads": 3, "lr_range": (1e-3, 1e-1)})
+    layer, x = net[2], torch.randn(6, 4)
+    layer.averaging_weights.data.copy_(torch.tensor([0.5, 0.3, 0.2]))
+    allowed = torch.rand(6, sum(splits)) > 0.4
+    start = 0
+    for size in splits:
+        allowed[:, start] |= ~allowed[:, start : start + size].any(1)
+        start += size
+    offset = torch.zeros(6, sum(splits)).masked_fill_(~allowed, -1e8)
+    features = net[1](net[0](x))
+    logits = torch.einsum("bi,joi->jbo", features, layer.weight) + layer.bias[:, None]
+    own = [
+        part.masked_fill(~mask, -torch.inf).softmax(-1)
+        for part, mask in zip(logits.split(splits, -1), allowed.split(splits, -1), strict=True)
+    ]
+    heads = torch.cat(own, -1)
+    average = torch.einsum("j,jbo->bo", torch.tensor([0.5, 0.3, 0.2]), heads)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(features, offset).exp(), average)
+    output = layer(features, offset)
+    torch.testing.assert_close(output.branches[0].exp(), average)
+    torch.testing.assert_close(output.branches[1:].exp(), heads)
+    assert (output.branches.exp() * ~allowed == 0).all()
+    # A head that loves what is forbidden has no weight for that reason: mixing first would let it count less.
+    output.logsumexp(-1).sum().backward()
+    assert all(p.grad.isfinite().all() for p in net[0].parameters())
+
+
+def test_masks_are_kept_and_refused_actions_never_drawn():
+    model = MaskablePPO(policy_of("maskable"), Masked(spaces.Discrete(5)), seed=0, **OPTIONS["maskable"])
+    model.learn(500)  # the environment asserts
+    observations, masks = np.zeros((7, 3), np.float32), np.eye(5, dtype=bool)[[0, 1, 2, 3, 4, 0, 1]]
+    for deterministic in (True, False):
+        actions, _ = model.predict(observations, action_masks=masks, deterministic=deterministic)
+        assert actions.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    distribution = model.policy.get_distribution(torch.as_tensor(observations), masks)
+    assert distribution.entropy().abs().max() < 1e-5
+
+
+# --- padding --------------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_no_evidence():
+    """The evidence of the value heads is that of the steps that are there: each one's masked mean squared error."""
+    options = {"alrao": {"n_heads": 3, "value_averaging": "switch"}}
+    model = RecurrentPPO(
+        policy_of("recurrent"), "CartPole-v1", seed=0, n_steps=48, batch_size=48, n_epochs=1, policy_kwargs=options
+    )
+    layer, seen = model.policy.value_net, []
+    update, get = layer.update_averaging, model.rollout_buffer.get
+
+    def watch(gradient):
+        seen.append((layer.evidence.losses.clone(), *padded))
+        update(gradient)
+
+    def keep(batch_size):
+        for data in get(batch_size):
+            mask = data.mask > 0.5
+            with torch.enable_grad():
+                found, _, _ = model.policy.evaluate_actions(
+                    data.observations, data.actions.long().flatten(), data.lstm_states, data.episode_starts
+                )
+            errors = (data.returns - found.flatten().branches.detach()) ** 2
+            padded[:] = [errors[:, mask].mean(1), mask]
+            yield data
+
+    padded = []
+    layer.update_averaging, model.rollout_buffer.get = watch, keep
+    model.learn(48)
+    ((losses, expected, mask),) = seen
+    assert not mask.all()
+    torch.testing.assert_close(losses / losses[0], expected / expected[0])
+
+
+# --- whole ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_trains_saves_loads_and_copies(kind, tmp_path):
+    def make():
+        return Masked(spaces.Discrete(3)) if kind == "maskable" else gym.make("CartPole-v1")
+
+    kwargs = NETWORKS[kind] | {"alrao": {"n_heads": 4, "reclone_interval": 3}}
+    model = ALGORITHMS[kind](policy_of(kind), make(), seed=0, policy_kwargs=kwargs, **OPTIONS[kind])
+    start = copy.deepcopy(model.policy.state_dict())
+    model.learn(200)
+    after = model.policy.state_dict()
+    assert all(value.isfinite().all() for value in after.values() if value.is_floating_point())
+    trained = {name for name, value in after.items() if not torch.equal(value, start[name])}
+    assert {name for name, _ in model.policy.named_parameters()} <= trained
+    assert all(stats["weights"].sum() == pytest.approx(1) for stats in model.policy.alrao_stats().values())
+    model.save(tmp_path / "model.zip")
+    loaded = ALGORITHMS[kind].load(tmp_path / "model.zip", env=make())
+    assert loaded.policy.alrao_options == model.policy.alrao_options
+    for name, value in loaded.policy.state_dict().items():
+        assert torch.equal(value, after[name]), name
+    observation = model.observation_space.sample()
+    assert loaded.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]
+    loaded.learn(100)
+    twin = copy.deepcopy(model.policy)
+    assert twin.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+@pytest.mark.parametrize("space", ["image", "dict"])
+def test_images_and_dicts(kind, space):
+    image = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+    observations = image if space == "image" else spaces.Dict({"image": image, "vector": spaces.Box(-1, 1, (2,))})
+    name = PLAIN[kind].replace("Alrao", "").replace("Policy", "")
+    name = {"image": f"{name}CnnPolicy", "dict": f"{name}MultiInputPolicy"}[space]
+    name = "Alrao" + {"LstmCnnPolicy": "CnnLstmPolicy", "LstmMultiInputPolicy": "MultiInputLstmPolicy"}.get(name, name)
+
+    class Seeing(Masked if kind == "maskable" else Sums):
+        def __init__(self):
+            super().__init__(spaces.Discrete(2))
+            self.observation_space = observations
+
+        def _observe(self):
+            return observations.sample()
+
+    options = OPTIONS[kind] | ({"buffer_size": 500} if kind == "qrdqn" else {})
+    network = NETWORKS[kind] | {"alrao": {"n_heads": 2}}
+    model = ALGORITHMS[kind](getattr(alrao_rl, name), Seeing(), policy_kwargs=network, seed=0, **options)
+    model.learn(100)
+    modules = list(model.policy.modules())
+    assert any(isinstance(module, nn.Conv2d) for module in modules)
+    assert not any(isinstance(module, nn.ReLU) for module in modules)
+
+
+# --- what is not served ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_the_policy_that_serves_is_named(kind):
+    with pytest.raises(ValueError, match=rf"AlraoPolicy does not serve {ALGORITHMS[kind].__name__}: use {PLAIN[kind]}"):
+        ALGORITHMS[kind](AlraoPolicy, Masked(spaces.Discrete(2)) if kind == "maskable" else "CartPole-v1")
+    with pytest.raises(ValueError, match=rf"{PLAIN[kind]} does not serve PPO: expected {ALGORITHMS[kind].__name__}"):
+        PPO(policy_of(kind), "CartPole-v1")
+
+
+def test_trpo_is_refused():
+    with pytest.raises(ValueError, match="TRPO has no Alrao policy: it writes the policy's parameters itself"):
+        TRPO(AlraoPolicy, "CartPole-v1")
+
+
+def test_a_users_optimizer_for_qrdqn_is_refused():
+    kwargs = {"optimizer_class": torch.optim.SGD}
+    with pytest.raises(ValueError, match=r"optimizer_class=SGD .* has no effect on an Alrao policy"):
+        QRDQN(policy_of("qrdqn"), "CartPole-v1", policy_kwargs=kwargs)
+    QRDQN(policy_of("qrdqn"), "CartPole-v1")
+
+
+def test_actions_that_are_not_discrete():
+    with pytest.raises(ValueError, match=r"QRDQN has no actions of the kind .*: expected Discrete"):
+        alrao_rl.AlraoQRDQNPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), lambda _: 1.0)
+
+
+def test_without_sb3_contrib_a_line_says_what_to_install():
+    script = "import sys, alrao_rl; sys.modules['sb3_contrib'] = None; alrao_rl.AlraoPolicy; alrao_rl.AlraoLstmPolicy"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == (
+        "ImportError: policies for QRDQN, RecurrentPPO and MaskablePPO need pip install 'alrao-rl[contrib]'"
+    )
