@@ -9,29 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+import stable_baselines3
 import torch
 from gymnasium import spaces
 from safetensors.torch import load, save
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
+import alrao_rl
 from alrao_rl import recipes
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.runs import read_json, write_atomically
-from alrao_rl.sb3.policies import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy
 
 FORMAT = "alrao-rl agent 2"
 _HEADER = "alrao-rl"
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"dqn": DQN, "a2c": A2C, "ppo": PPO}
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
@@ -47,13 +48,31 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 # --- building -------------------------------------------------------------------------------------------------------
 
 
+def algorithm(agent: recipes.Agent) -> type[BaseAlgorithm]:
+    """The class of an agent's algorithm.
+
+    Raises:
+        UserError: it is one of sb3-contrib's, which is not installed.
+    """
+    name = recipes.CLASSES[agent.algo]
+    if hasattr(stable_baselines3, name):
+        return cast(type[BaseAlgorithm], getattr(stable_baselines3, name))
+    try:
+        return cast(type[BaseAlgorithm], getattr(importlib.import_module("sb3_contrib"), name))
+    except ImportError:
+        raise UserError(f"{agent.algo} needs sb3-contrib; install it with: pip install sb3-contrib") from None
+
+
 def policy_class(agent: recipes.Agent, observation_space: spaces.Space[Any]) -> Any:
     """The policy for an agent on these observations: plain, image or Dict; Alrao's class or the name of SB3's."""
-    if isinstance(observation_space, spaces.Dict):
-        return AlraoMultiInputPolicy if agent.policy == "alrao" else "MultiInputPolicy"
-    if is_image_space(observation_space):
-        return AlraoCnnPolicy if agent.policy == "alrao" else "CnnPolicy"
-    return AlraoPolicy if agent.policy == "alrao" else "MlpPolicy"
+    stock, alrao = {
+        "qrdqn": ("{}Policy", "AlraoQRDQN{}Policy"),
+        "recurrent-ppo": ("{}LstmPolicy", "Alrao{}LstmPolicy"),
+        "maskable-ppo": ("{}Policy", "AlraoMaskable{}Policy"),
+    }.get(agent.algo, ("{}Policy", "Alrao{}Policy"))
+    kind = "MultiInput" if isinstance(observation_space, spaces.Dict) else ""
+    kind = "Cnn" if is_image_space(observation_space) else kind
+    return getattr(alrao_rl, alrao.format(kind)) if agent.policy == "alrao" else stock.format(kind or "Mlp")
 
 
 def policy_kwargs(agent: recipes.Agent) -> dict[str, Any]:
@@ -72,12 +91,16 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
     Raises:
         UserError: SB3 or Alrao refuses a value or the environment's spaces, with their reason on one line.
     """
-    if agent.algo == "dqn" and not isinstance(env.action_space, spaces.Discrete):
+    name = recipes.CLASSES[agent.algo]
+    if agent.algo in recipes.VALUES and not isinstance(env.action_space, spaces.Discrete):
         raise UserError(
-            f"DQN cannot act in {env.action_space}: it takes Discrete actions only; use --algo ppo or --algo a2c"
+            f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use --algo ppo or --algo a2c"
         )
+    kind = algorithm(agent)
+    if agent.algo == "maskable-ppo" and not env.has_attr("action_masks"):
+        raise UserError("maskable-ppo takes environments with a method action_masks(), and this one has none; use ppo")
     try:
-        return ALGORITHMS[agent.algo](
+        return kind(
             policy_class(agent, env.observation_space),
             env,
             seed=seed,
@@ -86,7 +109,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
             **agent.hyperparameters,
         )
     except (ValueError, TypeError, LookupError, AssertionError, RuntimeError, MemoryError) as error:
-        raise UserError(f"cannot build {agent.algo.upper()}: {first_line(error)}") from error
+        raise UserError(f"cannot build {name}: {first_line(error)}") from error
 
 
 _ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
@@ -144,6 +167,10 @@ class _SpacesOnly(gym.Env[Any, Any]):
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observation_space, action_space
+
+    def action_masks(self) -> Any:
+        """Refuse likewise; that it has them lets an algorithm that asks for masks be built."""
+        raise RuntimeError(_ACTS_ONLY)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Refuse: there is nothing to learn on."""
@@ -204,10 +231,11 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
-    if isinstance(model, DQN):
-        model.exploration_rate = model.exploration_final_eps
+    if agent.algo in recipes.VALUES:
+        learner = cast(DQN, model)
+        learner.exploration_rate = learner.exploration_final_eps
         # No buffer is better than one of size 1, on which a model that is given an environment would learn nonsense.
-        model.replay_buffer = None
+        learner.replay_buffer = None
     model.__class__ = _acting(type(model))
     if statistics:
         model.policy.__class__ = _normalizing(type(model.policy))
@@ -284,7 +312,7 @@ def _digest(data: bytes) -> str:
 
 def _small(agent: recipes.Agent) -> recipes.Agent:
     """The same agent without a replay buffer of its training size: it is loaded to act."""
-    if agent.algo != "dqn":
+    if agent.algo not in recipes.VALUES:
         return agent
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import sys
 import tempfile
@@ -136,11 +137,13 @@ def _environment(path: Path) -> Environment:
 def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: list[Any] | None) -> float:
     """Play one episode, collect its frames if asked, return its return."""
     observation, _ = env.reset(seed=seed)
-    total, done = 0.0, False
+    total, done, state = 0.0, False, None
+    masked = "action_masks" in inspect.signature(model.predict).parameters
     while not done:
         if frames is not None:
             frames.append(env.render())
-        action, _ = model.predict(observation, deterministic=not stochastic)
+        masks = {"action_masks": env.get_wrapper_attr("action_masks")()} if masked else {}
+        action, state = model.predict(observation, state, deterministic=not stochastic, **masks)
         observation, reward, terminated, truncated, _ = env.step(action.item() if action.ndim == 0 else action)
         total += float(reward)
         done = terminated or truncated

@@ -11,6 +11,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
+from alrao_rl import registry  # noqa: F401
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.recipes import Environment, Recipe
 from alrao_rl.recorder import RecordingMonitor

@@ -309,8 +309,8 @@ def _settings(agent: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, A
 
 def _every_kind() -> Iterator[Agent]:
     for algo in recipes.ALGORITHMS:
-        yield Agent(algo=algo, policy="stock")  # type: ignore[arg-type]
-        yield Agent(algo=algo, policy="alrao")  # type: ignore[arg-type]
+        yield Agent(algo=algo, policy="stock")
+        yield Agent(algo=algo, policy="alrao")
 
 
 def _has(agent: Agent, key: str) -> bool:

@@ -20,7 +20,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from alrao_rl.errors import UserError, first_line, suggest
 
-ALGORITHMS = ("dqn", "a2c", "ppo")
+CLASSES = {
+    "dqn": "DQN", "a2c": "A2C", "ppo": "PPO", "qrdqn": "QRDQN", "recurrent-ppo": "RecurrentPPO",
+    "maskable-ppo": "MaskablePPO",
+}  # fmt: skip
+"""The classes of Stable-Baselines3, and of sb3-contrib, by their names in recipes."""
+ALGORITHMS = tuple(CLASSES)
+VALUES = ("dqn", "qrdqn")
+"""Those that learn values from replay."""
+LIKE = {"qrdqn": "dqn", "recurrent-ppo": "ppo", "maskable-ppo": "ppo"}
+"""Whose timesteps an algorithm has where an environment says nothing of its own."""
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "softplus")
 MAX_BYTES = 1_000_000
 
@@ -52,7 +61,7 @@ class Table(BaseModel):
 
 
 class DqnHyperparameters(Table):
-    """Keywords of ``stable_baselines3.DQN``."""
+    """Keywords of ``stable_baselines3.DQN``, and of sb3-contrib's QRDQN."""
 
     learning_rate: NotNegative | None = None
     buffer_size: Count | None = None
@@ -80,20 +89,23 @@ class _OnPolicyHyperparameters(Table):
     vf_coef: NotNegative | None = None
     max_grad_norm: Positive | None = None
     normalize_advantage: bool | None = None
-    use_sde: bool | None = None
-    sde_sample_freq: Annotated[int, Field(ge=-1)] | None = None
     stats_window_size: Count | None = None
 
 
-class A2cHyperparameters(_OnPolicyHyperparameters):
+class _GaussianHyperparameters(_OnPolicyHyperparameters):
+    use_sde: bool | None = None
+    sde_sample_freq: Annotated[int, Field(ge=-1)] | None = None
+
+
+class A2cHyperparameters(_GaussianHyperparameters):
     """Keywords of ``stable_baselines3.A2C``."""
 
     rms_prop_eps: Positive | None = None
     use_rms_prop: bool | None = None
 
 
-class PpoHyperparameters(_OnPolicyHyperparameters):
-    """Keywords of ``stable_baselines3.PPO``."""
+class MaskablePpoHyperparameters(_OnPolicyHyperparameters):
+    """Keywords of sb3-contrib's MaskablePPO, which has no Gaussian policies."""
 
     batch_size: Annotated[int, Field(ge=2)] | None = None
     n_epochs: Count | None = None
@@ -102,10 +114,17 @@ class PpoHyperparameters(_OnPolicyHyperparameters):
     target_kl: Positive | None = None
 
 
+class PpoHyperparameters(_GaussianHyperparameters, MaskablePpoHyperparameters):
+    """Keywords of ``stable_baselines3.PPO`` and sb3-contrib's RecurrentPPO."""
+
+
 HYPERPARAMETERS: dict[str, type[Table]] = {
     "dqn": DqnHyperparameters,
     "a2c": A2cHyperparameters,
     "ppo": PpoHyperparameters,
+    "qrdqn": DqnHyperparameters,
+    "recurrent-ppo": PpoHyperparameters,
+    "maskable-ppo": MaskablePpoHyperparameters,
 }
 
 
@@ -117,18 +136,45 @@ class DqnPolicyOptions(Table):
     normalize_images: bool | None = None
 
 
-class OnPolicyOptions(Table):
-    """Keywords of A2C's and PPO's policy that both stock and Alrao policies take."""
+class MaskableOptions(Table):
+    """Keywords of MaskablePPO's policy that both stock and Alrao policies take."""
 
     net_arch: Widths | dict[Literal["pi", "vf"], Widths] | None = None
     activation_fn: Literal[ACTIVATIONS] | None = None  # type: ignore[valid-type]
     ortho_init: bool | None = None
-    log_std_init: Finite | None = None
     share_features_extractor: bool | None = None
     normalize_images: bool | None = None
 
 
-POLICY_OPTIONS: dict[str, type[Table]] = {"dqn": DqnPolicyOptions, "a2c": OnPolicyOptions, "ppo": OnPolicyOptions}
+class OnPolicyOptions(MaskableOptions):
+    """Keywords of A2C's and PPO's policy."""
+
+    log_std_init: Finite | None = None
+
+
+class QrdqnPolicyOptions(DqnPolicyOptions):
+    """Keywords of QR-DQN's policy."""
+
+    n_quantiles: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
+class RecurrentOptions(OnPolicyOptions):
+    """Keywords of RecurrentPPO's policy."""
+
+    lstm_hidden_size: Annotated[int, Field(ge=1, le=10**5)] | None = None
+    n_lstm_layers: Annotated[int, Field(ge=1, le=100)] | None = None
+    shared_lstm: bool | None = None
+    enable_critic_lstm: bool | None = None
+
+
+POLICY_OPTIONS: dict[str, type[Table]] = {
+    "dqn": DqnPolicyOptions,
+    "a2c": OnPolicyOptions,
+    "ppo": OnPolicyOptions,
+    "qrdqn": QrdqnPolicyOptions,
+    "recurrent-ppo": RecurrentOptions,
+    "maskable-ppo": MaskableOptions,
+}
 
 
 class AlraoOptions(Table):
@@ -153,7 +199,7 @@ class Agent(Table):
     mean square 1; images and discrete ones are left as they are.
     """
 
-    algo: Literal["dqn", "a2c", "ppo"]
+    algo: Literal[ALGORITHMS]  # type: ignore[valid-type]
     policy: Literal["alrao", "stock"]
     n_envs: Annotated[int, Field(ge=1, le=10_000)] = 1
     normalize_observations: Literal[True, False, "scale"] = False
@@ -169,7 +215,7 @@ class Environment(Table):
     random_score: Finite | None = None
     reference_score: Finite | None = None
     floor: Finite | None = None
-    timesteps: dict[Literal["dqn", "a2c", "ppo"], Count] = Field(default_factory=dict)
+    timesteps: dict[Literal[ALGORITHMS], Count] = Field(default_factory=dict)  # type: ignore[valid-type]
     wrappers: list[Options] = Field(default_factory=list)
     kwargs: Options = Field(default_factory=dict)
 
@@ -254,7 +300,7 @@ def check_agent(data: Any, where: str) -> Agent:
         UserError: an unknown key, a wrong type, a value out of range.
     """
     agent: Agent = validate(Agent, data, where)
-    takes = f"SB3's {agent.algo.upper()} takes"
+    takes = f"SB3's {CLASSES[agent.algo]} takes"
     validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, where, "hyperparameters.", takes)
     validate(POLICY_OPTIONS[agent.algo], agent.policy_options, where, "policy_options.", f"{takes} for its policy")
     if agent.policy == "alrao" and "learning_rate" in agent.hyperparameters:
@@ -294,6 +340,8 @@ def load_environment(name: str) -> tuple[Environment, str]:
 def _check_id(name: str) -> None:
     """Refuse an id that Gymnasium does not know, or whose package is not installed; imports no such package."""
     import gymnasium as gym
+
+    from alrao_rl import registry  # noqa: F401
 
     package, colon, env_id = name.rpartition(":")
     if colon:
@@ -357,8 +405,9 @@ def resolve(
         _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
     budget, origin = timesteps, "--timesteps"
     if budget is None:
-        known = environment.timesteps.get(recipe.algo)
-        budget, origin = (known, env_origin) if known else (DEFAULT_TIMESTEPS[recipe.algo], "default")
+        like = LIKE.get(recipe.algo, recipe.algo)
+        known = environment.timesteps.get(recipe.algo, environment.timesteps.get(like))
+        budget, origin = (known, env_origin) if known else (DEFAULT_TIMESTEPS[like], "default")
     if budget < 1:
         raise UserError(f"--timesteps is {budget}, expected a whole number of at least 1")
     origins["timesteps"] = (budget, origin)
@@ -383,7 +432,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
     from alrao_rl.core import AlraoConfig
 
     try:
-        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo == "dqn")
+        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo in VALUES)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
     options = {name: value for name, value in asdict(config).items() if value is not None}

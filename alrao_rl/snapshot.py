@@ -32,6 +32,7 @@ _COUNTERS = (
     "exploration_rate",
 )
 _LAST = ("_last_obs", "_last_episode_starts", "_last_original_obs")
+_LSTM_STATES = "_last_lstm_states"
 _EPISODES = ("ep_info_buffer", "ep_success_buffer")
 _NOISE = ("exploration_mat", "exploration_matrices")
 
@@ -51,6 +52,7 @@ def take(model: BaseAlgorithm, evaluations: VecEnv) -> dict[str, Any]:
         "noise": {name: getattr(noise, name) for name in _NOISE if hasattr(noise, name)},
         "counters": {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)},
         "last": {name: getattr(model, name) for name in _LAST if hasattr(model, name)},
+        "lstm_states": getattr(model, _LSTM_STATES, None),
         "episodes": {name: list(getattr(model, name)) for name in _EPISODES},
         "replay_buffer": _take_buffer(_buffer(model)),
         "environments": _take_environments(_environments(model)),
@@ -78,6 +80,9 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm, evaluations: VecEnv) -
     for name in (*_COUNTERS, *_LAST):
         if hasattr(model, name):
             setattr(model, name, (state["counters"] | state["last"])[name])
+    if (states := getattr(model, _LSTM_STATES, None)) is not None:
+        to_device = [tuple(part.to(model.device) for part in parts) for parts in state["lstm_states"]]
+        setattr(model, _LSTM_STATES, type(states)(*to_device))
     for name in _EPISODES:
         episodes: deque[Any] = getattr(model, name)
         episodes.clear()

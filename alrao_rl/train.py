@@ -132,14 +132,14 @@ def print_list() -> None:
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print every value and where it comes from."""
-    from alrao_rl.agent import ALGORITHMS, build, check_device
+    from alrao_rl.agent import algorithm, build, check_device
     from alrao_rl.envs import make_env
 
     check_device(args.device, "--device")
     env = make_env(recipe, args.seed, training=True)
     build(recipe.agent, env, args.seed)
     env.close()
-    origins = recipes.defaults(ALGORITHMS[recipe.agent.algo], recipe.agent) | recipe.origins
+    origins = recipes.defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
         say(f"{key:<{width}} = {value!s:<22} {origin}")

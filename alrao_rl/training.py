@@ -73,6 +73,11 @@ class TrainingCallback(AlraoCallback):
         self._started = time.perf_counter()
         self._evaluating = 0.0
         self._restarts: list[dict[str, Any]] = []
+        self._evaluate_policy: Callable[..., Any] = evaluate_policy
+        if recipe.agent.algo == "maskable-ppo":
+            from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_under_masks
+
+            self._evaluate_policy = evaluate_under_masks
 
     def result(self) -> dict[str, Any]:
         """Scores of the run for ``status.json``."""
@@ -204,7 +209,7 @@ class TrainingCallback(AlraoCallback):
 
     def _play(self, n_episodes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Returns of ``n_episodes`` with the most likely actions."""
-        returns, _ = evaluate_policy(
+        returns, _ = self._evaluate_policy(
             self.model, self._evaluations, n_episodes, deterministic=True, return_episode_rewards=True
         )
         return np.asarray(returns, dtype=np.float64)

@@ -40,11 +40,14 @@ FAST = ["--eval-episodes", "1", "--quiet", "--set", "net_arch=[8]"]
 HEADS = ["--set", "alrao.n_heads=3"]
 DQN = ["learning_starts=100", "batch_size=8", "target_update_interval=50", "buffer_size=300", "gradient_steps=2"]
 PPO = ["n_steps=32", "n_epochs=2", "n_envs=4", "batch_size=32"]
-SETTINGS = {"dqn": DQN, "ppo": PPO, "a2c": ["n_envs=4"]}
+SETTINGS = {
+    "dqn": DQN, "ppo": PPO, "a2c": ["n_envs=4"], "qrdqn": [*DQN, "n_quantiles=3"],
+    "recurrent-ppo": [*PPO, "lstm_hidden_size=4"],
+}  # fmt: skip
 
 
 def arguments(agent, env, steps, *sets):
-    algo = agent.split("-")[0]
+    algo = agent.removesuffix("-adam").removesuffix("-rmsprop")
     args = ["--agent", agent, "--env", env, "--timesteps", str(steps), *FAST]
     if agent == algo:
         args += HEADS
@@ -165,6 +168,9 @@ SHORT = [
     ("ppo", "CartPole-v1", 1024, (900, 1000), []),
     ("ppo-adam", "LunarLander-v3", 1152, (1100,), ["normalize_observations=scale"]),
     ("ppo", "Pendulum-v1", 1024, (950,), ["use_sde=true"]),
+    ("qrdqn", "CartPole-v1", 300, (200,), []),
+    ("recurrent-ppo", "CartPoleNoVel-v1", 1024, (950,), []),
+    ("recurrent-ppo-adam", "CartPole-v1", 1024, (920,), ["enable_critic_lstm=false"]),
 ]
 
 

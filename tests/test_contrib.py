@@ -16,7 +16,7 @@ from test_identity import Sums, assert_identical, one_rate, run
 from torch import nn
 
 import alrao_rl
-from alrao_rl import AlraoPolicy
+from alrao_rl import AlraoPolicy, enjoy, load_agent, train
 from alrao_rl.core import Output, convert
 
 contrib = pytest.importorskip("sb3_contrib")
@@ -255,3 +255,88 @@ def test_without_sb3_contrib_a_line_says_what_to_install():
     assert result.stderr.splitlines()[-1] == (
         "ImportError: policies for QRDQN, RecurrentPPO and MaskablePPO need pip install 'alrao-rl[contrib]'"
     )
+
+
+# --- by the command line --------------------------------------------------------------------------------------------
+
+GAME = '''
+import gymnasium as gym, numpy as np
+from gymnasium import spaces
+
+class Game(gym.Env):
+    """Twenty steps; whoever takes the forbidden action is out. Observations do not tell which that is."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.forbidden = 0, 0
+        return np.zeros(2, np.float32), {}
+
+    def action_masks(self):
+        return np.arange(3) != self.forbidden
+
+    def step(self, action):
+        if action == self.forbidden:
+            raise RuntimeError("a forbidden action")
+        self.steps, self.forbidden = self.steps + 1, int(self.np_random.integers(3))
+        return np.zeros(2, np.float32), 1.0, self.steps == 20, False, {}
+
+gym.register("Game-v0", Game)
+'''
+SMALL = {
+    "qrdqn": ["learning_starts=50", "n_quantiles=5"],
+    "recurrent-ppo": ["n_steps=16", "lstm_hidden_size=8"],
+    "maskable-ppo": ["n_steps=16"],
+}
+
+
+@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("suffix", ["", "-adam"])
+def test_train_and_enjoy(algo, suffix, install, tmp_path, capsys):
+    install("game", GAME)
+    out, sets = tmp_path / "run", [part for one in SMALL[algo] for part in ("--set", one)]
+    args = ["--agent", algo + suffix, "--env", "game:Game-v0", "--timesteps", "300", "--eval-episodes", "1", *sets]
+    if algo != "maskable-ppo":
+        args[3] = "CartPole-v1"
+    assert train.main([*args, "--out", str(out), "--quiet"]) == 0
+    assert enjoy.main([str(out), "--episodes", "2"]) == 0
+    printed, error = capsys.readouterr()
+    assert printed.count("return") == 3
+    assert error == ""
+    if algo == "maskable-ppo":
+        assert "mean return over 2 episodes: 20.0" in printed
+
+
+def test_a_loaded_recurrent_agent_remembers(tmp_path):
+    out, sets = tmp_path / "run", [part for one in SMALL["recurrent-ppo"] for part in ("--set", one)]
+    args = ["--algo", "recurrent-ppo", "--env", "CartPoleNoVel-v1", "--timesteps", "300", "--eval-episodes", "1", *sets]
+    assert train.main([*args, "--out", str(out), "--quiet"]) == 0
+    model = load_agent(out)
+    observation = np.array([0.1, 0.02], np.float32)
+    action, state = model.predict(observation, deterministic=True)
+    again, other = model.predict(observation, state, deterministic=True)
+    assert action.shape == again.shape == ()
+    assert not np.array_equal(state[0], other[0])
+
+
+def test_masks_are_asked_for_before_anything_is_written(tmp_path, capsys):
+    args = ["--algo", "maskable-ppo", "--env", "CartPole-v1", "--out", str(tmp_path / "run")]
+    assert train.main(args) == 2
+    assert "maskable-ppo takes environments with a method action_masks(), and this one has none" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_cartpole_without_velocities():
+    env, whole = gym.make("CartPoleNoVel-v1"), gym.make("CartPole-v1")
+    assert env.observation_space.shape == (2,)
+    assert env.spec.max_episode_steps == 500
+    for seed in range(3):
+        seen, known = env.reset(seed=seed)[0], whole.reset(seed=seed)[0]
+        assert seen.tolist() == known[[0, 2]].tolist()
+        assert seen in env.observation_space
+        for action in (0, 1, 1):
+            seen, known = env.step(action)[0], whole.step(action)[0]
+            assert seen.tolist() == known[[0, 2]].tolist()

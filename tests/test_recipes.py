@@ -9,11 +9,14 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from alrao_rl import recipes
-from alrao_rl.agent import ALGORITHMS
+from alrao_rl.agent import algorithm
 from alrao_rl.core import AlraoConfig
 from alrao_rl.errors import UserError, suggest
 from alrao_rl.recipes import load_environment, parse_env_kwargs, parse_override, resolve
@@ -21,6 +24,10 @@ from alrao_rl.recipes import load_environment, parse_env_kwargs, parse_override,
 ROOT = Path(__file__).parent.parent
 AGENT_FILES = sorted((ROOT / "agents").glob("*.toml"))
 ENV_FILES = sorted((ROOT / "envs").glob("*.toml"))
+POLICIES = {
+    "dqn": DQNPolicy, "qrdqn": QRDQNPolicy, "recurrent-ppo": RecurrentActorCriticPolicy,
+    "maskable-ppo": MaskableActorCriticPolicy,
+}  # fmt: skip
 PPO = 'algo = "ppo"\npolicy = "alrao"\n'
 
 
@@ -46,10 +53,9 @@ def test_recipe_folders_hold_nothing_but_toml():
 @pytest.mark.parametrize("path", AGENT_FILES, ids=lambda path: path.stem)
 def test_agent_file_is_valid_and_every_hyperparameter_is_a_keyword_of_sb3(path):
     recipe = resolve(path.stem, "CartPole-v1")
-    algorithm = ALGORITHMS[recipe.agent.algo]
-    policy = DQNPolicy if recipe.agent.algo == "dqn" else ActorCriticPolicy
+    policy = POLICIES.get(recipe.agent.algo, ActorCriticPolicy)
     assert recipe.agent.hyperparameters
-    assert recipe.agent.hyperparameters.keys() <= inspect.signature(algorithm).parameters.keys()
+    assert recipe.agent.hyperparameters.keys() <= inspect.signature(algorithm(recipe.agent)).parameters.keys()
     assert recipe.agent.policy_options.keys() <= inspect.signature(policy).parameters.keys()
 
 
@@ -63,9 +69,9 @@ def test_every_value_of_an_agent_names_its_source(path):
 
 @pytest.mark.parametrize("algo", recipes.ALGORITHMS)
 def test_every_key_that_a_recipe_may_hold_is_a_keyword_of_sb3(algo):
-    takes = inspect.signature(ALGORITHMS[algo]).parameters
+    takes = inspect.signature(algorithm(recipes.Agent(algo=algo, policy="stock"))).parameters
     assert recipes.HYPERPARAMETERS[algo].model_fields.keys() <= takes.keys()
-    policy = DQNPolicy if algo == "dqn" else ActorCriticPolicy
+    policy = POLICIES.get(algo, ActorCriticPolicy)
     assert recipes.POLICY_OPTIONS[algo].model_fields.keys() <= inspect.signature(policy).parameters.keys()
 
 
@@ -73,7 +79,10 @@ def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
     assert list(recipes.AlraoOptions.model_fields) == list(inspect.signature(AlraoConfig).parameters)
 
 
-@pytest.mark.parametrize(("alrao", "stock"), [("dqn", "dqn-adam"), ("a2c", "a2c-rmsprop"), ("ppo", "ppo-adam")])
+@pytest.mark.parametrize(("alrao", "stock"), [
+    ("dqn", "dqn-adam"), ("a2c", "a2c-rmsprop"), ("ppo", "ppo-adam"), ("qrdqn", "qrdqn-adam"),
+    ("recurrent-ppo", "recurrent-ppo-adam"), ("maskable-ppo", "maskable-ppo-adam"),
+])  # fmt: skip
 def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
     ours, theirs = (tomllib.loads((ROOT / "agents" / f"{name}.toml").read_text()) for name in (alrao, stock))
     assert (ours.pop("policy"), theirs.pop("policy")) == ("alrao", "stock")
@@ -107,7 +116,7 @@ def mine(tmp_path):
 
 def test_merge_order_sb3_agent_environment_set(mine):
     recipe = resolve(*mine, ["batch_size=16"])
-    origins = recipes.defaults(ALGORITHMS["dqn"], recipe.agent) | recipe.origins
+    origins = recipes.defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
     assert origins["hyperparameters.tau"] == (1.0, "SB3's default")
     assert origins["hyperparameters.gamma"] == (0.5, mine[0])
     assert origins["timesteps"] == (123, mine[1])
@@ -197,7 +206,10 @@ def test_suggest_is_silent_when_nothing_is_near():
     ("text", "expected"),
     [
         ("", "algo is missing"),
-        ('algo = "pp0"\npolicy = "alrao"', "algo is 'pp0': expected 'dqn', 'a2c' or 'ppo'; did you mean 'ppo'?"),
+        (
+            'algo = "pp0"\npolicy = "alrao"',
+            "or 'maskable-ppo'; did you mean 'ppo'?",
+        ),
         (PPO + "n_env = 3", "did you mean 'n_envs'?"),
         (PPO + 'n_envs = "3"', "n_envs is '3': expected a valid integer"),
         (PPO + "[hyperparameters]\nbatchsize = 3", "unknown key hyperparameters.batchsize, SB3's PPO takes"),
@@ -238,7 +250,7 @@ def test_malformed_agent_file(tmp_path, text, expected):
         ('id = "CartPole-v1"\nfloors = 1.0', "unknown key floors, expected id"),
         ('id = "CartPole-v1"\nlearning_rate = 1.0', "unknown key learning_rate"),
         ('id = "CartPole-v1"\nfloor = inf', "floor is inf: expected a finite number"),
-        ('id = "CartPole-v1"\n[timesteps]\ndqm = 3', "timesteps.dqm is 'dqm': expected 'dqn', 'a2c' or 'ppo'"),
+        ('id = "CartPole-v1"\n[timesteps]\ndqm = 3', "timesteps.dqm is 'dqm': expected 'dqn', 'a2c', 'ppo'"),
         ('id = "CartPole-v1"\n[timesteps]\ndqn = 0', "timesteps.dqn is 0: expected greater than or equal to 1"),
         ('id = "CartPole-v1"\n[kwargs]\nx = nan', "expected numbers, text, true or false, lists and tables"),
         ('id = "CartPole-v1"\nwrappers = [{when = 1979-05-27}]', "expected numbers, text, true or false"),

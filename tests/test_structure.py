@@ -38,7 +38,7 @@ ALLOWED = {
 }
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
-    "errors", "runs", "stats", "load", "report", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot",
+    "errors", "runs", "stats", "load", "report", "registry", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot",
     "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep",
 ]  # fmt: skip
 

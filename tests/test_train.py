@@ -509,7 +509,7 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["--algo", "dnq", "--env", "CartPole-v1"], "--algo is 'dnq', expected one of dqn, a2c, ppo; did you"),
+        (["--algo", "dnq", "--env", "CartPole-v1"], "--algo is 'dnq', expected one of dqn, a2c, ppo, qrdqn"),
         (["--agent", "dqn-adm", "--env", "CartPole-v1"], "did you mean 'dqn-adam'?"),
         (["--agent", "no.toml", "--env", "CartPole-v1"], "cannot read no.toml: No such file or directory"),
         (["--algo", "dqn"], "--env is missing"),
