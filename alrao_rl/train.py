@@ -122,7 +122,7 @@ def print_list() -> None:
     for name in recipes.names("agents"):
         agent = recipes.load_agent_recipe(name)[1]
         rate = agent.hyperparameters.get("learning_rate")
-        say(f"  {name:<14} {agent.algo:<4} {'no learning rate' if rate is None else f'learning rate {rate:g}'}")
+        say(f"  {name:<18} {agent.algo:<13} {'no learning rate' if rate is None else f'learning rate {rate:g}'}")
     say("environments (--env ID; any other Gymnasium id works too, with default budgets):")
     for name in recipes.names("envs"):
         environment = recipes.load_environment(name)[0]

@@ -1,0 +1,193 @@
+"""Alrao as it was published, in supervised learning: SGD at seven rates, Adam's default, Alrao; 10 seeds.
+
+    python results/supervised/study.py [-j 2]       (needs scikit-learn)
+
+appends one row per finished run to runs.csv beside this file and skips the rows that are there, so it goes on where it
+was cut off. Data come with scikit-learn and with Python. Same network, data order and number of epochs for all; the
+score is the loss on held-out data after the last epoch, in the units of the table TASKS. A run whose loss is not finite
+has the loss of a guess that knows nothing, and is counted as diverged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import pydoc_data.topics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_diabetes, load_digits
+from torch import Tensor, nn
+
+from alrao_rl import AlraoOptimizer, Output, convert
+
+HERE = Path(__file__).parent
+RUNS = HERE / "runs.csv"
+COLUMNS = ["task", "method", "seed", "state", "loss", "error", "seconds"]
+SEEDS = range(10)
+SGD_RATES = [10.0**k for k in range(-5, 2)]
+ALRAO = {"base": "sgd", "lr_range": (1e-5, 10.0)}
+"""The paper's setting; the averaging rule is switch."""
+
+
+class CharacterLstm(nn.Module):
+    """Logits of the next character after every character."""
+
+    def __init__(self, n_characters: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_characters, 32)
+        self.lstm = nn.LSTM(32, hidden, batch_first=True)
+        self.output = nn.Linear(hidden, n_characters)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """``[B, T]`` to ``[B · T, n_characters]``."""
+        return self.output(self.lstm(self.embedding(characters))[0].flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, network and length of one problem.
+
+    Args:
+        data: gives ``x_train, y_train, x_test, y_test`` for a seed, which also splits them.
+        network: makes the network.
+        output: name and kind of its output layer.
+        epochs: passes through the training data.
+        batch: examples a step.
+        unit: what the loss is.
+    """
+
+    data: Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]
+    network: Callable[[], nn.Module]
+    output: tuple[str, str]
+    epochs: int
+    batch: int
+    unit: str
+
+
+def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """1,797 images of 8 × 8, a quarter held out."""
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    return split(x, torch.tensor(labels), 0.25, seed)
+
+
+def diabetes(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """442 patients, ten measurements each; targets of mean 0 and variance 1 in training."""
+    measured, progression = load_diabetes(return_X_y=True)
+    x = torch.tensor(measured, dtype=torch.float32) * math.sqrt(len(measured))
+    x_train, y_train, x_test, y_test = split(x, torch.tensor(progression, dtype=torch.float32)[:, None], 0.25, seed)
+    mean, std = y_train.mean(), y_train.std()
+    return x_train, (y_train - mean) / std, x_test, (y_test - mean) / std
+
+
+def text(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Python's help texts in lines of 64 characters, each to be continued; 2,000 to learn from, 300 held out."""
+    whole = "\n".join(topic for _, topic in sorted(pydoc_data.topics.topics.items()))
+    codes = torch.tensor([min(ord(c), 127) for c in whole])
+    lines = codes[: len(codes) // 65 * 65].view(-1, 65)
+    lines = lines[torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed))[:2_300]]
+    x, y = lines[:, :-1], lines[:, 1:]
+    return x[300:], y[300:], x[:300], y[:300]
+
+
+def split(x: Tensor, y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hold a share out at random."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    test, train = order[: int(share * len(x))], order[int(share * len(x)) :]
+    return x[train], y[train], x[test], y[test]
+
+
+def convolutional() -> nn.Module:
+    """Two convolutions and two layers."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.Tanh(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+def perceptron(n_inputs: int, n_outputs: int) -> nn.Module:
+    """Two hidden layers of 64 units."""
+    layers = [nn.Linear(n_inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, n_outputs)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+TASKS = {
+    "digits, MLP": Task(digits, lambda: perceptron(64, 10), ("5", "categorical"), 30, 32, "nats"),
+    "digits, ConvNet": Task(digits, convolutional, ("9", "categorical"), 15, 32, "nats"),
+    "help texts, LSTM": Task(text, lambda: CharacterLstm(128), ("output", "categorical"), 8, 16, "nats a character"),
+    "diabetes, MLP": Task(diabetes, lambda: perceptron(10, 1), ("5", "values"), 60, 16, "variances"),
+}
+METHODS = ["Alrao", "Adam 1e-3", *(f"SGD {rate:g}" for rate in SGD_RATES)]
+
+
+def run(name: str, method: str, seed: int) -> dict[str, Any]:
+    """Train once and return the row."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    task, started = TASKS[name], time.perf_counter()
+    x, y, x_test, y_test = task.data(seed)
+    network = task.network()
+    layer, kind = task.output
+    if method == "Alrao":
+        convert(network, {layer: Output(kind, rule="switch")}, ALRAO | {"seed": seed})
+        optimizer: Any = AlraoOptimizer(network)
+    elif method.startswith("Adam"):
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    else:
+        optimizer = torch.optim.SGD(network.parameters(), lr=float(method.split()[1]))
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = network(inputs)
+        return F.mse_loss(outputs, targets) if kind == "values" else F.cross_entropy(outputs, targets.flatten())
+
+    shuffle = torch.Generator().manual_seed(seed)
+    for _ in range(task.epochs):
+        for batch in torch.randperm(len(x), generator=shuffle).split(task.batch):
+            optimizer.zero_grad()
+            loss_of(x[batch], y[batch]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        loss = loss_of(x_test, y_test).item()
+        outputs = network(x_test)
+        wrong = float("nan") if kind == "values" else (outputs.argmax(1) != y_test.flatten()).float().mean().item()
+    finite = math.isfinite(loss)
+    if not finite:
+        loss = 1.0 if kind == "values" else math.log(outputs.shape[1])
+    return {
+        "task": name, "method": method, "seed": seed, "state": "finished" if finite else "diverged",
+        "loss": f"{loss:.6g}", "error": "" if math.isnan(wrong) else f"{wrong:.4f}",
+        "seconds": f"{time.perf_counter() - started:.1f}",
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-j", type=int, default=2, help="runs at a time")
+    jobs = parser.parse_args().j
+    rows = list(csv.DictReader(RUNS.open())) if RUNS.exists() else []
+    done = {(row["task"], row["method"], int(row["seed"])) for row in rows}
+    todo = [(t, m, s) for s in SEEDS for t in TASKS for m in METHODS if (t, m, s) not in done]
+    started = time.perf_counter()
+    with ProcessPoolExecutor(jobs) as pool, RUNS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if not rows and not file.tell():
+            writer.writeheader()
+        for n, future in enumerate(as_completed([pool.submit(run, *one) for one in todo]), start=1):
+            row = future.result()
+            writer.writerow(row)
+            file.flush()
+            left = (time.perf_counter() - started) / n * (len(todo) - n) / 60
+            key = f"{row['task']} / {row['method']} / {row['seed']}"
+            print(f"{n}/{len(todo)} {key}: {row['loss']} {row['state']} ({left:.0f} min left)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
