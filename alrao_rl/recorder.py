@@ -5,7 +5,6 @@ No environment has to know of it. Pickling one is no way: some are copied withou
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +19,11 @@ class ReplayError(Exception):
 
 
 class NonFiniteError(ValueError):
-    """The environment gave a reward or an observation that is nan or infinite: no agent can learn from it."""
+    """The environment gave a reward or an observation that is nan, infinite, or too large: nobody can learn from it."""
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Networks and buffers compute with 32 bits: what is larger is infinite there."""
 
 
 class RecordingMonitor(Monitor[Any, Any]):
@@ -53,7 +56,7 @@ class RecordingMonitor(Monitor[Any, Any]):
         # An array may be a row of what the caller writes its next actions to.
         self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = super().step(action)
-        if not math.isfinite(reward):
+        if not abs(float(reward)) <= _LARGEST:  # nor is nan
             raise NonFiniteError(f"the reward is {reward} at step {self.total_steps} of the environment")
         if (name := _non_finite(observation)) is not None:
             raise NonFiniteError(f"{name} is not finite at step {self.total_steps} of the environment")
@@ -91,16 +94,17 @@ class RecordingMonitor(Monitor[Any, Any]):
 
 
 def _non_finite(observation: Any) -> str | None:
-    """What of an observation is nan or infinite, with its value; None if nothing is."""
+    """What of an observation is nan, infinite or too large, with its value; None if nothing is."""
     if isinstance(observation, (dict, tuple)):
         parts = observation.items() if isinstance(observation, dict) else enumerate(observation)
         found = ((key, _non_finite(value)) for key, value in parts)
         return next((f"{name} [{key!r}]" for key, name in found if name is not None), None)
     values = np.asarray(observation)
     # Whole numbers, such as those of images, are finite: not looking at them takes no time.
-    if values.dtype.kind != "f" or np.isfinite(values).all():
+    if values.dtype.kind != "f":
         return None
-    return f"the observation ({values[~np.isfinite(values)][0]})"
+    usable = np.isfinite(values) if values.dtype.itemsize <= 4 else np.abs(values) <= _LARGEST
+    return None if usable.all() else f"the observation ({values[~usable][0]})"
 
 
 def generator_state(owner: Any) -> dict[str, Any] | None:

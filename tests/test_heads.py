@@ -411,6 +411,14 @@ def test_heads_without_weight_are_recloned_from_the_average_every_interval():
     torch.testing.assert_close(net[2].weight[3].detach(), average)
     torch.testing.assert_close(net[2].weight[[0, 2]].detach(), before[[0, 2]])
     assert optimizer.reclones(net[2]).tolist() == [0, 1, 0, 1]
+    assert optimizer.reclones(net[2], "lost").tolist() == [0, 0, 0, 0]
+    with torch.no_grad():
+        net[2].weight[2] = float("inf")
+    optimizer.zero_grad()
+    F.mse_loss(net(torch.randn(6, 4)), torch.randn(6, 2)).backward()
+    optimizer.step()
+    assert optimizer.reclones(net[2]).tolist() == [0, 1, 1, 1]
+    assert optimizer.reclones(net[2], "lost").tolist() == [0, 0, 1, 0]
 
 
 def test_all_heads_lost_at_once_leaves_a_finite_output():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 
-_COUNTS = ("steps", "reclones")
-"""Kept of every segment: updates since it was made or last re-cloned, and how often that was."""
+_COUNTS = ("steps", "reclones", "lost")
+"""Kept of every segment: updates since it was made or last re-cloned, how often that was, how often for lack of finite
+numbers."""
 
 _PIECE = 2**16
 """Large networks are updated piece by piece: half a megabyte stays in the processor's cache between two operations."""
@@ -264,11 +265,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
         for layer in self._layers:
             layer.drop_evidence()
 
-    def reclones(self, layer: OutputHeads) -> Tensor:
-        """How often each head of an output layer was re-cloned, ``[J]``."""
+    def reclones(self, layer: OutputHeads, which: Literal["reclones", "lost"] = "reclones") -> Tensor:
+        """How often each head of an output layer was re-cloned, ``[J]``; or of these, because it was not finite."""
         state = self.state[self.param_groups[0]["params"][0]]
         first = 1 + sum(before.n_heads for before in self._layers[: self._layers.index(layer)])
-        counts = state["reclones"] if state else torch.zeros(len(self._layout.sizes))
+        counts = state[which] if state else torch.zeros(len(self._layout.sizes))
         return counts[first : first + layer.n_heads]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -408,6 +409,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             lost = ~layer.theta.isfinite().all(1)
             if broken is not None:
                 lost |= broken[k]
+            state["lost"][first : first + layer.n_heads] += lost
             if due:
                 lost |= layer.averaging_weights < 0.1 / layer.n_heads
             layer.reclone(lost)

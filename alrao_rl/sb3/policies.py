@@ -112,11 +112,15 @@ class AlraoPolicyMixin:
 
         For each: averaging ``weights`` ``[J]``, the heads' ``rates`` ``[J]``, the ``entropy`` of the weights in nats,
         the ``effective_lr``, the geometric mean of the rates, weighted by the averaging weights, and how often each
-        head was re-cloned in training, ``reclones`` ``[J]``.
+        head was re-cloned in training, ``reclones`` ``[J]``, and of these because it was not finite, ``lost``.
         """
         optimizer = cast(AlraoOptimizer, self.optimizer)
         return {
-            name: {**layer.stats(), "reclones": optimizer.reclones(layer).cpu().numpy()}
+            name: {
+                **layer.stats(),
+                "reclones": optimizer.reclones(layer).cpu().numpy(),
+                "lost": optimizer.reclones(layer, "lost").cpu().numpy(),
+            }
             for name, layer in self.alrao_layers().items()
         }
 
