@@ -16,13 +16,15 @@ PACKAGE = ROOT / "alrao_rl"
 # What a folder may import besides the standard library; of alrao_rl, the listed parts only.
 ALLOWED = {
     "errors.py": set(),
+    "interruption.py": set(),
+    "provenance.py": {"alrao_rl.__version__"},
     "checks.py": {"alrao_rl.errors"},
     "headwise.py": {"torch"},
     # Formats and records know nothing of what they hold.
     "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors"},
     "recorder.py": {"gymnasium", "numpy", "stable_baselines3", "alrao_rl.errors"},
     # Every worker of a sweep loads it.
-    "worker.py": {"alrao_rl.errors", "alrao_rl.runs"},
+    "worker.py": {"alrao_rl.errors", "alrao_rl.interruption", "alrao_rl.runs"},
     "tether.py": set(),
     "rows.py": {"alrao_rl.errors", "alrao_rl.runs"},
     "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder"},
@@ -32,14 +34,14 @@ ALLOWED = {
     "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
     "_report": {
         *("numpy", "pandas", "matplotlib", "jinja2"),
-        *(f"alrao_rl.{name}" for name in ("checks", "errors", "load", "runs", "stats", "_report")),
+        *(f"alrao_rl.{name}" for name in ("checks", "errors", "load", "provenance", "runs", "stats", "_report")),
     },
     "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib", "alrao_rl.core", "alrao_rl.sb3"},
 }
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
-    "errors", "runs", "stats", "load", "report", "registry", "recipes", "recorder", "envs", "agent", "checkpoint", "snapshot",
-    "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep",
+    "errors", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes", "recorder",
+    "envs", "agent", "checkpoint", "snapshot", "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from alrao_rl._report.sections.words import (
 )
 from alrao_rl._report.study import Study, clean
 from alrao_rl.errors import UserError
+from alrao_rl.provenance import stretches
 from alrao_rl.runs import read_json
 
 EMBEDDED = ["env", "agent", "setting", "seed", "state", "auc", "final_return", "timesteps", "wall_seconds", "error"]
@@ -28,6 +29,7 @@ def section(study: Study, command: str) -> Section:
     # A zip is named as its folder was: the report is the same from either.
     paths = [str(Path(path).relative_to(study.root)).removesuffix(".zip") for path in study.frame.path]
     facts = [_table(config.get("provenance")) for config in configs]
+    made_with = [one for fact in facts for one in stretches(fact)]
     commands = pd.DataFrame({
         "path": paths, "agent": study.frame.agent, "variant": study.frame.variant,
         "command": [clean(fact.get("command") or "not recorded") for fact in facts],
@@ -45,7 +47,7 @@ def section(study: Study, command: str) -> Section:
         Text("The first run of each agent was made by the following; commands.csv has every run's. Given again, a "
              "command makes its run anew in an empty folder."),
         Verbatim("\n".join(first)),
-        Table("What the runs were made with.", ["", "value"], _made_with(facts)),
+        Table("What the runs were made with.", ["", "value"], _made_with(made_with)),
         *_recipes(study, configs),
         Verbatim(csv(scores[EMBEDDED]), "Scores of all runs, CSV", "tables/runs.csv"),
         Verbatim(csv(curves), f"Learning curves, CSV: {width}", "tables/curves.csv"),

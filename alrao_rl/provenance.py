@@ -1,0 +1,102 @@
+"""What a run was made with, and where on its way that changed.
+
+``provenance`` in ``config.json`` is of the run's beginning. Its ``continued`` lists the stretches that were made with
+something else, each with the ``timestep`` of the checkpoint it goes on from.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alrao_rl import __version__
+
+PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Those of alrao-rl and the packages that decide on what a run computes."""
+    return {"alrao-rl": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def current(command: str, device: str) -> dict[str, Any]:
+    """What a run that begins now is made with.
+
+    Args:
+        command: that makes it.
+        device: torch device that it uses.
+    """
+    return {
+        "command": command,
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "git_commit": _git_commit(),
+    }
+
+
+def stretches(provenance: object) -> list[Mapping[str, Any]]:
+    """What each stretch of a run was made with, the first one first; whatever else a file may hold is left out."""
+    if not isinstance(provenance, Mapping):
+        return []
+    later = provenance.get("continued")
+    later = [one for one in later if isinstance(one, Mapping)] if isinstance(later, list) else []
+    return [provenance, *(one for one in later if isinstance(one.get("timestep"), int))]
+
+
+def mismatches(provenance: object, step: int, now: Mapping[str, Any]) -> list[str]:
+    """In which versions, and device, a checkpoint was made otherwise: ``torch: 2.13.0 -> 2.14.0``.
+
+    Args:
+        provenance: of its run.
+        step: its timestep.
+        now: what it would be continued with; only the device and versions that are named there are compared.
+    """
+    last = _until(provenance, step)
+    before = last[-1] if last else {}
+    old, new = _compared(before), _compared(now)
+    return [f"{name}: {old.get(name, 'unknown')} -> {value}" for name, value in new.items() if old.get(name) != value]
+
+
+def continued(provenance: object, step: int, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a run that goes on from the checkpoint at ``step``, with a further stretch if it differs."""
+    kept = _until(provenance, step)
+    facts = {key: value for key, value in now.items() if key != "command"}
+    later = [dict(one) for one in kept[1:]]
+    if not kept or any(kept[-1].get(key) != value for key, value in facts.items()):
+        later.append({"timestep": step, **facts})
+    first = {key: value for key, value in kept[0].items() if key != "continued"} if kept else {}
+    return first | ({"continued": later} if later else {})
+
+
+def _until(provenance: object, step: int) -> list[Mapping[str, Any]]:
+    """The stretches before a checkpoint: what came after it is lost with what is done again."""
+    return [one for i, one in enumerate(stretches(provenance)) if i == 0 or one["timestep"] < step]
+
+
+def _compared(facts: Mapping[str, Any]) -> dict[str, Any]:
+    found = facts.get("versions")
+    device = {"device": facts["device"]} if "device" in facts else {}
+    return {**(found if isinstance(found, Mapping) else {}), **device}
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout the package runs from, with ``+`` if it is changed; None outside of one."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
