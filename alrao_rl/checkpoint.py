@@ -107,6 +107,10 @@ class Checkpoints:
                 return saved
         return None
 
+    def last_step(self) -> int:
+        """Step of the newest; 0 without one."""
+        return max((int(folder.name.removeprefix("step-")) for folder in self._folders()), default=0)
+
     def remove(self) -> None:
         """Remove all of them."""
         shutil.rmtree(self.path, ignore_errors=True)

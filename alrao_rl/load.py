@@ -23,7 +23,7 @@ SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
 
 _FILES = {"config.json", "status.json", "episodes.csv"}
-_STATES = ("queued", "running", "finished", "failed")
+_STATES = ("queued", "running", "interrupted", "finished", "failed")
 _NOT_A_SETTING = ("agent", "env", "seed", "timesteps", "eval_episodes", "provenance")
 
 
@@ -33,8 +33,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     =====================  ============================================================================================
     ``env, agent, seed``   of the run; from the folder's path where its configuration cannot be read
     ``algo, policy``       ``dqn``, ``a2c``, ``ppo``; ``alrao``, ``stock``
-    ``state``              finished, failed, running (or cut off), queued; **diverged**: a return is not finite;
-                           **broken**: a file is missing, half-written or not what a run writes
+    ``state``              finished, failed, interrupted, running (or killed), queued; **diverged**: a return is not
+                           finite; **broken**: a file is missing, half-written or not what a run writes
     ``timesteps``          done, and ``requested_timesteps``
     ``episodes``           number of them
     ``auc``                return averaged over the timesteps of training (:func:`alrao_rl.stats.auc`)

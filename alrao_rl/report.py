@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REFRESH = 30
 """Seconds between two looks of ``--watch``."""
-UNFINISHED = ("queued", "running")
+UNFINISHED = ("queued", "running", "interrupted")
 
 
 def parser() -> CommandLine:

@@ -1,11 +1,11 @@
 """The run folder: what a run leaves on disk, and how it is written so that nothing is ever half there.
 
-``config.json`` (the resolved recipe, versions, command, git commit), ``status.json`` (queued, running, finished or
-failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only file that differs
-between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the last one), and
-until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut back to the
-length they had at the checkpoint. ``seed-N.zip`` beside a run folder is what a sweep keeps of it for reports and
-notebooks: everything but agents and checkpoints.
+``config.json`` (the resolved recipe, versions, command, git commit), ``status.json`` (queued, running, finished,
+interrupted or failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only file
+that differs between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the
+last one), and until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut
+back to the length they had at the checkpoint. ``seed-N.zip`` beside a run folder is what a sweep keeps of it for
+reports and notebooks: everything but agents and checkpoints.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def set_status(self, state: str, **details: Any) -> None:
-        """Write ``status.json``; ``state`` is running, finished or failed."""
+        """Write ``status.json``; ``state`` is running, finished, interrupted or failed."""
         write_json(self.path / "status.json", {"state": state, **details})
 
     def open(self) -> None:
@@ -181,13 +181,14 @@ class RunFolder:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def resume(self, lengths: Mapping[str, int], agents: Mapping[str, bytes]) -> None:
+    def resume(self, config: Mapping[str, Any], lengths: Mapping[str, int], agents: Mapping[str, bytes]) -> None:
         """Continue the run: cut the logs back to their ``lengths`` in bytes, put its best agent's files back.
 
         Raises:
             UserError: it cannot be written.
         """
         try:
+            write_json(self.path / "config.json", config)
             self.set_status("running", pid=os.getpid())
             self._drop(TRACEBACK, *(name for name in AGENTS if name not in agents))
             for name, data in agents.items():

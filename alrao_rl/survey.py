@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
+
 from alrao_rl.errors import UserError
 from alrao_rl.load import load_results
 from alrao_rl.plan import Run
+from alrao_rl.provenance import mismatches, stretches, versions
 from alrao_rl.rows import Row, Rows
 from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, differences, packed
 
@@ -57,8 +60,7 @@ def state(root: Path, run: Run, rows: Rows) -> State:
     name, reason = status.get("state"), str(status.get("reason", ""))
     if name == "finished" or (row is not None and row["state"] == "finished"):
         return State("finished", elsewhere=config is None)
-    # Ctrl-C is no failure.
-    if name == "failed" and not reason.startswith("KeyboardInterrupt"):
+    if name == "failed":
         return State("failed", reason)
     if row is not None and name is None:
         return State("failed", row["reason"], elsewhere=config is None)
@@ -69,6 +71,26 @@ def _checkpoint(folder: Path) -> int:
     """Step of the newest checkpoint; 0 without one."""
     steps = (re.fullmatch(r"step-([0-9]+)", path.name) for path in (folder / CHECKPOINT).glob("step-*"))
     return max((int(found[1]) for found in steps if found), default=0)
+
+
+def refuse_mismatch(root: Path, todo: Iterable[tuple[Run, int]]) -> None:
+    """Refuse to continue runs from checkpoints of other versions than those that are installed here.
+
+    Args:
+        root: folder of the sweep.
+        todo: runs with the steps that they continue from.
+
+    Raises:
+        UserError: with the first one that would be.
+    """
+    now = {"versions": versions()}
+    for run, step in todo:
+        config = RunFolder(root / run.folder).config() if step else None
+        if config is not None and (changed := ", ".join(mismatches(config.get("provenance"), step, now))):
+            raise UserError(
+                f"the checkpoint of {run.label} was made with something else ({changed}): --allow-mismatch continues "
+                "all runs all the same; or choose another --name"
+            )
 
 
 def reached(root: Path, run: Run) -> tuple[int, float]:
@@ -129,11 +151,15 @@ def row(root: Path, run: Run, over: State, seconds: float | None = None) -> dict
     if found["state"] in ("diverged", "broken"):
         result |= {"state": found["state"], "reason": found["error"]}
     result |= {name: found[name] for name in ("auc", "final_return")}
-    result["timesteps"] = int(found["timesteps"]) if found["timesteps"] == found["timesteps"] else None
+    result["timesteps"] = None if pd.isna(found["timesteps"]) else int(found["timesteps"])
     if not math.isnan(found["wall_seconds"]):
         result["seconds"] = float(found["wall_seconds"])
-    provenance = config.get("provenance", {})
-    return result | provenance.get("versions", {}) | {"commit": provenance.get("git_commit")}
+    made_with = [
+        {**one.get("versions", {}), "commit": one.get("git_commit")} for one in stretches(config.get("provenance"))
+    ]
+    # All of a run that was continued with something else.
+    facts = {key: [str(one[key]) for one in made_with if one.get(key)] for one in made_with for key in one}
+    return result | {key: " -> ".join(dict.fromkeys(values)) for key, values in facts.items()}
 
 
 class Speeds:

@@ -10,13 +10,16 @@ import argparse
 import contextlib
 import fcntl
 import os
-import signal
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from alrao_rl.interruption import Interruption, exit_at_once, leave
+
+if __name__ == "__main__":  # the imports below take a moment
+    exit_at_once()
 
 from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
@@ -30,6 +33,8 @@ ALLOWED_DEATHS = 10
 """A run that more local workers have died under is a failed one; a user's cluster has its own setting."""
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a scheduler."""
+LIMIT = 14.0
+"""Seconds after Ctrl-C or SIGTERM until the command ends, whatever its runs and workers do."""
 _TICK = 0.2
 
 
@@ -73,7 +78,7 @@ def parser() -> CommandLine:
     p.add_argument("--name", help="name of the sweep (default: the file's, else sweep)")
     p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default results/NAME)")
     p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
-    train.add_checkpoint_interval(p)
+    train.add_checkpoint_options(p)
     p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
     return p
@@ -82,19 +87,21 @@ def parser() -> CommandLine:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status.
 
-    0: all runs are finished; 1: some failed, or are not done; 2: a mistake in the arguments; 130: interrupted.
+    0: all runs are finished; 1: some failed, or are not done; 2: a mistake in the arguments; 130 or 143: interrupted by
+    Ctrl-C or SIGTERM, which its runs heed as ``alrao_rl.train`` does.
     """
-    try:
-        return sweep(parser().parse_args(argv))
-    except UserError as error:
-        print_error(error)
-        return 2
-    except SchedulerGoneError as error:
-        print_error(error)
-        return 1
-    except KeyboardInterrupt:
-        print_error("interrupted; the same command continues, each run from its last checkpoint")
-        return 130
+    with Interruption(0.0, LIMIT) as interruption:
+        try:
+            return sweep(parser().parse_args(argv))
+        except UserError as error:
+            print_error(error)
+            return 2
+        except SchedulerGoneError as error:
+            print_error(error)
+            return 1
+        except KeyboardInterrupt:
+            print_error("interrupted; the same command continues, each run from its last checkpoint")
+            return interruption.exit_status
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -127,6 +134,10 @@ def sweep(args: argparse.Namespace) -> int:
         states = {run: survey.state(root, run, table) for run in runs}
         if args.retry_failed:
             states = {run: survey.State("queued") if state.name == "failed" else state for run, state in states.items()}
+        todo = [run for run, state in states.items() if state.name == "queued"]
+        # A cluster's versions are its own: there each run finds out for itself.
+        if not args.allow_mismatch and args.scheduler is None:
+            survey.refuse_mismatch(root, [(run, states[run].step) for run in todo])
         speeds = survey.Speeds(table.values())
         n_workers = sum(client.nthreads().values()) if client else args.jobs
         _print_plan(root, call, states, speeds, n_workers)
@@ -137,10 +148,8 @@ def sweep(args: argparse.Namespace) -> int:
             # A driver may have been killed between a run's end and its row.
             if state.name != "queued" and not survey.is_kept(root, run, table):
                 survey.keep(root, run, state, table)
-        todo = [run for run, state in states.items() if state.name == "queued"]
         if todo:
             client = client or stack.enter_context(local_cluster(min(args.jobs, len(todo))))
-            stack.enter_context(_terminable())
             drive(client, root, todo, states, table, speeds, args)
     return _conclude(root, states)
 
@@ -331,20 +340,6 @@ def connect(address: str) -> Iterator[Any]:
             yield client
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """End on SIGTERM, as batch systems send it, the way Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 # --- running --------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +352,7 @@ def drive(
     speeds: Speeds,
     args: argparse.Namespace,
 ) -> None:
-    """Give out the runs and wait for them; each one that is over gets its row at once. An interrupt stops them all."""
+    """Give out the runs and wait for them; each one that is over gets its row at once. An interrupt lets all stop."""
     from alrao_rl import worker
     from alrao_rl.progress import Progress
 
@@ -365,7 +360,8 @@ def drive(
     futures = {}
     for number, run in enumerate(todo):
         arguments = (
-            *run.cell.arguments, "--seed", str(run.seed), "--checkpoint-interval", str(args.checkpoint_interval)
+            *run.cell.arguments, "--seed", str(run.seed), "--checkpoint-interval", str(args.checkpoint_interval),
+            *(["--allow-mismatch"] if args.allow_mismatch else []),
         )  # fmt: skip
         task = worker.Task(call, arguments, str((root / run.folder).absolute()), cwd, args.run_timeout)
         # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.
@@ -478,4 +474,4 @@ def _conclude(root: Path, states: Mapping[Run, State]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

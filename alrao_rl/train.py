@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alrao_rl import __version__, recipes
+from alrao_rl.interruption import Interruption, exit_at_once, leave
+
+if __name__ == "__main__":  # the imports below take a moment
+    exit_at_once()
+
+from alrao_rl import provenance, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
 from alrao_rl.runs import AGENTS, CHECKPOINT, TRACEBACK, RunFolder, differences, write_atomically
 
 if TYPE_CHECKING:
     from alrao_rl.checkpoint import Checkpoints, Saved
     from alrao_rl.recipes import Recipe
+    from alrao_rl.training import TrainingCallback
+
+PATIENCE, LIMIT = 6.0, 8.5
+"""Seconds after Ctrl-C or SIGTERM: until nobody waits for a checkpoint any more, and until the process ends."""
 
 
 def parser() -> CommandLine:
@@ -29,7 +35,7 @@ def parser() -> CommandLine:
     p = CommandLine(
         prog="python -m alrao_rl.train",
         description="Train an agent without a learning rate. Results go to results/train/ENV/AGENT/seed-N.",
-        epilog="The same command again continues a run that was interrupted. "
+        epilog="Ctrl-C and SIGTERM stop the run at its next checkpoint; the same command again continues it. "
         "Example: python -m alrao_rl.train --algo dqn --env CartPole-v1 --set alrao.n_heads=20",
     )
     which = p.add_mutually_exclusive_group()
@@ -46,18 +52,23 @@ def parser() -> CommandLine:
     p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
     p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
-    add_checkpoint_interval(p)
+    add_checkpoint_options(p)
     p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
     p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return p
 
 
-def add_checkpoint_interval(p: argparse.ArgumentParser) -> None:
-    """Add ``--checkpoint-interval``, which a sweep hands on to its runs."""
+def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
+    """Add ``--checkpoint-interval`` and ``--allow-mismatch``, which a sweep hands on to its runs."""
     p.add_argument(
         "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
         help="what an interrupted run loses at most (default 60; 0: no checkpoints); results do not depend on it",
+    )  # fmt: skip
+    p.add_argument(
+        "--allow-mismatch", action="store_true",
+        help="continue from a checkpoint that other versions or another device made, and note it in config.json; never "
+        "from one of another configuration, which would be neither run",
     )  # fmt: skip
 
 
@@ -74,7 +85,10 @@ def check_checkpoint_interval(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, 1 for a failed run, 2 for a mistake in the arguments."""
+    """Run the command; return its exit status.
+
+    0; 1 for a failed run; 2 for a mistake in the arguments; 130 or 143 for one that Ctrl-C or SIGTERM has interrupted.
+    """
     try:
         args = parser().parse_args(argv)
         if args.list:
@@ -88,8 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print_error(error)
         return 2
-    except KeyboardInterrupt:
-        print_error("interrupted; the same command continues from the last checkpoint, if there is one")
+    except KeyboardInterrupt:  # before there was a run
         return 130
 
 
@@ -169,10 +182,12 @@ def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
 def train(recipe: Recipe, args: argparse.Namespace) -> int:
     """Train into the run folder, from its last checkpoint on if there is one.
 
-    A finished run prints its summary, another configuration there is refused.
+    A finished run prints its summary, another configuration there is refused. So are, unless ``--allow-mismatch`` is
+    given, other versions and another device than the checkpoint was made with. A configuration is never changed on the
+    way: schedules and evaluations are fractions of the timesteps, and the run would be neither the one nor the other.
 
     Returns:
-        0, or 1 for a run that failed: its folder then holds the reason and the traceback.
+        0, 1 for a run that failed, whose folder then holds the reason and the traceback, or 130 and 143.
 
     Raises:
         UserError: nothing can be trained so; no file is left behind.
@@ -191,31 +206,53 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     _limit_threads()
     env = make_env(recipe, args.seed, training=True)
     model = build(recipe.agent, env, args.seed, args.device)
-    interval = args.checkpoint_interval
-    callback = TrainingCallback(recipe, folder, args.seed, args.eval_episodes, args.quiet, config, interval)
-    folder.open()
-    try:
-        # Another process may have finished it since.
-        if _is_finished(folder, config):
-            return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
-        callback.saved = _begin(folder, callback.checkpoints, config, _provenance(args))
+    made_with = provenance.current(shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]), str(model.device))
+    interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
+    callback = TrainingCallback(
+        recipe, folder, args.seed, args.eval_episodes, args.quiet, config, args.checkpoint_interval, interruption
+    )
+    with interruption:
+        folder.open()
         try:
+            # Another process may have finished it since.
+            if _is_finished(folder, config):
+                return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
+            callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
             with contextlib.closing(callback):
                 model.learn(recipe.timesteps, callback=callback)
+            # What was asked for on the last steps comes too late.
+            interruption.disarm()
+            if interruption.raised:  # the environment has caught it
+                raise KeyboardInterrupt
+            folder.set_status("finished", timesteps=model.num_timesteps, **callback.result())
+        except UserError:
+            raise
         except BaseException as error:
+            # An environment may turn one exception into another, or have lost a process of its own to the same signal.
+            if interruption.asked or isinstance(error, KeyboardInterrupt):
+                return _interrupted(folder, callback, interruption.exit_status)
             return _fail(folder, error, model.num_timesteps)
-        folder.set_status("finished", timesteps=model.num_timesteps, **callback.result())
-        callback.checkpoints.remove()
-        return _finish(recipe, folder, args.quiet)
-    finally:
-        folder.close()
-        env.close()
+        else:
+            callback.checkpoints.remove()
+            _warn_of_lost_heads(callback.lost_heads())
+            return _finish(recipe, folder, args.quiet)
+        finally:
+            folder.close()
+            env.close()
 
 
 def _begin(
-    folder: RunFolder, checkpoints: Checkpoints, config: dict[str, Any], provenance: dict[str, Any]
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    config: dict[str, Any],
+    made_with: dict[str, Any],
+    allow_mismatch: bool,
 ) -> Saved | None:
-    """Prepare the folder for the run as it goes on from its newest usable checkpoint, which is returned, or anew."""
+    """Prepare the folder for the run as it goes on from its newest usable checkpoint, which is returned, or anew.
+
+    Raises:
+        UserError: that was made with something else.
+    """
 
     def complain(path: Path, reason: str) -> None:
         print_warning(f"the checkpoint {path} is not used: {reason}")
@@ -228,15 +265,20 @@ def _begin(
 
     saved = checkpoints.newest(complain, fits)
     if saved is None:
-        folder.start({**config, "provenance": provenance})
+        folder.start({**config, "provenance": made_with})
         return None
-    begun = (folder.config() or {}).get("provenance", {})
-    for what in ("versions", "device"):
-        if begun.get(what) != provenance[what]:
-            print_warning(
-                f"the run was begun with {what} {begun.get(what)}, now it is {provenance[what]}: it may end otherwise"
+    begun, step = (folder.config() or {}).get("provenance"), saved.state["step"]
+    if changed := ", ".join(provenance.mismatches(begun, step, made_with)):
+        if not allow_mismatch:
+            raise UserError(
+                f"{saved.path} was made with something else ({changed}): --allow-mismatch continues from it all the "
+                "same; or choose another folder with --out"
             )
-    folder.resume(saved.state["logs"], {name: saved.read(name) for name in AGENTS if name in saved.files})
+        print_warning(f"continued from step {step} with something else ({changed}): the run may end otherwise")
+    agents = {name: saved.read(name) for name in AGENTS if name in saved.files}
+    folder.resume(
+        {**config, "provenance": provenance.continued(begun, step, made_with)}, saved.state["logs"], agents
+    )  # fmt: skip
     return saved
 
 
@@ -267,17 +309,40 @@ def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:
 
 
 def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
-    """Leave the reason in the folder; an interrupt goes on."""
+    """Leave the reason in the folder; what is no mere exception, such as ``sys.exit``, goes on."""
     reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-    # A full disk may be what stopped the run.
-    with contextlib.suppress(OSError):
+    try:
         folder.set_status("failed", reason=reason, timestep=timestep)
         write_atomically(folder.path / TRACEBACK, "".join(traceback.format_exception(error)))
+        more = f"see {folder.path / TRACEBACK}"
+    except OSError as problem:  # a full disk, or a folder that is gone, may be what stopped the run
+        more = f"nothing can be written to {folder.path} ({problem.strerror})"
     if not isinstance(error, Exception):
         raise error
-    summary = f"{type(error).__name__}: {first_line(error)}"
-    print_error(f"the run failed at step {timestep}: {summary}; see {folder.path / TRACEBACK}")
+    print_error(f"the run failed at step {timestep}: {type(error).__name__}: {first_line(error)}; {more}")
     return 1
+
+
+def _interrupted(folder: RunFolder, callback: TrainingCallback, exit_status: int) -> int:
+    """Leave the state in the folder and say how the run goes on; in another thread where this one does not stop."""
+    step, last = callback.step, callback.checkpoints.last_step()
+    # Only where there is a run: a signal may come before its first file.
+    with contextlib.suppress(OSError, UserError):
+        if folder.config() is not None:
+            folder.set_status("interrupted", timestep=step)
+    how = ("continues" if step == last else f"continues from step {last}") if last else "begins anew"
+    with contextlib.suppress(OSError):
+        # Past a live display, which may still stand.
+        print(f"interrupted at step {step}; the same command {how}", file=sys.__stderr__, flush=True)
+    return exit_status
+
+
+def _warn_of_lost_heads(times: int) -> None:
+    if times:
+        print_warning(
+            f"{times} times a head was not finite and was replaced by the average of the others: its learning rate, or "
+            "a reward, was far too large (reclones in heads.csv counts these and those of heads without weight)"
+        )
 
 
 def _limit_threads() -> None:
@@ -286,35 +351,6 @@ def _limit_threads() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-def _provenance(args: argparse.Namespace) -> dict[str, Any]:
-    packages = ("torch", "stable-baselines3", "gymnasium", "numpy")
-    return {
-        "command": shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
-        "versions": {"alrao-rl": __version__, **{name: importlib.metadata.version(name) for name in packages}},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": args.device,
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout the package runs from, with ``+`` if it is changed; None outside of one."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
@@ -338,4 +374,4 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from rich.console import Console, Group
@@ -16,9 +16,10 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 
 from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
-from alrao_rl.checkpoint import Checkpoints, Saved, Timer
+from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.envs import make_env
 from alrao_rl.errors import print_warning, say
+from alrao_rl.interruption import Interruption
 from alrao_rl.recipes import Recipe
 from alrao_rl.runs import AGENTS, CHECKPOINT, RunFolder
 from alrao_rl.sb3.callback import AlraoCallback
@@ -44,6 +45,7 @@ class TrainingCallback(AlraoCallback):
         quiet: show nothing.
         config: what a checkpoint has to agree with to be continued from.
         checkpoint_interval: wall seconds between checkpoints; 0 for none.
+        interruption: asked whether to stop.
     """
 
     saved: Saved | None = None
@@ -58,10 +60,12 @@ class TrainingCallback(AlraoCallback):
         quiet: bool,
         config: Mapping[str, Any],
         checkpoint_interval: float,
+        interruption: Interruption,
     ) -> None:
         super().__init__()
         self.config, self.checkpoints = config, Checkpoints(folder.path / CHECKPOINT)
-        self._timer = Timer(checkpoint_interval)
+        self._timer, self._wanted = Timer(checkpoint_interval), checkpoint_interval > 0
+        self._interruption = interruption
         self.recipe, self.folder, self.eval_episodes = recipe, folder, eval_episodes
         self._evaluations = make_env(recipe, seed, training=False, n_envs=min(eval_episodes, 100))
         self._interval = max(recipe.timesteps // N_EVALUATIONS, 1)
@@ -95,7 +99,14 @@ class TrainingCallback(AlraoCallback):
         self._started = time.perf_counter()
         self._display.start(0 if self.saved is None else self.saved.state["step"])
 
+    @property
+    def step(self) -> int:
+        """Timesteps so far; before training starts those of the checkpoint."""
+        return self.num_timesteps if self.saved is None else int(self.saved.state["step"])
+
     def _on_rollout_start(self) -> None:
+        if self._interruption.asked:
+            self._stop()
         if self.saved is not None:
             self._continue(self.saved)
             self.saved = None
@@ -127,6 +138,10 @@ class TrainingCallback(AlraoCallback):
         self._display.stop()
         self._evaluations.close()
 
+    def lost_heads(self) -> int:
+        """How often a head was replaced because it was not finite."""
+        return sum(int(stats["lost"].sum()) for stats in self._weights().values())
+
     def _elapsed(self) -> float:
         """Wall seconds of training, those before an interruption included."""
         return time.perf_counter() - self._started
@@ -154,6 +169,15 @@ class TrainingCallback(AlraoCallback):
         agents = {name: path.read_bytes() for name in AGENTS if (path := self.folder.path / name).exists()}
         self.checkpoints.save(self.num_timesteps, state, agents)
         self._timer.wrote(time.perf_counter() - before)
+
+    def _stop(self) -> NoReturn:
+        """Stop, with a checkpoint if there is something to save that is sure to be whole."""
+        if self._interruption.stop_in_order() and self._wanted and self.saved is None and self.num_timesteps:
+            try:
+                self._save()
+            except CheckpointError as error:
+                print_warning(f"{error}; the one before serves")
+        raise KeyboardInterrupt
 
     def _continue(self, saved: Saved) -> None:
         """Go on from a checkpoint: the same place in SB3's loop where it was taken."""

@@ -5,6 +5,7 @@ Imports nothing heavy: every worker loads it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -19,10 +20,13 @@ from pathlib import Path
 from typing import IO
 
 from alrao_rl.errors import UserError
+from alrao_rl.interruption import EXIT_STATUSES
 from alrao_rl.runs import TRACEBACK, RunFolder, write_atomically
 
 ATTEMPTS = 3
-"""A run whose process is killed by a signal is continued from its checkpoint, so many times are tried in all."""
+"""A run whose process is ended by a signal is continued from its checkpoint, so many times are tried in all."""
+_STOP = 10.0
+"""Seconds a run that is stopped has to write a checkpoint."""
 _GRACE = 5.0
 """Seconds a run that is out of time has to write its traceback."""
 _TAIL = 8192
@@ -82,7 +86,7 @@ def execute(task: Task) -> Outcome:
             break
         warnings += [line.removeprefix("warning: ") for line in output.splitlines() if line.startswith("warning: ")]
         reason = _reason(code, output)
-        if code >= 0 or task.sweep in _stopped:
+        if (code >= 0 and code not in EXIT_STATUSES) or task.sweep in _stopped:
             break
     seconds = time.monotonic() - started
     if task.sweep in _stopped:
@@ -92,12 +96,19 @@ def execute(task: Task) -> Outcome:
     return Outcome("failed", record_failure(Path(task.folder), reason, output), tuple(warnings), seconds)
 
 
-def stop(sweep: str) -> None:
-    """Kill the runs of a sweep in this worker, and start no more of them; they keep their checkpoints."""
+async def stop(sweep: str) -> None:
+    """Let the runs of a sweep in this worker write a checkpoint and end, then kill the rest; start no more of them."""
     with _lock:
         _stopped.add(sweep)
-        for process in _processes.get(sweep, ()):
-            _kill(process)
+        processes = list(_processes.get(sweep, ()))
+        for process in processes:
+            # Not to what the run has started: an environment may need it until there is a checkpoint.
+            process.terminate()
+    deadline = time.monotonic() + _STOP
+    while any(process.returncode is None for process in processes) and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    for process in processes:
+        _kill(process)
 
 
 def record_failure(path: Path, reason: str, output: str) -> str:
@@ -177,11 +188,12 @@ def _end(log: IO[bytes]) -> str:
 
 def _reason(code: int, output: str) -> str:
     """Why a process ended."""
-    if code < 0:
+    if code < 0 or code in EXIT_STATUSES:
+        number = -code if code < 0 else code - 128
         try:
-            name = signal.Signals(-code).name
+            name = signal.Signals(number).name
         except ValueError:
-            name = f"signal {-code}"
+            name = f"signal {number}"
         return f"its process was killed by {name}, {ATTEMPTS} times"
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

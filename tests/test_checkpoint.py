@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium as gym
@@ -20,6 +21,7 @@ import alrao_rl.training
 from alrao_rl import checkpoint, snapshot
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
 from alrao_rl.errors import UserError
+from alrao_rl.provenance import continued, mismatches, stretches
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
 from alrao_rl.train import main
 
@@ -428,14 +430,63 @@ def test_checkpoint_of_another_configuration(interrupted, train, tmp_path, capfd
     same_files(tmp_path / "straight", out)
 
 
-def test_another_version(broken, train, capfd):
+def provenance(out):
+    return json.loads((out / "config.json").read_text())["provenance"]
+
+
+def test_another_version(interrupted, broken, train, capfd, monkeypatch):
+    """It is refused with the difference, and nothing is touched; allowed, every stretch is on record."""
     config = json.loads((broken / "config.json").read_text())
+    config["provenance"]["versions"] |= {"torch": "1.0", "numpy": "1.1"}
     config["provenance"]["device"] = "cuda"
     (broken / "config.json").write_text(json.dumps(config))
-    train(PPO_RUN, broken)
-    assert (
-        capfd.readouterr().err == "warning: the run was begun with device cuda, now it is cpu: it may end otherwise\n"
+    begun = config["provenance"]
+    before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    assert main([*PPO_RUN, "--checkpoint-interval", "1", "--out", str(broken)]) == 2
+    changed = f"(torch: 1.0 -> {version('torch')}, numpy: 1.1 -> {version('numpy')}, device: cuda -> cpu)"
+    err = capfd.readouterr().err
+    assert err.startswith(
+        f"error: {broken}/checkpoint/step-000000000896 was made with something else {changed}: --allow-mismatch "
     )
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(Every, "rollouts", 1)
+        train([*PPO_RUN, "--allow-mismatch"], broken, stop_at=1200)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == (f"warning: continued from step 896 with something else {changed}: the run may end otherwise")
+    assert {key: value for key, value in provenance(broken).items() if key != "continued"} == begun
+    (later,) = provenance(broken)["continued"]
+    assert (later["timestep"], later["device"], later["versions"]["torch"]) == (896, "cpu", version("torch"))
+    # From a checkpoint of this stretch the difference is none any more; a configuration is never changed on the way.
+    assert main([*PPO_RUN, "--allow-mismatch", "--set", "gamma=0.5", "--out", str(broken)]) == 2
+    assert "holds a run of another configuration (hyperparameters.gamma: 0.99 -> 0.5)" in capfd.readouterr().err
+    train(PPO_RUN, broken)
+    assert capfd.readouterr().err == ""
+    assert provenance(broken)["continued"] == [later]
+    same_files(interrupted / "straight", broken)
+
+
+def test_stretches():
+    """What came after the checkpoint is lost, and so is the record of it; what is the same is one stretch."""
+    a, b, c = ({"versions": {"torch": name}, "device": "cpu", "git_commit": name} for name in "abc")
+    assert mismatches(a, 5, a) == mismatches(a | {"git_commit": "x"}, 5, a) == []
+    assert mismatches(a, 5, b | {"device": "cuda"}) == ["torch: a -> b", "device: cpu -> cuda"]
+    assert mismatches(a, 5, {"versions": {"torch": "a", "numpy": "2"}}) == ["numpy: unknown -> 2"]
+    assert mismatches("junk", 5, a) == ["torch: unknown -> a", "device: unknown -> cpu"]
+    first = {"command": "x", **a}
+    assert continued(first, 5, a | {"command": "y"}) == first
+    second = continued(first, 5, b)
+    assert second == first | {"continued": [{"timestep": 5, **b}]}
+    assert mismatches(second, 5, b) == ["torch: a -> b"]  # killed before there was another checkpoint
+    assert mismatches(second, 6, b) == []
+    assert continued(second, 5, b) == second
+    assert continued(second, 5, a) == first
+    third = continued(second, 9, c)
+    assert [one["versions"]["torch"] for one in stretches(third)] == ["a", "b", "c"]
+    assert continued(third, 8, b) == second
+    assert continued(None, 5, a) == {"continued": [{"timestep": 5, **a}]}
+    assert stretches({"continued": [3, {"timestep": None}]}) == [{"continued": [3, {"timestep": None}]}]
 
 
 def no_space(*_):

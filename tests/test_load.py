@@ -130,9 +130,12 @@ def test_runs_that_are_not_over_have_no_score(tmp_path):
         (queued / name).unlink()
     frame = load_results(tmp_path)
     assert frame.state.tolist() == ["running", "queued"]
+    RunFolder(path).set_status("interrupted", timestep=930)
+    frame = load_results(tmp_path)
+    assert frame.state.tolist() == ["interrupted", "queued"]
     assert frame.error.tolist() == ["", ""]
     assert frame[["auc", "final_return", "auc_normalised", "final_normalised"]].isna().all(axis=None)
-    assert frame.timesteps.tolist() == [900, pd.NA]
+    assert frame.timesteps.tolist() == [930, pd.NA]
     assert frame.episodes.tolist() == [2, 0]
 
 

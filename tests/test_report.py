@@ -447,8 +447,9 @@ def test_failed_runs_of_which_nothing_is_known(tmp_path):
     assert lead(page).startswith("No verdict")
 
 
-def test_no_run_is_over(tmp_path):
-    write(tmp_path, state="running")
+@pytest.mark.parametrize("state", ["running", "interrupted"])
+def test_no_run_is_over(tmp_path, state):
+    write(tmp_path, state=state)
     assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of 1 runs finished")
 
 
@@ -477,7 +478,7 @@ def test_the_page_is_kept_small_by_fewer_bins(tmp_path, monkeypatch):
 
 def test_watch_ends_when_all_runs_are_over(tmp_path, monkeypatch, capsys):
     sweep(tmp_path, range(2), envs=[ENV])
-    path = write(tmp_path, seed=1, state="running")
+    path = write(tmp_path, seed=1, state="interrupted")
 
     def wait(_):
         assert '<meta http-equiv="refresh"' in (tmp_path / "report" / "report.html").read_text()

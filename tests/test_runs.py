@@ -146,7 +146,7 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
         (tmp_path / name).write_text("new")
     folder.open()
     assert folder.too_short(lengths) is None
-    folder.resume(lengths, {"agent.json": b"old"})
+    folder.resume({"seed": 1}, lengths, {"agent.json": b"old"})
     folder.append("episodes.csv", [(10, 11.0, 12)])
     folder.close()
     assert (tmp_path / "episodes.csv").read_text() == "timestep,return,length\n1,2.0,3\n10,11.0,12\n"
@@ -156,7 +156,7 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
         "config.json", "status.json", ".lock", "agent.json", "notes.txt", *COLUMNS,
     }  # fmt: skip
     assert folder.status()["state"] == "running"
-    assert folder.config() == {"seed": 0}
+    assert folder.config() == {"seed": 1}
     assert folder.too_short({**lengths, "heads.csv": 10_000}) == "heads.csv"
     (tmp_path / "episodes.csv").unlink()
     assert folder.too_short(lengths) == "episodes.csv"

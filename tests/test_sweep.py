@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ import pytest
 from alrao_rl import load_results, plan, rows, survey, worker
 from alrao_rl.errors import UserError
 from alrao_rl.progress import Progress, time_left
+from alrao_rl.provenance import continued, versions
 from alrao_rl.runs import RunFolder
 from alrao_rl.sweep import main
 from alrao_rl.train import main as train
@@ -76,6 +78,12 @@ def fail():
         raise ValueError("broken at last")
     return 0.0
 
+def terminate():
+    if not os.path.exists("terminated"):
+        open("terminated", "w").close()
+        os.kill(os.getpid(), 15)
+    return 0.0
+
 gym.register("Good-v0", Odd)
 gym.register("Slow-v0", Odd, kwargs={"pause": 0.005})
 gym.register("Raises-v0", Odd, kwargs={"happens": fail})
@@ -83,6 +91,8 @@ gym.register("Exits-v0", Odd, kwargs={"happens": lambda: os._exit(7)})
 gym.register("Nan-v0", Odd, kwargs={"happens": lambda: float("nan")})
 gym.register("Hangs-v0", Odd, kwargs={"happens": lambda: time.sleep(3600)})
 gym.register("Killed-v0", Odd, kwargs={"happens": lambda: os.kill(os.getpid(), 9)})
+gym.register("Terminated-v0", Odd, kwargs={"happens": lambda: os.kill(os.getpid(), 15) or 0.0})
+gym.register("Once-v0", Odd, kwargs={"happens": terminate})
 '''
 
 
@@ -95,7 +105,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(ROOT)]))
     yield tmp_path
     sys.modules.pop("odd", None)
-    for name in ("Good", "Slow", "Raises", "Exits", "Nan", "Hangs", "Killed"):
+    for name in ("Good", "Slow", "Raises", "Exits", "Nan", "Hangs", "Killed", "Terminated", "Once"):
         gym.registry.pop(f"{name}-v0", None)
 
 
@@ -358,7 +368,7 @@ def test_states(tmp_path):
     (folder.path / "checkpoint" / "step-000000000040").mkdir(parents=True)
     (folder.path / "checkpoint" / ".step-000000000080.x.tmp").mkdir(parents=True)
     assert state() == survey.State("queued", step=40)
-    folder.set_status("failed", reason="KeyboardInterrupt")
+    folder.set_status("interrupted", timestep=50)
     assert state() == survey.State("queued", step=40)
     folder.set_status("failed", reason="ValueError: no")
     assert state() == survey.State("failed", "ValueError: no")
@@ -522,14 +532,49 @@ def test_a_sweep(place, capfd):
 
 
 @pytest.mark.slow
-def test_task_that_is_killed(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("env", "state", "reason"),
+    [
+        ("Killed", "failed", "its process was killed by SIGKILL, 2 times"),
+        ("Terminated", "failed", "its process was killed by SIGTERM, 2 times"),
+        ("Once", "finished", ""),
+    ],
+)
+def test_task_that_is_killed(place, tmp_path, monkeypatch, env, state, reason):
     """It is tried again; after the last time it has failed."""
     monkeypatch.setattr(worker, "ATTEMPTS", 2)
     folder = tmp_path / "run"
-    arguments = ("--agent", "small.toml", "--env", "odd:Killed-v0", "--timesteps", "300", "--eval-episodes", "1")
-    outcome = worker.execute(worker.Task("x", arguments, str(folder), str(place), 60.0))
-    assert (outcome.state, outcome.reason) == ("failed", "its process was killed by SIGKILL, 2 times")
-    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    arguments = ("--agent", "small.toml", "--env", f"odd:{env}-v0", "--timesteps", "300", "--eval-episodes", "1")
+    outcome = worker.execute(worker.Task("x", arguments, str(folder), str(place), 120.0))
+    assert (outcome.state, outcome.reason) == (state, reason)
+    assert json.loads((folder / "status.json").read_text())["state"] == state
+
+
+def test_mismatch(place, capfd):
+    """A checkpoint of other versions is refused before anything is started, even if it is one of many."""
+    args = ["--agents", "small.toml", "--timesteps", "100", "--envs", "odd:Good-v0", "--seeds", "0-1", "-j", "1"]
+    folder = place / "results/sweep/odd-Good-v0/small/seed-1"
+    one = plan.checked(
+        {"name": "sweep", "agents": ["small.toml"], "envs": ["odd:Good-v0"], "seeds": [1], "timesteps": 100}, "test"
+    )
+    (run,) = plan.runs(one, plan.cells(one))
+    made_with = {"versions": versions() | {"torch": "1.0"}, "device": "cpu", "git_commit": "abc"}
+    with contextlib.closing(RunFolder(folder)) as begun:
+        begun.open()
+        begun.start(run.config | {"provenance": made_with})
+    assert main([*args, "--dry-run"]) == 0  # no checkpoint, nothing to be mixed
+    (folder / "checkpoint" / "step-000000000040").mkdir(parents=True)
+    capfd.readouterr()
+    assert main(args) == 2
+    expected = f"small on odd:Good-v0, seed 1 was made with something else (torch: 1.0 -> {version('torch')}): --allow"
+    assert expected in capfd.readouterr().err
+    assert main([*args, "--dry-run", "--allow-mismatch"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    config["provenance"] = continued(config["provenance"], 40, {"versions": versions(), "git_commit": "def"})
+    (folder / "config.json").write_text(json.dumps(config))
+    row = survey.row(place / "results/sweep", run, survey.State("failed"))
+    assert (row["torch"], row["commit"]) == (f"1.0 -> {version('torch')}", "abc -> def")
+    assert row["alrao-rl"] == versions()["alrao-rl"]
 
 
 # --- minutes --------------------------------------------------------------------------------------------------------
@@ -610,20 +655,37 @@ def test_killed_at_a_random_moment(place, capfd, victim):
 
 
 @pytest.mark.long
-def test_interrupted(place, capfd):
-    """Ctrl-C in a terminal reaches every process; the sweep ends in order and leaves none."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(place, capfd, number):
+    """Ctrl-C in a terminal reaches every process; the sweep ends in order, its runs with a checkpoint each."""
     root = place / "results" / "slow"
-    with started(*SLOW) as process:
-        children = runs_of(process, root)
-        os.killpg(process.pid, signal.SIGINT)
+    with started(*SLOW, "--checkpoint-interval", "0.5") as process:
+        children = runs_of(process, root, 2)
+        before = time.monotonic()
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         assert process.communicate(timeout=30)[1] == (
             "error: interrupted; the same command continues, each run from its last checkpoint\n"
         )
-        assert process.returncode == 130
+        assert time.monotonic() - before < 15
+        assert process.returncode == 128 + number
     assert gone(children)
-    assert list(root.glob("*/*/*/checkpoint/step-*"))
+    begun = sorted(path.parent for path in root.glob("*/*/*/status.json"))
+    assert len(begun) == 2
+    for folder in begun:
+        status = json.loads((folder / "status.json").read_text())
+        newest = max(path.name for path in (folder / "checkpoint").iterdir())
+        assert status == {"state": "interrupted", "timestep": int(newest.removeprefix("step-"))}
+    assert not (root / "runs.csv").exists()
     assert sweep(*SLOW) == 0
-    assert "begun" in capfd.readouterr().out
+    assert "2 begun" in capfd.readouterr().out
+    serial(place / "serial", range(3))
+    for seed in range(3):
+        for name in SAME:
+            one, two = root / "odd-Slow-v0/small" / f"seed-{seed}" / name, place / "serial" / f"seed-{seed}" / name
+            assert one.read_bytes() == two.read_bytes(), name
 
 
 @pytest.mark.long

@@ -15,9 +15,9 @@ import pytest
 
 from alrao_rl.envs import make_env
 from alrao_rl.recipes import names, resolve
-from alrao_rl.runs import COLUMNS
+from alrao_rl.runs import COLUMNS, RunFolder
 from alrao_rl.train import configuration, from_arguments, main, parser
-from alrao_rl.training import bar_chart
+from alrao_rl.training import TrainingCallback, bar_chart
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "status.json", ".lock", *COLUMNS} | {
@@ -427,18 +427,42 @@ def test_interrupted_before_a_checkpoint_it_is_started_anew(tiny, tmp_path, capf
         assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
 
 
-def test_ctrl_c(tiny, tmp_path, capfd, monkeypatch):
-    import alrao_rl.training
+def test_full_disk_at_the_end(tmp_path, capfd, monkeypatch):
+    """What cannot be written is said on one line, and the same command finishes the run."""
+    set_status = RunFolder.set_status
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def full(folder, state, **details):
+        if state != "running":
+            raise OSError(28, "No space left on device")
+        set_status(folder, state, **details)
 
-    monkeypatch.setattr(alrao_rl.training.TrainingCallback, "_evaluate", interrupt)
-    out = tmp_path / "run"
-    assert main(["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "100", *DQN, "--out", str(out)]) == 130
-    expected = "error: interrupted; the same command continues from the last checkpoint, if there is one\n"
-    assert capfd.readouterr().err == expected
-    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "set_status", full)
+        assert main([*CARTPOLE, "--out", str(tmp_path), "--quiet"]) == 1
+    assert capfd.readouterr().err == (
+        "error: the run failed at step 300: OSError: [Errno 28] No space left on device; nothing can be written to "
+        f"{tmp_path} (No space left on device)\n"
+    )
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
+    assert main([*CARTPOLE, "--out", str(tmp_path), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("interval", ["60", "1e-6"])
+def test_folder_that_disappears(tmp_path, capfd, monkeypatch, interval):
+    out, on_step = tmp_path / "run", TrainingCallback._on_step
+
+    def step(self):
+        if self.num_timesteps == 200:
+            shutil.rmtree(out)
+        return on_step(self)
+
+    monkeypatch.setattr(TrainingCallback, "_on_step", step)
+    assert main([*CARTPOLE, "--out", str(out), "--quiet", "--checkpoint-interval", interval]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("error: the run failed at step ")
+    assert err.endswith(f"nothing can be written to {out} (No such file or directory)\n")
+    assert err.count("\n") == 1
+    assert not out.exists()
 
 
 # --- answers without training ---------------------------------------------------------------------------------------

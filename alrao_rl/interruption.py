@@ -1,0 +1,189 @@
+"""Ctrl-C and SIGTERM: a command stops where it can go on from, and within seconds wherever it is.
+
+    the signal     is noted; what is at work asks whether it should stop, where it can do so in order
+    patience over  it has not stopped: KeyboardInterrupt is raised in the main thread, wherever that is
+    limit reached  this was not heeded, by code that catches everything or hangs: the process ends
+    second signal  the process ends at once
+
+A thread keeps the time, for a handler in Python has to wait until the main thread is back from C. Out of its reach is
+only C code that hangs and does not let go of the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_STATUSES = tuple(128 + number for number in SIGNALS)
+"""Exit statuses of a command that was interrupted, as a shell has them."""
+
+_SAME = 0.3
+"""Seconds in which a second signal is the same: ``timeout`` sends each one twice."""
+_LAST_WORDS = 1.0
+"""Seconds for them: who is to end a process that hangs must not hang itself."""
+
+_current: Interruption | None = None
+
+
+class Interruption:
+    """A context in which signals are heeded so. In a thread other than the main one it does nothing.
+
+    Args:
+        patience: seconds from the signal until KeyboardInterrupt is raised.
+        limit: seconds from the signal until the process ends; one more for its last words.
+        last_words: called before it does, in another thread.
+    """
+
+    def __init__(self, patience: float, limit: float, last_words: Callable[[], object] = lambda: None) -> None:
+        self._patience, self._limit, self._last_words = patience, limit, last_words
+        self._signal: int | None = None
+        self._lock = threading.Lock()
+        self._armed = self._in_order = False
+        self.raised = False
+        """Whether KeyboardInterrupt was raised. An environment may have caught it: nothing after it is to be kept."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self._signal or signal.SIGINT)
+
+    def __enter__(self) -> Interruption:
+        global _current
+        if threading.current_thread() is threading.main_thread():
+            self._armed, _current = True, self
+            self._main = threading.get_ident()
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            # Also where a shell has SIGINT ignored, as for commands in the background: who sends it means it.
+            self._before = {number: signal.signal(number, self._heed) for number in SIGNALS}
+            self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disarm()
+
+    def disarm(self) -> None:
+        """Heed no more signals: from here on the command is at its end anyway."""
+        global _current
+        with self._lock:
+            if not self._armed:
+                return
+            self._armed, _current = False, None
+        self.restore()
+        with self._writer:
+            self._writer.shutdown(socket.SHUT_RDWR)  # which ends the thread
+
+    def restore(self) -> None:
+        """Give the signals back to who had them before."""
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop_in_order(self) -> bool:
+        """Call where it can be stopped in order: from here on nothing is raised.
+
+        Returns:
+            False if that has happened already.
+        """
+        with self._lock:
+            self._in_order = True
+            return not self.raised
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        if self.raised and self._armed:
+            raise KeyboardInterrupt
+
+    def _watch(self, reader: socket.socket) -> None:
+        """In a thread of its own: the seconds after a signal."""
+        with reader:
+            self._signal = _next(reader, None)
+            noted = time.monotonic()
+            if not _another(reader, noted + self._patience):
+                self._raise()
+                _another(reader, noted + self._limit)
+            self._end()
+
+    def _raise(self) -> None:
+        with self._lock:
+            if self._armed and not self._in_order:
+                self.raised = True
+                # To the thread, whose sleep or wait it ends.
+                signal.pthread_kill(self._main, self.exit_status - 128)
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._armed:
+                words = threading.Thread(target=self._say_last_words, daemon=True)
+                words.start()
+                words.join(_LAST_WORDS)
+                os._exit(self.exit_status)
+
+    def _say_last_words(self) -> None:
+        with contextlib.suppress(OSError):
+            if os.isatty(1):  # a live display may have hidden the cursor
+                os.write(1, b"\x1b[?25h\n")
+        self._last_words()
+
+
+def _next(reader: socket.socket, until: float | None) -> int | None:
+    """The next of our signals, or None: there was none until then, or no more will come."""
+    while True:
+        reader.settimeout(None if until is None else max(until - time.monotonic(), 1e-3))
+        try:
+            found = reader.recv(1)
+        except TimeoutError:
+            return None
+        if not found or found[0] in SIGNALS:
+            return found[0] if found else None
+
+
+def _another(reader: socket.socket, until: float) -> bool:
+    """Wait; whether there is another signal."""
+    same = min(time.monotonic() + _SAME, until)
+    while _next(reader, same) is not None:
+        pass
+    return time.monotonic() < until and _next(reader, until) is not None
+
+
+def _forget() -> None:
+    """In a process that was forked, by an environment perhaps: its signals are none of ours."""
+    if _current is not None:
+        _current.restore()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def exit_at_once() -> None:
+    """End quietly on the first signal, as long as there is nothing to be put in order."""
+
+    def end(number: int, frame: Any) -> None:
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process; after an interruption past everything that an environment may have left running."""
+    if status in EXIT_STATUSES:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

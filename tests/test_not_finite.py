@@ -1,0 +1,148 @@
+"""Numbers that are not finite, in real runs: from the environment they fail a run, in a head they cost it that head."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from test_checkpoint import arguments
+
+from alrao_rl.agent import read_agent
+from alrao_rl.enjoy import main as enjoy
+from alrao_rl.train import main
+from alrao_rl.training import TrainingCallback
+
+ODD = '''
+import shutil
+import gymnasium as gym, numpy as np
+from gymnasium import spaces
+
+class Odd(gym.Env):
+    """Ten steps an episode; the 120th step of the first instance gives what it is told, and copies the agent."""
+
+    metadata = {"render_modes": []}
+    action_space = spaces.Discrete(2)
+    count = 0
+
+    def __init__(self, reward="1", observation="0", dtype="float32", run=""):
+        Odd.count += 1
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.dtype(dtype))
+        self.first, self.reward, self.observation, self.run, self.total = Odd.count == 1, reward, observation, run, 0
+
+    def observe(self):
+        return self.np_random.uniform(-1, 1, 2).astype(self.observation_space.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.total += 1
+        observation, reward = self.observe(), float(action)
+        if self.first and self.total == 120:
+            observation[1] += float(self.observation)
+            reward += float(self.reward)
+            if self.run:
+                shutil.copy(f"{self.run}/agent.safetensors", f"{self.run}.before")
+        return observation, reward, self.steps == 10, False, {}
+
+gym.register("Odd-v0", Odd)
+'''
+# SB3's explained variance, which is only logged.
+OVERFLOW = pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered.*:RuntimeWarning")
+ENVIRONMENTS = {"dqn": 1, "a2c": 4, "ppo": 4}
+
+
+@pytest.fixture
+def odd(install):
+    install("odd", ODD)
+    return "odd:Odd-v0"
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What of the network was ever not finite, seen at every step."""
+    found, on_step = [], TrainingCallback._on_step
+
+    def step(self):
+        state = self.model.policy.state_dict()
+        found.extend((self.num_timesteps, name) for name, value in state.items() if not value.isfinite().all())
+        return on_step(self)
+
+    monkeypatch.setattr(TrainingCallback, "_on_step", step)
+    return found
+
+
+def finite(out):
+    for name in ("agent", "last"):
+        for key, value in read_agent(out / f"{name}.safetensors")[1].items():
+            assert torch.as_tensor(value).isfinite().all(), key
+
+
+@pytest.mark.parametrize("algo", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ('reward="nan"', "the reward is nan at step 120 of the environment"),
+        ('reward="-inf"', "the reward is -inf at step 120 of the environment"),
+        ('reward="1e39"', "the reward is 1e+39 at step 120 of the environment"),
+        ('observation="nan"', "the observation (nan) is not finite at step 120 of the environment"),
+        ('observation="1e39", dtype="float64"', "the observation (1e+39) is not finite at step 120 of the environment"),
+    ],
+)
+def test_from_the_environment(odd, tmp_path, capfd, watched, algo, kwargs, reason):
+    """It fails the run before the next update, with step and value, and the best agent so far is as it was."""
+    out = tmp_path / "run"
+    given = ["--env-kwargs", f'{kwargs}, run="{out}"']
+    assert main([*arguments(algo, odd, 1000), *given, "--out", str(out)]) == 1
+    step = 119 * ENVIRONMENTS[algo]
+    assert f"error: the run failed at step {step}: NonFiniteError: {reason}; see" in capfd.readouterr().err
+    status = json.loads((out / "status.json").read_text())
+    assert status == {"state": "failed", "reason": f"NonFiniteError: {reason}", "timestep": step}
+    assert (out / "agent.safetensors").read_bytes() == (tmp_path / "run.before").read_bytes()
+    assert watched == []
+
+
+@OVERFLOW
+@pytest.mark.parametrize("algo", ENVIRONMENTS)
+def test_a_huge_reward(odd, tmp_path, watched, algo):
+    """One among normal ones: the run goes on, and nothing of its network is ever not finite."""
+    out = tmp_path / "run"
+    assert main([*arguments(algo, odd, 1000), "--env-kwargs", 'reward="1e30"', "--out", str(out)]) == 0
+    assert "e+30" in (out / "episodes.csv").read_text()
+    assert watched == []
+    finite(out)
+
+
+@OVERFLOW
+@pytest.mark.parametrize(
+    ("algo", "rates", "lost"),
+    [
+        ("dqn", "[1e5, 1e6]", False), ("a2c", "[1e5, 1e6]", False), ("ppo", "[1e5, 1e6]", False),
+        ("dqn", "[1e29, 1e30]", False),  # its loss grows linearly
+        ("a2c", "[1e29, 1e30]", False),  # all at once: the fault may be in the data
+        ("ppo", "[1e-3, 1e30]", True),
+    ],
+)  # fmt: skip
+def test_heads_diverge(tmp_path, capfd, watched, algo, rates, lost):
+    """The average stays finite, the agent acts, and what was lost is said once."""
+    out = tmp_path / "run"
+    args = arguments(algo, "CartPole-v1", 600, f"alrao.lr_range={rates}")
+    assert main([*args, "--out", str(out)]) == 0
+    err = capfd.readouterr().err
+    assert watched == []
+    finite(out)
+    if lost:
+        assert err.startswith("warning: ")
+        assert err.count("\n") == 1
+        times = int(err.removeprefix("warning: ").split()[0])
+        last = [line.split(",") for line in (out / "heads.csv").read_text().splitlines()[1:]]
+        end = last[-1][0]
+        assert 0 < times <= sum(int(row[5]) for row in last if row[0] == end)
+        assert "times a head was not finite and was replaced by the average of the others" in err
+    else:
+        assert err == ""
+    assert enjoy([str(out), "--episodes", "1"]) == 0
+    shutil.rmtree(out)
