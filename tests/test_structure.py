@@ -41,7 +41,8 @@ ALLOWED = {
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
     "errors", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes", "recorder",
-    "envs", "agent", "checkpoint", "snapshot", "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep",
+    "envs", "agent", "checkpoint", "snapshot", "training", "train", "plan", "rows", "survey", "progress", "worker",
+    "sweep",
 ]  # fmt: skip
 
 
