@@ -267,7 +267,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def reclones(self, layer: OutputHeads, which: Literal["reclones", "lost"] = "reclones") -> Tensor:
         """How often each head of an output layer was re-cloned, ``[J]``; or of these, because it was not finite."""
-        state = self.state[self.param_groups[0]["params"][0]]
+        state = self.state.get(self.param_groups[0]["params"][0])  # looking must not make an entry
         first = 1 + sum(before.n_heads for before in self._layers[: self._layers.index(layer)])
         counts = state[which] if state else torch.zeros(len(self._layout.sizes))
         return counts[first : first + layer.n_heads]
