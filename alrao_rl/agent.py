@@ -99,6 +99,10 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
     kind = algorithm(agent)
     if agent.algo == "maskable-ppo" and not env.has_attr("action_masks"):
         raise UserError("maskable-ppo takes environments with a method action_masks(), and this one has none; use ppo")
+    hyperparameters = dict(agent.hyperparameters)
+    if hyperparameters.get("optimize_memory_usage"):
+        # SB3 cannot do both: the end of an episode by a time limit then counts as any other.
+        hyperparameters["replay_buffer_kwargs"] = {"handle_timeout_termination": False}
     try:
         return kind(
             policy_class(agent, env.observation_space),
@@ -106,7 +110,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
             seed=seed,
             device=device,
             policy_kwargs=policy_kwargs(agent),
-            **agent.hyperparameters,
+            **hyperparameters,
         )
     except (ValueError, TypeError, LookupError, AssertionError, RuntimeError, MemoryError) as error:
         raise UserError(f"cannot build {name}: {first_line(error)}") from error

@@ -77,6 +77,7 @@ class DqnHyperparameters(Table):
     exploration_initial_eps: Fraction | None = None
     exploration_final_eps: Fraction | None = None
     max_grad_norm: Positive | None = None
+    optimize_memory_usage: bool | None = None
     stats_window_size: Count | None = None
 
 

@@ -22,6 +22,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
 
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state, set_generator_state
+from alrao_rl.ring import LARGE, Ring, StoredRing
 
 _COUNTERS = (
     "num_timesteps",
@@ -54,7 +55,7 @@ def take(model: BaseAlgorithm, evaluations: VecEnv) -> dict[str, Any]:
         "last": {name: getattr(model, name) for name in _LAST if hasattr(model, name)},
         "lstm_states": getattr(model, _LSTM_STATES, None),
         "episodes": {name: list(getattr(model, name)) for name in _EPISODES},
-        "replay_buffer": _take_buffer(_buffer(model)),
+        "replay_buffer": _take_buffer(_buffer(model), model.num_timesteps),
         "environments": _take_environments(_environments(model)),
         "normalizer": _take_normalizer(model.get_vec_normalize_env()),
         "evaluations": _take_evaluations(cast(DummyVecEnv, evaluations.unwrapped)),
@@ -118,11 +119,17 @@ def _rows(buffer: ReplayBuffer) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
             yield from ((f"{name}/{key}", inner) for key, inner in value.items() if isinstance(inner, np.ndarray))
 
 
-def _take_buffer(buffer: ReplayBuffer | None) -> dict[str, Any] | None:
-    """Only what is filled."""
+def _take_buffer(buffer: ReplayBuffer | None, num_timesteps: int) -> dict[str, Any] | None:
+    """Only what is filled: large arrays as rings, of which a checkpoint writes what has changed."""
     if buffer is None:
         return None
-    rows = {name: array[: buffer.size()] for name, array in _rows(buffer)}
+    # With optimize_memory_usage the row after the last one holds the newest observation.
+    n_rows = min(buffer.size() + buffer.optimize_memory_usage, buffer.buffer_size)
+    n_added = num_timesteps // buffer.n_envs
+    rows = {
+        name: Ring(array[:n_rows], buffer.buffer_size, n_added) if array.nbytes > LARGE else array[:n_rows]
+        for name, array in _rows(buffer)
+    }
     return {"pos": buffer.pos, "full": buffer.full, "rows": rows}
 
 
@@ -131,7 +138,11 @@ def _put_buffer(buffer: ReplayBuffer | None, state: dict[str, Any] | None) -> No
         return
     buffer.pos, buffer.full = state["pos"], state["full"]
     for name, array in _rows(buffer):
-        array[: buffer.size()] = state["rows"][name]
+        rows = state["rows"][name]
+        if isinstance(rows, StoredRing):
+            rows.read_into(array)
+        else:
+            array[: len(rows)] = rows
 
 
 # --- environments ---------------------------------------------------------------------------------------------------
@@ -187,7 +198,9 @@ def _start_episodes(model: BaseAlgorithm, numbers: Collection[int]) -> None:
             normalizer.returns[i] = 0
         if buffer is not None and buffer.size() and not buffer.dones[buffer.pos - 1, i]:
             # Cut off as by a time limit: returns over n steps must not run on into the new episode.
-            buffer.dones[buffer.pos - 1, i] = buffer.timeouts[buffer.pos - 1, i] = 1
+            buffer.dones[buffer.pos - 1, i] = 1
+            # With optimize_memory_usage SB3 knows no time limits: what came next is not kept, so nothing follows.
+            buffer.timeouts[buffer.pos - 1, i] = buffer.handle_timeout_termination
 
 
 def _set_row(target: Any, source: Any, i: int) -> None:
