@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,8 @@ from alrao_rl.runs import read_json, write_atomically
 
 FORMAT = "alrao-rl agent 2"
 _HEADER = "alrao-rl"
+Statistics = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+"""Mean and variance of observations: of each normalised key of a Dict space, or of ``""``, the whole."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
@@ -144,7 +147,7 @@ def _normalizing(policy: type[Any]) -> type[Any]:
     """
 
     class Normalizing(policy):
-        statistics: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+        statistics: Statistics
 
         def obs_to_tensor(self, observation: Any) -> Any:
             if isinstance(observation, dict):
@@ -221,6 +224,25 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
     """
     path = agent_path(run, which)
     check_device(device)
+    model, statistics = rebuild(path, device)
+    if hasattr(model, "replay_buffer"):
+        # No buffer is better than one of size 1, on which a model that is given an environment would learn nonsense.
+        model.replay_buffer = None
+    model.__class__ = _acting(type(model))
+    if statistics:
+        model.policy.__class__ = _normalizing(type(model.policy))
+        model.policy.statistics = statistics  # type: ignore[assignment]
+    return model
+
+
+def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]:
+    """The SB3 model of an agent's file, on environments that have spaces and nothing else, and its statistics.
+
+    The model takes observations as they were in training: normalised by the statistics, if there are any.
+
+    Raises:
+        UserError: there is no such agent, or the file is truncated or not ours.
+    """
     description, tensors = read_agent(path)
     try:
         agent = recipes.check_agent(description["agent"], "its header")
@@ -238,13 +260,9 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
     if agent.algo in recipes.VALUES:
         learner = cast(DQN, model)
         learner.exploration_rate = learner.exploration_final_eps
-        # No buffer is better than one of size 1, on which a model that is given an environment would learn nonsense.
-        learner.replay_buffer = None
-    model.__class__ = _acting(type(model))
-    if statistics:
-        model.policy.__class__ = _normalizing(type(model.policy))
-        model.policy.statistics = statistics  # type: ignore[assignment]
-    return model
+        default = inspect.signature(type(model)).parameters["buffer_size"].default
+        learner.buffer_size = agent.hyperparameters.get("buffer_size", default)  # that of training, for who saves it
+    return model, statistics
 
 
 def check_device(device: str, what: str = "device") -> None:
@@ -321,7 +339,7 @@ def _small(agent: recipes.Agent) -> recipes.Agent:
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})
 
 
-def _statistics(model: BaseAlgorithm) -> dict[str, tuple[Any, Any]]:
+def _statistics(model: BaseAlgorithm) -> Statistics:
     """Mean and variance that normalise each part of the observations: those of training, or of a loaded agent."""
     normalizer = model.get_vec_normalize_env()
     if normalizer is None or not normalizer.norm_obs:
@@ -330,7 +348,7 @@ def _statistics(model: BaseAlgorithm) -> dict[str, tuple[Any, Any]]:
     return {key: (one.mean, one.var) for key, one in rms.items()}
 
 
-def _read_statistics(tensors: dict[str, torch.Tensor], space: spaces.Space[Any]) -> dict[str, Any]:
+def _read_statistics(tensors: dict[str, torch.Tensor], space: spaces.Space[Any]) -> Statistics:
     """Mean and variance of each normalised part of the observations, from an agent's file."""
     statistics = {}
     for name in tensors:

@@ -18,11 +18,12 @@ import pytest
 import torch
 
 import alrao_rl.training
-from alrao_rl import checkpoint, snapshot
+from alrao_rl import checkpoint, ring, snapshot
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
 from alrao_rl.errors import UserError
 from alrao_rl.provenance import continued, mismatches, stretches
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
+from alrao_rl.ring import Ring, StoredRing
 from alrao_rl.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +125,14 @@ def bits(tree, path=""):
         tree = tree.items()
     elif isinstance(tree, (list, tuple)):
         tree = enumerate(tree)
+    elif isinstance(tree, Ring):
+        yield path, tree.rows.tobytes()
+        return
+    elif isinstance(tree, StoredRing):
+        array = np.empty(tree.shape, tree.dtype)
+        tree.read_into(array)
+        yield path, array.tobytes()
+        return
     else:
         leaf = tree.detach().numpy() if isinstance(tree, torch.Tensor) else tree
         yield path, leaf.tobytes() if isinstance(leaf, (np.ndarray, np.generic)) else leaf
@@ -252,7 +261,50 @@ def test_other_observations(odd, train, tmp_path, capfd, agent, kind, sets, stop
     continues_exactly(train, tmp_path, capfd, args, stops)
 
 
-@pytest.mark.parametrize(("agent", "sets"), [("dqn", ["n_steps=3"]), ("a2c", ["normalize_observations=true"])])
+@pytest.mark.parametrize(
+    ("kind", "sets", "n_arrays"),
+    [
+        ("box", [], 6),
+        ("box", ["n_steps=3", "n_envs=2"], 6),
+        ("box", ["optimize_memory_usage=true"], 5),
+        ("dict", [], 8),
+    ],
+)
+def test_buffer_in_chunks(odd, train, tmp_path, capfd, monkeypatch, kind, sets, n_arrays):
+    """Written before the buffer is full, when it has just become so, and when it has been round again."""
+    monkeypatch.setattr(snapshot, "LARGE", 0)
+    monkeypatch.setattr(ring, "CHUNK_BYTES", 200)
+    args = [*arguments("dqn", odd, 720, "buffer_size=120", *sets), "--env-kwargs", f'hidden=false, kind="{kind}"']
+    continues_exactly(train, tmp_path, capfd, args, (100, 260, 261, 700))
+    train(args, tmp_path / "once", stop_at=700)
+    first, second = (tmp_path / "once" / "checkpoint").iterdir()
+    assert len({path.name[:6] for path in first.glob("ring-*.bin")}) == n_arrays
+    links = [path.stat().st_nlink for path in [*first.glob("ring-*"), *second.glob("ring-*")]]
+    assert set(links) == {1}  # of three checkpoints' files the oldest one's are gone
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (["n_steps=3"], "NStepReplayBuffer doesn't support optimize_memory_usage=True"),
+        ([], "DictReplayBuffer does not support optimize_memory_usage"),
+    ],
+)
+def test_what_sb3_has_no_memory_saving_buffer_for(odd, tmp_path, capfd, sets, expected):
+    args = arguments("dqn", odd, 10, "optimize_memory_usage=true", *sets)
+    kind = "box" if sets else "dict"
+    assert main([*args, "--env-kwargs", f'kind="{kind}"', "--out", str(tmp_path / "run")]) == 2
+    assert capfd.readouterr().err == f"error: cannot build DQN: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("agent", "sets"),
+    [
+        ("dqn", ["n_steps=3"]),
+        ("dqn-adam", ["optimize_memory_usage=true"]),
+        ("a2c", ["normalize_observations=true"]),
+    ],
+)
 def test_environment_that_cannot_be_replayed(odd, train, tmp_path, capfd, agent, sets):
     """It says so, begins an episode, and the run goes on; the logs agree with what happened."""
     out = tmp_path / "run"
@@ -273,9 +325,13 @@ def test_environment_that_cannot_be_replayed(odd, train, tmp_path, capfd, agent,
     assert status["restarted_episodes"] == [
         {"timestep": step, "environment": number, "reason": reason} for number in range(1, n_envs + 1)
     ]
-    if agent == "dqn":  # the broken-off episode was cut, as by a time limit, and returns over 3 steps end there
-        timeouts = np.frombuffer(state["/replay_buffer/rows/timeouts"], np.float32)
-        assert np.flatnonzero(timeouts).tolist() == [step - 1]
+    if agent != "a2c":  # the broken-off episode was cut, as by a time limit, and returns over 3 steps end there
+        dones, timeouts = (
+            np.frombuffer(state[f"/replay_buffer/rows/{name}"], np.float32) for name in ("dones", "timeouts")
+        )
+        assert dones[step - 1] == 1
+        # Without the observation that came next there is none to go on from: it is an end as any other.
+        assert np.flatnonzero(timeouts).tolist() == ([step - 1] if agent == "dqn" else [])
     rows = [line.split(",") for line in (out / "episodes.csv").read_text().splitlines()[1:]]
     assert {row[2] for row in rows} == {"10"}
     ends = sorted(int(row[0]) for row in rows)
@@ -568,7 +624,9 @@ def test_what_cannot_be_written(tmp_path, value):
 
 @pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.long)])
 def test_every_bit_is_guarded(tmp_path, stride):
-    folder = Checkpoints(tmp_path / "c").save(1, {"x": np.arange(3), "y": (1, 2.5)}, {"agent.json": b'{"a": 1}'})
+    rows = Ring(np.arange(4, dtype=np.uint8), 7, 4)
+    state = {"x": np.arange(3), "y": (1, 2.5), "rows": rows}
+    folder = Checkpoints(tmp_path / "c").save(1, state, {"agent.json": b'{"a": 1}'})
     load(folder)
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
@@ -676,6 +734,18 @@ def test_nothing_is_executed(tmp_path):
         with pytest.raises(CheckpointError, match="it is damaged"):
             load(folder)
         (folder / name).write_bytes(content)
+    folder = Checkpoints(tmp_path / "c").save(2, {"rows": Ring(np.zeros(4, np.uint8), 7, 4)})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    text = (folder / "rings.json").read_text()
+    for name in ("state.json", "../step-000000000001/state.json", "/etc/hostname"):
+        (folder / "rings.json").write_text(text.replace("ring-0-000000.bin", name))
+        hashes = {**manifest["sha256"], "rings.json": checkpoint._digest(folder / "rings.json")}
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": hashes}))
+        expected = (
+            "its chunks hold .* bytes, expected 4" if name == "state.json" else f"names '{name}', which is not in"
+        )
+        with pytest.raises(CheckpointError, match=expected):
+            load(folder)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": "alrao-rl checkpoint 9"}))
     with pytest.raises(
         CheckpointError, match="its format is 'alrao-rl checkpoint 9', expected 'alrao-rl checkpoint 1'"

@@ -21,13 +21,14 @@ ALLOWED = {
     "checks.py": {"alrao_rl.errors"},
     "headwise.py": {"torch"},
     # Formats and records know nothing of what they hold.
-    "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors"},
+    "ring.py": {"numpy"},
+    "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors", "alrao_rl.ring"},
     "recorder.py": {"gymnasium", "numpy", "stable_baselines3", "alrao_rl.errors"},
     # Every worker of a sweep loads it.
     "worker.py": {"alrao_rl.errors", "alrao_rl.interruption", "alrao_rl.runs"},
     "tether.py": set(),
     "rows.py": {"alrao_rl.errors", "alrao_rl.runs"},
-    "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder"},
+    "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder", "alrao_rl.ring"},
     "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
     "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
@@ -41,8 +42,8 @@ ALLOWED = {
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
     "errors", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes", "recorder",
-    "envs", "agent", "checkpoint", "snapshot", "training", "train", "plan", "rows", "survey", "progress", "worker",
-    "sweep",
+    "envs", "agent", "ring", "checkpoint", "snapshot", "training", "train", "plan", "rows", "survey", "progress",
+    "worker", "sweep", "export",
 ]  # fmt: skip
 
 

@@ -1,0 +1,143 @@
+"""Write a trained agent in another format: ``python -m alrao_rl.export RUN --to sb3``.
+
+Stable-Baselines3's own zip is for ``DQN.load`` and its like, in programs that know nothing of our files. Where the
+agent was trained on normalised observations, their statistics lie beside it as SB3 has them, a pickled
+``VecNormalize``.
+
+SB3's ``load`` unpickles both: it executes what is in them. Load only what comes from who you trust.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from alrao_rl.errors import CommandLine, UserError, print_error, say
+from alrao_rl.runs import write_atomically
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    from alrao_rl.agent import Statistics
+
+_MARK = b"written by alrao_rl.export"
+"""Comment of our zips: those may be overwritten."""
+
+
+def parser() -> CommandLine:
+    """The command line."""
+    p = CommandLine(
+        prog="python -m alrao_rl.export",
+        description="Write a trained agent in another format. sb3: a zip for DQN.load, A2C.load or PPO.load, and, if "
+        "its observations are normalised, their statistics for VecNormalize.load beside it. Loading those executes "
+        "what is in them: load only what comes from who you trust.",
+    )
+    p.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run folder, such as results/train/CartPole-v1/dqn/seed-0, or a .safetensors file",
+    )
+    p.add_argument("--to", required=True, choices=("sb3",), help="sb3: Stable-Baselines3's own zip")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: agent.zip in the run folder)")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 for a mistake in the arguments."""
+    try:
+        args = parser().parse_args(argv)
+        to_sb3(args.run, args.out)
+    except UserError as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def to_sb3(run: Path, out: Path | None = None) -> None:
+    """Write SB3's zip, and ``NAME_vecnormalize.pkl`` beside it where observations are normalised.
+
+    Args:
+        run: a run folder, whose best agent is taken, or the path of an agent's ``.safetensors`` file.
+        out: where to, ending in ``.zip``; None for beside the agent. A zip that was written so before is replaced.
+
+    Raises:
+        UserError: there is no such agent, something else is in the place, or it cannot be written.
+    """
+    from alrao_rl.agent import agent_path, rebuild
+
+    path = agent_path(run)
+    target = out or path.with_suffix(".zip")
+    if target.suffix != ".zip":
+        raise UserError(f"--out is {str(target)!r}, expected a file name that ends in .zip, as SB3 expects it")
+    beside = target.with_name(f"{target.stem}_vecnormalize.pkl")
+    model, statistics = rebuild(path)
+    _refuse_to_overwrite(target, beside)
+    try:
+        write_atomically(target, _zip(model))
+        beside.unlink(missing_ok=True)  # an earlier agent's
+        if statistics:
+            write_atomically(beside, pickle.dumps(_normalizer(model, statistics)))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another file with --out") from None
+    kind = type(model)
+    loader = f"{kind.__module__.partition('.')[0]}.{kind.__name__}.load"
+    say(f"written: {target}, for {loader}, which executes what it is given")
+    if statistics:
+        say(f"written: {beside}, for VecNormalize.load, likewise: the agent takes observations that went through it")
+
+
+def _refuse_to_overwrite(target: Path, beside: Path) -> None:
+    """Only an export of ours is replaced.
+
+    Raises:
+        UserError: one of the files is there and another's.
+    """
+    try:
+        with zipfile.ZipFile(target) as file:
+            ours = file.comment == _MARK
+    except (OSError, zipfile.BadZipFile):
+        ours = False
+    for path in (target, beside):
+        if path.exists() and not ours:
+            raise UserError(f"{path} is there already and not an export of alrao-rl: choose another file with --out")
+
+
+def _zip(model: BaseAlgorithm) -> bytes:
+    """The file that SB3's ``save`` writes."""
+    data = io.BytesIO()
+    model.save(data)
+    with zipfile.ZipFile(data, "a") as file:
+        file.comment = _MARK
+    return data.getvalue()
+
+
+def _normalizer(model: BaseAlgorithm, statistics: Statistics) -> Any:
+    """SB3's ``VecNormalize`` with these statistics, which stay as they are: it is for acting.
+
+    Images in Dict observations have their channels first, as the agent's file has them: where the environment's are
+    last, ``VecTransposeImage`` goes below it.
+    """
+    from stable_baselines3.common.running_mean_std import RunningMeanStd
+    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+    def running(mean: Any, variance: Any) -> RunningMeanStd:
+        rms = RunningMeanStd(shape=mean.shape)
+        rms.mean, rms.var = mean, variance
+        return rms
+
+    keys = None if "" in statistics else list(statistics)
+    env = VecNormalize(cast(VecEnv, model.env).unwrapped, training=False, norm_reward=False, norm_obs_keys=keys)
+    each: Any = {key: running(*one) for key, one in statistics.items()}
+    env.obs_rms = each if keys else each[""]
+    return env
+
+
+if __name__ == "__main__":
+    sys.exit(main())
