@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train install install-test test test-long lint figures bench clean
+.PHONY: train install install-test test test-long lint figures bench bench-checkpoint clean
 
 train: .venv/installed ## Train DQN without a learning rate on CartPole
 	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1
@@ -28,6 +28,9 @@ figures: .venv/installed-test ## Remake the figure and tables from results/defau
 
 bench: .venv/installed-test ## Training time against stock SB3, minutes
 	$(PY) benchmarks/speed.py
+
+bench-checkpoint: .venv/installed-test ## Time and bytes of checkpoints, minutes and 12 GB of disk
+	$(PY) benchmarks/checkpoint.py
 
 # torch first and alone: with it in place nothing pulls another build of it.
 .venv/bin/python:

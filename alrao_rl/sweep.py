@@ -74,7 +74,7 @@ def parser() -> CommandLine:
     where.add_argument(
         "-j", "--jobs", type=int, metavar="N", help="runs at a time on this machine (default: its cores)"
     )
-    where.add_argument("--scheduler", metavar="ADDR", help="your own Dask cluster, such as tcp://HOST:8786")
+    where.add_argument("--scheduler", metavar="ADDR", help="your own Dask cluster: tcp://HOST:8786 or tls://HOST:8786")
     p.add_argument("--name", help="name of the sweep (default: the file's, else sweep)")
     p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default results/NAME)")
     p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
@@ -331,10 +331,12 @@ def connect(address: str) -> Iterator[Any]:
     with silence_logging_cmgr(logging.CRITICAL):
         try:
             client = Client(address, timeout=CONNECT_TIMEOUT)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            expected = "one such as tcp://HOST:8786"
+            if address.startswith("tls:"):
+                expected = "one that knows the certificate DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT, see the README"
             raise UserError(
-                f"no Dask scheduler answers at --scheduler {address}, expected one such as tcp://HOST:8786 "
-                f"({first_line(error)})"
+                f"no Dask scheduler answers at --scheduler {address}, expected {expected} ({first_line(error)})"
             ) from None
         with client:
             yield client

@@ -577,6 +577,72 @@ def test_mismatch(place, capfd):
     assert row["alrao-rl"] == versions()["alrao-rl"]
 
 
+def certificate(folder, name):
+    """A self-signed certificate, which is its own authority, and Dask's settings for whoever has it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificates, is not installed")
+    cert, key = folder / f"{name}.pem", folder / f"{name}-key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    subprocess.run(
+        [*make, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True
+    )
+    prefix = "DASK_DISTRIBUTED__COMM__"
+    settings = {f"{prefix}TLS__CA_FILE": cert, f"{prefix}REQUIRE_ENCRYPTION": True}
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        settings |= {f"{prefix}TLS__{role}__CERT": cert, f"{prefix}TLS__{role}__KEY": key}
+    return {key: str(value) for key, value in settings.items()}
+
+
+@contextlib.contextmanager
+def dask_command(name, *args, settings):
+    command = [sys.executable, "-m", f"distributed.cli.dask_{name}", "--host", "127.0.0.1", *args]
+    with subprocess.Popen(command, env=os.environ | settings, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_a_cluster_with_tls(place):
+    """By Dask's own settings; who has no certificate, or another one, is not let in, and says so."""
+    ours, other = certificate(place, "ours"), certificate(place, "other")
+    other["DASK_DISTRIBUTED__COMM__TLS__CA_FILE"] = ours["DASK_DISTRIBUTED__COMM__TLS__CA_FILE"]
+    file = place / "scheduler.json"
+    args = ["--protocol", "tls", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)]
+    with dask_command("scheduler", *args, settings=ours):
+        deadline = time.monotonic() + 60
+        while not file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        assert address.startswith("tls://")
+
+        def run(settings, address=address):
+            command = [sys.executable, "-m", "alrao_rl.sweep", *ARGS, "--envs", "odd:Good-v0", "--seeds", "0"]
+            return subprocess.run(
+                [*command, "--scheduler", address], env=os.environ | settings, capture_output=True, text=True
+            )
+
+        expected = f"error: no Dask scheduler answers at --scheduler {address}, expected one that knows the certificate"
+        for settings in ({}, other):
+            refused = run(settings)
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert refused.stderr.startswith(expected)
+            assert refused.stderr.count("\n") == 1
+        # REQUIRE_ENCRYPTION: no word in plain text, even when asked for by mistake.
+        plain = run(ours, address.replace("tls", "tcp"))
+        assert plain.returncode == 2
+        assert plain.stderr.count("\n") == 1
+        assert "encryption required by Dask configuration" in plain.stderr
+        assert not (place / "results").exists()
+        with dask_command("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", settings=ours):
+            done = run(ours)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "all 1 runs are finished" in done.stdout
+    assert len(table(place / "results" / "sweep")) == 1
+
+
 # --- minutes --------------------------------------------------------------------------------------------------------
 
 
