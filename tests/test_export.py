@@ -23,18 +23,18 @@ RAW = spaces.Box(100.0, 140.0, (3,))
 DICT = spaces.Dict({"goal": RAW, "n": spaces.Discrete(4), "image": IMAGE})
 # A process that knows SB3 and, unless the agent is Alrao's, nothing of us.
 LOADS = """
-import pickle, sys
+import importlib, pickle, sys
 if {stock}:
     sys.modules["alrao_rl"] = None
 import numpy as np
 import gymnasium as gym
-import stable_baselines3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 with open({observations!r}, "rb") as file:
     observation_space, action_space, observations = pickle.load(file)
-model = getattr(stable_baselines3, {algo!r}).load({path!r})
-assert type(model).__module__.startswith("stable_baselines3.")
+algorithm = getattr(importlib.import_module({module!r}), {name!r})
+model = algorithm.load({path!r})
+assert type(model) is algorithm
 if {normalized}:
     class Env(gym.Env):
         pass
@@ -56,12 +56,13 @@ assert ("alrao_rl" in sys.modules and sys.modules["alrao_rl"] is not None) == (n
 """
 
 
-def actions_of(path, algo, stock, normalized, space, action_space, observations, tmp_path):
+def actions_of(path, algorithm, stock, normalized, space, action_space, observations, tmp_path):
     given, out = tmp_path / "observations.pkl", tmp_path / "actions.npy"
     given.write_bytes(pickle.dumps((space, action_space, observations)))
     script = LOADS.format(
-        stock=stock, observations=str(given), algo=algo.upper(), path=str(path), normalized=normalized, out=str(out)
-    )
+        stock=stock, observations=str(given), module=algorithm.__module__.partition(".")[0], name=algorithm.__name__,
+        path=str(path), normalized=normalized, out=str(out),
+    )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", script],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -76,6 +77,8 @@ CASES = [
     ("dqn", "alrao", OBSERVATIONS["vector"], "discrete", False),
     ("dqn", "stock", IMAGE, "discrete", False),
     ("ppo", "alrao", DICT, "multi-discrete", True),
+    *((algo, "alrao", RAW, "discrete", True) for algo in ("qrdqn", "recurrent-ppo")),
+    ("qrdqn", "stock", RAW, "discrete", False),
 ]
 
 
@@ -88,22 +91,14 @@ def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actio
     assert main([str(tmp_path), "--to", "sb3"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert out.startswith(
-        f"written: {tmp_path / 'agent.zip'}, for stable_baselines3.{algo.upper()}.load, which executes"
-    )
+    package = "stable_baselines3" if algo in ("dqn", "a2c", "ppo") else "sb3_contrib"
+    loader = f"{package}.{type(model).__name__}.load"
+    assert out.startswith(f"written: {tmp_path / 'agent.zip'}, for {loader}, which executes what it is given\n")
     assert (tmp_path / "agent_vecnormalize.pkl").exists() == ("vecnormalize.pkl" in out) == bool(normalize)
     observations, loaded = samples(space, 20), load_agent(tmp_path)
     expected = np.array([loaded.predict(observation, deterministic=True)[0] for observation in observations])
-    found = actions_of(
-        tmp_path / "agent.zip",
-        algo,
-        policy == "stock",
-        bool(normalize),
-        space,
-        ACTIONS[actions],
-        observations,
-        tmp_path,
-    )
+    given = bool(normalize), space, ACTIONS[actions], observations
+    found = actions_of(tmp_path / "agent.zip", type(model), policy == "stock", *given, tmp_path)
     np.testing.assert_array_equal(found.reshape(expected.shape), expected)
 
 
