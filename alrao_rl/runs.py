@@ -40,6 +40,8 @@ PACKED = ("config.json", "status.json", TRACEBACK, *COLUMNS)
 """What is kept of a run in a zip."""
 _MOST_BYTES = 2**30
 """No log is longer; a zip may claim anything."""
+TRACKING, TENSORBOARD = "tracking.json", "tensorboard"
+"""Of a run with ``--track``: what it is called at the trackers, and a folder that is one's own."""
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -168,11 +170,12 @@ class RunFolder:
         """
         try:
             # First: it belongs to the logs that go.
-            if (self.path / CHECKPOINT).exists():
-                shutil.rmtree(self.path / CHECKPOINT)
+            for name in (CHECKPOINT, TENSORBOARD):
+                if (self.path / name).exists():
+                    shutil.rmtree(self.path / name)
             write_json(self.path / "config.json", config)
             self.set_status("running", pid=os.getpid())
-            self._drop(TRACEBACK, *AGENTS)
+            self._drop(TRACEBACK, TRACKING, *AGENTS)
             for name, columns in COLUMNS.items():
                 file = (self.path / name).open("w", newline="")
                 self._files[name] = file

@@ -79,6 +79,7 @@ def parser() -> CommandLine:
     p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default results/NAME)")
     p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
     train.add_checkpoint_options(p)
+    train.add_track(p)
     p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
     return p
@@ -165,6 +166,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.run_timeout is not None and not 0 < args.run_timeout < float("inf"):
         raise UserError(f"--run-timeout is {args.run_timeout}, expected seconds above 0")
     train.check_checkpoint_interval(args)
+    train.check_track(args)
 
 
 def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -363,7 +365,7 @@ def drive(
     for number, run in enumerate(todo):
         arguments = (
             *run.cell.arguments, "--seed", str(run.seed), "--checkpoint-interval", str(args.checkpoint_interval),
-            *(["--allow-mismatch"] if args.allow_mismatch else []),
+            *(["--allow-mismatch"] if args.allow_mismatch else []), *(("--track", *args.track) if args.track else ()),
         )  # fmt: skip
         task = worker.Task(call, arguments, str((root / run.folder).absolute()), cwd, args.run_timeout)
         # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import shlex
 import shutil
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 PATIENCE, LIMIT = 6.0, 8.5
 """Seconds after Ctrl-C or SIGTERM: until nobody waits for a checkpoint any more, and until the process ends."""
 
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""What ``--track`` takes; each is the name of its package."""
+
 
 def parser() -> CommandLine:
     """The command line."""
@@ -53,6 +57,7 @@ def parser() -> CommandLine:
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
     p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
     add_checkpoint_options(p)
+    add_track(p)
     p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
     p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
@@ -82,6 +87,31 @@ def check_checkpoint_interval(args: argparse.Namespace) -> None:
         raise UserError(
             f"--checkpoint-interval is {args.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
         )
+
+
+def add_track(p: argparse.ArgumentParser) -> None:
+    """Add ``--track``, which a sweep hands on to its runs."""
+    p.add_argument(
+        "--track", nargs="+", action="extend", default=[], metavar="TRACKER",
+        help=f"log to {', '.join(TRACKERS)} too; results do not depend on it",
+    )  # fmt: skip
+
+
+def check_track(args: argparse.Namespace) -> None:
+    """Refuse an unknown tracker, and one whose package is missing.
+
+    Raises:
+        UserError: with what to do about it.
+    """
+    for name in args.track:
+        if name not in TRACKERS:
+            hint = suggest(name, TRACKERS)
+            raise UserError(f"--track is {name!r}, expected one of {', '.join(TRACKERS)}{hint}")
+        spec = importlib.util.find_spec(name)
+        # A folder of that name, as W&B leaves them, is no package.
+        if spec is None or spec.origin is None:
+            raise UserError(f"--track {name} needs {name}: pip install 'alrao-rl[tracking]'")
+    args.track = list(dict.fromkeys(args.track))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,6 +150,7 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
     if args.eval_episodes < 1:
         raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number of at least 1")
     check_checkpoint_interval(args)
+    check_track(args)
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
     kwargs = recipes.parse_env_kwargs(args.env_kwargs)
@@ -174,6 +205,11 @@ def env_folder(recipe: Recipe) -> str:
     return recipe.environment.id.replace(":", "-").replace("/", "-")
 
 
+def _label(recipe: Recipe, args: argparse.Namespace) -> str:
+    """The agent with what was set, as a sweep calls it too."""
+    return recipe.agent_name + ("@" + ",".join(args.overrides) if args.overrides else "")
+
+
 def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
     """What decides on the result of a run."""
     return {**recipe.as_dict(), "seed": args.seed, "eval_episodes": args.eval_episodes}
@@ -200,6 +236,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
     from alrao_rl.agent import build, check_device
     from alrao_rl.envs import make_env
+    from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
 
     check_device(args.device, "--device")
@@ -218,7 +255,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
             if _is_finished(folder, config):
                 return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
             callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
-            with contextlib.closing(callback):
+            subject = Subject(folder, env_folder(recipe), _label(recipe, args), args.seed, args.quiet)
+            with contextlib.closing(callback), tracked(model, args.track, subject):
                 model.learn(recipe.timesteps, callback=callback)
             # What was asked for on the last steps comes too late.
             interruption.disarm()

@@ -188,6 +188,7 @@ class TrainingCallback(AlraoCallback):
         self._started = time.perf_counter() - mine["elapsed"]
         lost = snapshot.put_back(saved.state["training"], self.model, self._evaluations)
         self.n_calls, self.num_timesteps = mine["n_calls"], self.model.num_timesteps
+        self.model._num_timesteps_at_start = self.num_timesteps  # SB3's time/fps counts from here
         for number, reason in lost.items():
             self._restarts.append({"timestep": self.num_timesteps, "environment": number + 1, "reason": reason})
             print_warning(
@@ -225,6 +226,9 @@ class TrainingCallback(AlraoCallback):
         training = now - self._started - self._evaluating
         self.folder.append("timing.csv", [(step, round(now - self._started, 3), round(step / max(training, 1e-9), 1))])
         self.folder.flush()
+        # Under the name that SB3's own EvalCallback gives it.
+        self.logger.record("eval/mean_reward", mean)
+        self.logger.dump(step)
         self._last = (mean, step)
         if self._best is None or mean > self._best[0]:
             self._best = self._last
