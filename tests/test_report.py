@@ -274,11 +274,14 @@ def test_zips_of_the_runs_give_the_same_report(tmp_path, monkeypatch):
 EVIL = '<script>alert("x")</script>&amp;$\\frac{1}{2}$|*a*_b_`c`[d](e)\x00\u202e_^{\n'
 
 
-def test_what_comes_from_data_stays_text(tmp_path, rendered):
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory):
+    """Runs whose environment, agent and error are markup."""
+    root = tmp_path_factory.mktemp("evil")
     env, agent = {**ENV, "id": EVIL}, "_<img src=x onerror=alert(1)>$^$"
     for seed in range(2):
         for name, rate in (("dqn", None), (agent, 1e-3), (agent, 1e-2)):
-            folder = write(tmp_path / str(seed) / name[:2] / str(rate), name[:3], {**ENV, "id": "E"}, seed, 100, rate)
+            folder = write(root / str(seed) / name[:2] / str(rate), name[:3], {**ENV, "id": "E"}, seed, 100, rate)
             config = (folder / "config.json").read_text()
             data = json.loads(config)
             data |= {"env": env, "agent": name}
@@ -286,16 +289,20 @@ def test_what_comes_from_data_stays_text(tmp_path, rendered):
             if seed and rate == 1e-2:
                 reason = {"state": "failed", "reason": "<b>bold</b> | **x**"}
                 (folder / "status.json").write_text(json.dumps(reason))
-    page, marked = make(tmp_path)
+    return root, *make(root)
+
+
+def test_what_comes_from_data_stays_text(evil):
+    root, page, marked = evil
     assert not re.search(r"<script|<img|<b>", page)
     assert '<script>alert("x")</script>&amp;$\\frac{1}{2}$|*a*_b_`c`[d](e)' in text(page)
     assert "<b>bold</b> | **x**" in text(page)
     assert "\x00" not in page
     assert "\u202e" not in page
-    for svg in (tmp_path / "report" / "figures").glob("*.svg"):
+    for svg in (root / "report" / "figures").glob("*.svg"):
         assert "<script" not in svg.read_text()
     assert any("$\\frac{1}{2}$" in html.unescape(s.read_text()) or "$^$" in html.unescape(s.read_text())
-               for s in (tmp_path / "report" / "figures").glob("*.svg"))  # fmt: skip
+               for s in (root / "report" / "figures").glob("*.svg"))  # fmt: skip
     prose = "\n".join(line for line in marked.splitlines() if not line.startswith("    "))
     assert not re.search(r"<script|<img|<b>|(?<!\\)\$|\|\*|(?<!\\)`", prose)
 
@@ -522,20 +529,53 @@ def test_it_is_fast_and_small(tmp_path, rendered):
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+PROBE = """() => {
+    const size = element => element.getBoundingClientRect();
+    const seen = element => element.checkVisibility({visibilityProperty: true, opacityProperty: true});
+    return {
+        too_wide: document.documentElement.scrollWidth > innerWidth,
+        sections: [...document.querySelectorAll("section")].filter(s => seen(s) && size(s).height > 100)
+            .map(s => s.querySelector("h2")).filter(seen).map(h => h.textContent),
+        figures: document.querySelectorAll("figure").length,
+        flat: [...document.querySelectorAll("figure svg")].map(size).filter(s => s.height < 40 || s.width < 200).length,
+        markup: [...document.querySelectorAll("script, img, b, iframe, object, embed")].map(e => e.outerHTML),
+        text: document.body.innerText,
+    };
+}"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-def test_a_browser_renders_it(ten, tmp_path):
-    """At a phone's width nothing is wider than the page but tables, which scroll; all figures have a size."""
-    _, page, _ = ten
-    probe = (
-        "<script>document.title = JSON.stringify([document.documentElement.scrollWidth, innerWidth,"
-        "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().height < 40).length])"
-        "</script>"
-    )
-    file = tmp_path / "probe.html"
-    file.write_text(page.replace("</body>", f"{probe}</body>"))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
-    result = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    width, window, flat = map(int, re.search(r"<title>\[(\d+),(\d+),(\d+)\]</title>", result.stdout).groups())
-    assert width <= window
-    assert flat == 0
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it(ten, evil, width):
+    """As wide as a phone and as a desktop, with harmless names and with markup for names."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        for root in (ten[0], evil[0]):
+            page = browser.new_page(viewport={"width": width, "height": 844})
+            said, asked = [], []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.on("dialog", lambda dialog, said=said: (said.append(dialog.message), dialog.dismiss()))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            address = (root / "report" / "report.html").as_uri()
+            page.goto(address)
+            for folded in page.locator("summary").all():
+                folded.click()
+            found = page.evaluate(PROBE)
+            assert found["sections"] == ORDER
+            assert found["figures"] > 5
+            assert (found["too_wide"], found["flat"], found["markup"]) == (False, 0, [])
+            assert [url for url in asked if not url.startswith("data:")] == [address]
+            for link in page.locator("nav a").all():
+                link.click()
+                assert page.locator(link.get_attribute("href")).evaluate(
+                    "s => s.getBoundingClientRect().top < innerHeight"
+                )
+            assert said == []
+        # The page of the markup, which reads as it was written.
+        for text_ in ('<script>alert("x")</script>&amp;', "_<img src=x onerror=alert(1)>$^$", "<b>bold</b> | **x**"):
+            assert text_ in found["text"]
+        browser.close()
