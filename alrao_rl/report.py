@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import re
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alrao_rl.errors import CommandLine, UserError, print_error, say
-from alrao_rl.runs import read_run_file, write_atomically
+from alrao_rl.runs import read_json, read_run_file, write_atomically
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 REFRESH = 30
 """Seconds between two looks of ``--watch``."""
 UNFINISHED = ("queued", "running", "interrupted")
+MANIFEST = "files.json"
+"""What a report consists of."""
+_PART = r"(figures|tables)/[\w.+-]+\.(svg|png|csv)"
 
 
 def parser() -> CommandLine:
@@ -121,18 +126,40 @@ def _state(root: Path) -> object:
 
 
 def write(out: Path, files: dict[str, bytes]) -> None:
-    """Write the files, each at once, in their order.
+    """Write the files, each at once, in their order, and remove those that only an earlier report wrote.
+
+    ``files.json`` lists what a report has written: nobody else's file is removed.
 
     Raises:
         UserError: one cannot be written.
     """
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        old = _listed(out / MANIFEST)
+        # Both until the old ones are gone, should this be broken off.
+        _list(out / MANIFEST, old | files.keys())
         for name, data in files.items():
             path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             write_atomically(path, data)
+        for name in old - files.keys():
+            (out / name).unlink(missing_ok=True)
+        _list(out / MANIFEST, files.keys())
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from None
+
+
+def _listed(manifest: Path) -> set[str]:
+    """Figures and tables that an earlier report wrote; what names another place is passed over."""
+    try:
+        names = read_json(manifest).get("files")
+    except UserError:
+        return set()
+    return {name for name in names if re.fullmatch(_PART, str(name))} if isinstance(names, list) else set()
+
+
+def _list(manifest: Path, names: Iterable[str]) -> None:
+    write_atomically(manifest, json.dumps({"files": sorted(names)}, indent=1) + "\n")
 
 
 def episodes(runs: pd.DataFrame) -> bytes:

@@ -438,7 +438,7 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
         cells.setdefault(run.cell, {})[run.seed] = state
     width = max(len(cell.label) for cell in cells)
     for cell, of in cells.items():
-        notes = "".join(f"; {note}" for note in _notes(cell, list(of.values())))
+        notes = "".join(f"; {note}" for note in _notes(cell, of))
         say(f"{cell.label:<{width}}  seeds {seeds_as_text(of)}, {cell.recipe.timesteps:,} steps each{notes}")
     if call.tuning_seeds:
         say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only where there is a setting to choose")
@@ -452,17 +452,21 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
     )
 
 
-def _notes(cell: Cell, states: list[State]) -> Iterator[str]:
-    """What is to be said of a cell."""
+def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
+    """What is to be said of a cell; which seeds, where it is not all of them."""
+    from alrao_rl.plan import seeds_as_text
+
     if cell.inert:
         yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
-    counts = {
-        "finished": sum(state.name == "finished" for state in states),
-        "of them finished elsewhere, as their rows say": sum(state.elsewhere for state in states),
-        "failed": sum(state.name == "failed" for state in states),
-        "begun": sum(state.step > 0 for state in states),
+    kinds = {
+        "finished": [seed for seed, state in states.items() if state.name == "finished"],
+        "of them finished elsewhere, as their rows say": [seed for seed, state in states.items() if state.elsewhere],
+        "failed": [seed for seed, state in states.items() if state.name == "failed"],
+        "begun": [seed for seed, state in states.items() if state.step > 0],
     }
-    yield from (f"{count} {what}" for what, count in counts.items() if count)
+    for what, seeds in kinds.items():
+        if seeds:
+            yield f"{len(seeds)} {what}" + (f" ({seeds_as_text(seeds)})" if len(seeds) < len(states) else "")
 
 
 def _conclude(root: Path, states: Mapping[Run, State]) -> int:

@@ -271,6 +271,42 @@ def test_zips_of_the_runs_give_the_same_report(tmp_path, monkeypatch):
     assert all(Path("from-folders", name).read_bytes() == Path("from-zips", name).read_bytes() for name in files)
 
 
+def test_a_report_takes_the_place_of_an_earlier_one(tmp_path):
+    """What that one had and the new one has not is gone; what others put there stays, whatever a list may say."""
+    sweep(tmp_path / "runs", range(2))
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    own = [out / "figures" / "curve-99-mine.png", out / "tables" / "mine.csv", out / "notes.csv", tmp_path / "x.csv"]
+    make(tmp_path / "runs", "--out", str(out))
+    for path in own:
+        path.write_text("mine")
+    acrobot = [path for path in out.rglob("*Acrobot*") if path.is_file()]
+    assert len(acrobot) > 2
+    assert {*acrobot} < {out / name for name in json.loads((out / "files.json").read_text())["files"]}
+    shutil.rmtree(tmp_path / "runs" / "Acrobot-v1")
+    manifest = json.loads((out / "files.json").read_text())
+    more = ["../x.csv", "figures/../../x.csv", str(tmp_path / "x.csv"), "notes.csv", 3]
+    (out / "files.json").write_text(json.dumps({"files": manifest["files"] + more}))
+    make(tmp_path / "runs", "--out", str(out))
+    assert not any(path.exists() for path in acrobot)
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {"files.json"}
+    assert all(path.read_text() == "mine" for path in own)
+    assert written - {str(path.relative_to(out)) for path in own[:3]} == {
+        *json.loads((out / "files.json").read_text())["files"]
+    }
+    make(tmp_path / "runs", "--out", str(tmp_path / "fresh"))
+    assert (out / "files.json").read_bytes() == (tmp_path / "fresh" / "files.json").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}'])
+def test_a_list_of_files_that_is_none(tmp_path, text):
+    write(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "files.json").write_text(text)
+    make(tmp_path)
+    assert "report.html" in (tmp_path / "report" / "files.json").read_text()
+
+
 EVIL = '<script>alert("x")</script>&amp;$\\frac{1}{2}$|*a*_b_`c`[d](e)\x00\u202e_^{\n'
 
 

@@ -476,6 +476,26 @@ def test_second_sweep_is_refused(place, capfd):
     assert [path.name for path in root.iterdir()] == [".lock"]
 
 
+def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    args = ["--agents", "dqn", "a2c", "--envs", "CartPole-v1", "--seeds", "0-9", "--timesteps", "100", "--dry-run"]
+    for cell in cells(agents=["dqn", "a2c"], seeds=list(range(10)), timesteps=100):
+        states = dict.fromkeys([0, 1, 2, 5], "finished") | {3: "failed", 7: "running"} if cell.agent == "dqn" else {}
+        for seed, state in states.items():
+            folder = RunFolder(Path("results/sweep") / plan.Run(cell, seed).folder)
+            folder.open()
+            folder.start(plan.Run(cell, seed).config)
+            folder.set_status(state, reason="x")
+            folder.close()
+        if cell.agent == "dqn":
+            (Path("results/sweep") / plan.Run(cell, 7).folder / "checkpoint" / "step-000000000050").mkdir(parents=True)
+    assert main([*args, "-j", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "dqn on CartPole-v1  seeds 0-9, 100 steps each; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
+    assert "a2c on CartPole-v1  seeds 0-9, 100 steps each\n" in out
+    assert "20 runs, 4 finished, 1 failed, 15 to do" in out
+
+
 # --- real ones ------------------------------------------------------------------------------------------------------
 
 ARGS = ["--agents", "small.toml", "--timesteps", "300", "--eval-episodes", "1"]

@@ -45,7 +45,8 @@ def section(study: Study, command: str) -> Section:
         Verbatim(command),
         Text(f"It counts {plural(len(study.frame), 'run')}: {counts}."),
         Text("The first run of each agent was made by the following; commands.csv has every run's. Given again, a "
-             "command makes its run anew in an empty folder."),
+             "command continues a run that is unfinished from its last checkpoint and makes no finished one anew; "
+             "where its folder is gone, it makes the same run again."),
         Verbatim("\n".join(first)),
         Table("What the runs were made with.", ["", "value"], _made_with(made_with)),
         *_recipes(study, configs),
