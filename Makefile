@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train install install-test test test-long lint figures bench bench-checkpoint clean
+.PHONY: train install install-test test test-long lint figures bench bench-checkpoint bench-sweep clean
 
 train: .venv/installed ## Train DQN without a learning rate on CartPole
 	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1
@@ -31,6 +31,9 @@ bench: .venv/installed-test ## Training time against stock SB3, minutes
 
 bench-checkpoint: .venv/installed-test ## Time and bytes of checkpoints, minutes and 12 GB of disk
 	$(PY) benchmarks/checkpoint.py
+
+bench-sweep: .venv/installed ## Time of a sweep on one core, two, and against rl-baselines3-zoo, half an hour
+	$(PY) benchmarks/sweep.py
 
 # torch first and alone: with it in place nothing pulls another build of it.
 .venv/bin/python:
