@@ -1,17 +1,24 @@
 """Write a trained agent in another format: ``python -m alrao_rl.export RUN --to sb3``.
 
-Stable-Baselines3's own zip is for ``DQN.load`` and its like, in programs that know nothing of our files. Where the
-agent was trained on normalised observations, their statistics lie beside it as SB3 has them, a pickled
+``sb3``: Stable-Baselines3's own zip, for ``DQN.load`` and its like, in programs that know nothing of our files. Where
+the agent was trained on normalised observations, their statistics lie beside it as SB3 has them, a pickled
 ``VecNormalize``.
 
 SB3's ``load`` unpickles both: it executes what is in them. Load only what comes from who you trust.
+
+``onnx``: the averaged model as a graph for ONNX Runtime and its like, from raw observations, images with their channels
+first, to ``action``, as ``predict(observation, deterministic=True)`` gives it, and ``scores``: Q-values or
+log-probabilities of all actions, or the mean.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import logging
 import pickle
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +32,8 @@ if TYPE_CHECKING:
     from alrao_rl.agent import Statistics
 
 _MARK = b"written by alrao_rl.export"
-"""Comment of our zips: those may be overwritten."""
+"""In our files: those may be overwritten."""
+_TO_ONNX = ("DQN", "QRDQN", "A2C", "PPO")
 
 
 def parser() -> CommandLine:
@@ -34,7 +42,8 @@ def parser() -> CommandLine:
         prog="python -m alrao_rl.export",
         description="Write a trained agent in another format. sb3: a zip for DQN.load, A2C.load or PPO.load, and, if "
         "its observations are normalised, their statistics for VecNormalize.load beside it. Loading those executes "
-        "what is in them: load only what comes from who you trust.",
+        "what is in them: load only what comes from who you trust. onnx: the averaged model, from raw observations to "
+        "actions and their scores.",
     )
     p.add_argument(
         "run",
@@ -42,8 +51,8 @@ def parser() -> CommandLine:
         metavar="RUN",
         help="a run folder, such as results/train/CartPole-v1/dqn/seed-0, or a .safetensors file",
     )
-    p.add_argument("--to", required=True, choices=("sb3",), help="sb3: Stable-Baselines3's own zip")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: agent.zip in the run folder)")
+    p.add_argument("--to", required=True, choices=("sb3", "onnx"), help="the format")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: beside the agent)")
     return p
 
 
@@ -51,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, or 2 for a mistake in the arguments."""
     try:
         args = parser().parse_args(argv)
-        to_sb3(args.run, args.out)
+        {"sb3": to_sb3, "onnx": to_onnx}[args.to](args.run, args.out)
     except UserError as error:
         print_error(error)
         return 2
@@ -91,6 +100,66 @@ def to_sb3(run: Path, out: Path | None = None) -> None:
     say(f"written: {target}, for {loader}, which executes what it is given")
     if statistics:
         say(f"written: {beside}, for VecNormalize.load, likewise: the agent takes observations that went through it")
+
+
+def to_onnx(run: Path, out: Path | None = None) -> None:
+    """Write the averaged model as an ONNX graph.
+
+    Args:
+        run: a run folder, whose best agent is taken, or the path of an agent's ``.safetensors`` file.
+        out: where to, ending in ``.onnx``; None for beside the agent. A file that was written so before is replaced.
+
+    Raises:
+        UserError: there is no such agent, or its algorithm has no such form; onnx is not installed; something else is
+            in the place, or it cannot be written.
+    """
+    from alrao_rl.agent import agent_path, rebuild
+
+    path = agent_path(run)
+    target = out or path.with_suffix(".onnx")
+    if target.suffix != ".onnx":
+        raise UserError(f"--out is {str(target)!r}, expected a file name that ends in .onnx")
+    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
+        raise UserError("--to onnx needs onnx and onnxscript; install them with: pip install 'alrao-rl[export]'")
+    model, statistics = rebuild(path)
+    if (name := type(model).__name__) not in _TO_ONNX:
+        raise UserError(f"--to onnx does not serve {name}, expected {', '.join(_TO_ONNX)}; --to sb3 does")
+    if target.exists() and (not target.is_file() or _MARK not in target.read_bytes()[:200]):
+        raise UserError(f"{target} is there already and not an export of alrao-rl: choose another file with --out")
+    data, inputs = _graph(model, statistics)
+    try:
+        write_atomically(target, data)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another file with --out") from None
+    say(f"written: {target}, from {', '.join(inputs)} to action, scores")
+
+
+def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[str]]:
+    """The ONNX file, and the names of its inputs."""
+    import numpy as np
+    import torch
+    from gymnasium import spaces
+
+    from alrao_rl.sb3.plain import Acting
+
+    space = model.observation_space
+    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
+    examples = tuple(torch.as_tensor(np.stack([part.sample(), part.sample()])) for part in parts.values())
+    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
+    logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
+    logger.setLevel(logging.ERROR)  # of torchvision, which nobody needs here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                Acting(model.policy, statistics), examples, dynamo=True, verbose=False, dynamic_shapes=(batch,),
+                input_names=list(parts), output_names=["action", "scores"],
+            )  # fmt: skip
+    finally:
+        logger.setLevel(level)
+    graph: Any = cast(Any, program).model_proto
+    graph.producer_name = _MARK.decode()
+    return graph.SerializeToString(), list(parts)
 
 
 def _refuse_to_overwrite(target: Path, beside: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from test_agent import ACTIONS, IMAGE, OBSERVATIONS, make_agent, make_model, samples
 from test_enjoy import CARTPOLE, save_run
@@ -210,3 +211,75 @@ def test_help_imports_no_torch():
     assert (done.returncode, done.stderr) == (0, "")
     assert "executes what is in them" in " ".join(done.stdout.split())
     assert export._MARK
+
+
+# --- ONNX -----------------------------------------------------------------------------------------------------------
+
+GRAPHS = [
+    *((algo, policy, RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo") for policy in ("alrao", "stock")),
+    ("dqn", "alrao", IMAGE, "discrete", False),
+    ("qrdqn", "alrao", RAW, "discrete", True),
+    ("a2c", "alrao", OBSERVATIONS["discrete"], "multi-discrete", False),
+    ("ppo", "alrao", RAW, "multi-binary", False),
+    *(("ppo", policy, RAW, "box", True) for policy in ("alrao", "stock")),
+    ("ppo", "alrao", DICT, "discrete", True),
+]
+
+
+@pytest.mark.parametrize(("algo", "policy", "space", "actions", "normalize"), GRAPHS)
+def test_onnx_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actions, normalize):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    agent = make_agent(algo, policy, normalize_observations=normalize)
+    save_agent(make_model(agent, space, ACTIONS[actions], steps=32), agent, tmp_path / "agent", timestep=32)
+    for _ in range(2):  # its own file it replaces
+        assert main([str(tmp_path), "--to", "onnx"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    names = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
+    assert out.splitlines()[0] == f"written: {tmp_path / 'agent.onnx'}, from {', '.join(names)} to action, scores"
+    session = onnxruntime.InferenceSession(tmp_path / "agent.onnx")
+    model = load_agent(tmp_path)
+    assert [one.name for one in session.get_inputs()] == names
+    observations = samples(model.observation_space, 20)
+    rows = [one if isinstance(one, dict) else {"observation": one} for one in observations]
+    batch = {name: np.stack([row[name] for row in rows]) for name in names}
+    action, scores = session.run(None, batch)
+    given = batch if isinstance(space, spaces.Dict) else batch["observation"]
+    expected = model.predict(given, deterministic=True)[0]
+    if actions == "box":
+        np.testing.assert_allclose(action, expected, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(action, expected)
+    np.testing.assert_allclose(scores, scores_of(model, given), rtol=1e-5, atol=1e-5)
+
+
+def scores_of(model, observations):
+    """From the policy itself, heads and all."""
+    policy, (tensor, _) = model.policy, model.policy.obs_to_tensor(observations)
+    with torch.no_grad():
+        for name in ("q_net", "quantile_net"):
+            if hasattr(policy, name):
+                values = getattr(policy, f"{name}_average", getattr(policy, name))(tensor)
+                return values if name == "q_net" else values.mean(1)
+        features = policy.extract_features(tensor, policy.pi_features_extractor)
+        return policy.action_net(policy.mlp_extractor.forward_actor(features))
+
+
+def test_onnx_refuses_what_it_cannot_do(tmp_path, capfd, monkeypatch):
+    agent = make_agent("recurrent-ppo")
+    save_agent(make_model(agent, RAW, ACTIONS["discrete"], steps=0), agent, tmp_path / "agent", timestep=0)
+    assert main([str(tmp_path), "--to", "onnx", "--out", str(tmp_path / "x.zip")]) == 2
+    assert "expected a file name that ends in .onnx" in capfd.readouterr().err
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    assert main([str(tmp_path), "--to", "onnx"]) == 2
+    assert "--to onnx needs onnx and onnxscript; install them with: pip install" in capfd.readouterr().err
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: object())
+    assert main([str(tmp_path), "--to", "onnx"]) == 2
+    assert "--to onnx does not serve RecurrentPPO, expected DQN, QRDQN, A2C, PPO" in capfd.readouterr().err
+    agent = make_agent("ppo")
+    save_agent(make_model(agent, RAW, ACTIONS["discrete"], steps=0), agent, tmp_path / "agent", timestep=0)
+    (tmp_path / "agent.onnx").write_bytes(b"mine")
+    assert main([str(tmp_path), "--to", "onnx"]) == 2
+    assert "is there already and not an export of alrao-rl" in capfd.readouterr().err
+    assert (tmp_path / "agent.onnx").read_bytes() == b"mine"

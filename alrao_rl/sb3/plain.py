@@ -1,0 +1,121 @@
+"""A policy as a plain torch module that acts: nothing of Alrao left, for export to other formats."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from alrao_rl.core import OutputHeads
+from alrao_rl.core.heads import mix_bernoulli, mix_logits
+
+
+class Mixture(nn.Module):
+    """The average of heads whose probabilities are averaged, which is no ``Linear``: Σ_j a_j p_j(x) as logits.
+
+    Args:
+        heads: the output layer.
+    """
+
+    weights: Tensor
+
+    def __init__(self, heads: OutputHeads) -> None:
+        super().__init__()
+        self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
+        # All heads as one layer.
+        self.all = nn.utils.skip_init(nn.Linear, heads.in_features, heads.n_heads * heads.out_features)
+        bias = torch.zeros(self.shape) if heads.bias is None else heads.bias
+        self.all.weight.data = heads.weight.detach().reshape(-1, heads.in_features).clone()
+        self.all.bias.data = bias.detach().reshape(-1).clone()
+        self.register_buffer("weights", heads.averaging_weights.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, I]`` to ``[B, O]``."""
+        logits = self.all(features).t().reshape(*self.shape, -1)
+        if self.kind == "bernoulli":
+            return mix_bernoulli(logits, self.weights).t()
+        return torch.cat([mix_logits(part, self.weights) for part in logits.split(self.splits, 1)]).t()
+
+
+class Acting(nn.Module):
+    """What ``predict(observation, deterministic=True)`` computes, of a policy of DQN, QR-DQN, A2C or PPO.
+
+    Args:
+        policy: the policy, Alrao's or SB3's.
+        statistics: mean and variance that normalise the observations, by key of a Dict space or ``""``.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, policy: Any, statistics: dict[str, tuple[Any, Any]]) -> None:
+        super().__init__()
+        space = policy.observation_space
+        self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else [""]
+        for number, key in enumerate(self.keys):
+            if key in statistics:
+                mean, variance = (torch.as_tensor(np.asarray(one), dtype=torch.float64) for one in statistics[key])
+                self.register_buffer(f"mean_{number}", mean)
+                self.register_buffer(f"std_{number}", (variance + 1e-8).sqrt())
+        self.policy = copy.deepcopy(policy)
+        for module in list(self.policy.modules()):
+            for name, child in list(module._modules.items()):
+                if isinstance(child, OutputHeads):
+                    module._modules[name] = _plain(child)
+        self.requires_grad_(False).eval()
+        space = policy.action_space
+        if isinstance(space, spaces.Box):
+            self.register_buffer("low", torch.as_tensor(space.low))
+            self.register_buffer("high", torch.as_tensor(space.high))
+
+    def forward(self, *observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions and what they are chosen by: values or logits of all actions, ``[B, n]``, or the mean ``[B, …]``.
+
+        Args:
+            observations: ``[B, …]``, one for each key of a Dict space in its order.
+        """
+        normalised = [self._normalise(number, one) for number, one in enumerate(observations)]
+        observation: Any = normalised[0] if self.keys == [""] else dict(zip(self.keys, normalised, strict=True))
+        scores = self._scores(observation)
+        return self._actions(scores), scores
+
+    def _normalise(self, number: int, observation: Tensor) -> Tensor:
+        if not hasattr(self, f"mean_{number}"):
+            return observation
+        mean, std = getattr(self, f"mean_{number}"), getattr(self, f"std_{number}")
+        return ((observation.double() - mean) / std).clamp(-10.0, 10.0).float()  # as VecNormalize does
+
+    def _scores(self, observation: Any) -> Tensor:
+        policy = self.policy
+        for name in ("q_net", "quantile_net"):
+            if hasattr(policy, name):
+                values = getattr(policy, f"{name}_average", getattr(policy, name))(observation)
+                return cast(Tensor, values if name == "q_net" else values.mean(1))
+        features = policy.extract_features(observation)
+        latent = features if policy.share_features_extractor else features[0]
+        return cast(Tensor, policy.action_net(policy.mlp_extractor.forward_actor(latent)))
+
+    def _actions(self, scores: Tensor) -> Tensor:
+        space = self.policy.action_space
+        if isinstance(space, spaces.Discrete):
+            return scores.argmax(1) + int(space.start)
+        if isinstance(space, spaces.MultiDiscrete):
+            parts = scores.split([int(n) for n in space.nvec], 1)
+            return torch.stack([part.argmax(1) for part in parts], 1) + torch.as_tensor(space.start)
+        if isinstance(space, spaces.MultiBinary):
+            return (scores > 0).to(torch.int64)
+        if self.policy.squash_output:
+            return self.low + 0.5 * (scores.tanh() + 1) * (self.high - self.low)
+        return torch.maximum(torch.minimum(scores, self.high), self.low)
+
+
+def _plain(heads: OutputHeads) -> nn.Module:
+    if heads.kind not in ("values", "mean"):
+        return Mixture(heads)
+    layer = nn.utils.skip_init(nn.Linear, heads.in_features, heads.out_features, heads.bias is not None)
+    layer.load_state_dict({name: value for name, value in heads.collapse().items() if value is not None})
+    return layer
