@@ -214,6 +214,15 @@ def test_learning_rate_acts_only_by_its_ratio_to_the_first_that_is_not_zero():
     assert torch.equal(run([4.0, 0.0, 0.0]), run([4.0]))  # a rate that has decayed to 0 stops learning
 
 
+def test_a_look_before_the_first_update_leaves_the_state_as_it_is():
+    """A run that is killed before it learns has been evaluated already."""
+    net = network([nn.Linear(4, 6), nn.Tanh()])
+    optimizer = AlraoOptimizer(net)
+    assert optimizer.reclones(next(m for m in net.modules() if isinstance(m, OutputHeads))).sum() == 0
+    assert optimizer.state_dict()["state"] == {}
+    AlraoOptimizer(network([nn.Linear(4, 6), nn.Tanh()])).load_state_dict(optimizer.state_dict())
+
+
 def test_state_is_tensors_and_primitives_and_resumes_exactly():
     def data(seed):
         torch.manual_seed(seed)
