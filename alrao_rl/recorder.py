@@ -5,10 +5,12 @@ No environment has to know of it. Pickling one is no way: some are copied withou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
 from alrao_rl.errors import first_line
@@ -35,14 +37,20 @@ class RecordingMonitor(Monitor[Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
+        self._space = env.observation_space
         self._before: dict[str, Any] | None = None
         self._reset: dict[str, Any] = {}
         self._actions: list[Any] = []
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Start an episode and its record."""
+        """Start an episode and its record.
+
+        Raises:
+            ValueError: the observation is not of its space's shape and kind, or not finite.
+        """
         self._before, self._reset, self._actions = generator_state(self.unwrapped), kwargs, []
         observation, info = super().reset(**kwargs)
+        self._check(observation, "after a reset")
         if (name := _non_finite(observation)) is not None:
             raise NonFiniteError(f"{name} is not finite after a reset")
         return observation, info
@@ -51,16 +59,23 @@ class RecordingMonitor(Monitor[Any, Any]):
         """Step and record the action.
 
         Raises:
+            ValueError: the observation is not of its space's shape and kind.
             NonFiniteError: at once, before it is in a network or a replay buffer.
         """
         # An array may be a row of what the caller writes its next actions to.
         self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = super().step(action)
+        self._check(observation, f"at step {self.total_steps} of the environment")
         if not abs(float(reward)) <= _LARGEST:  # nor is nan
             raise NonFiniteError(f"the reward is {reward} at step {self.total_steps} of the environment")
         if (name := _non_finite(observation)) is not None:
             raise NonFiniteError(f"{name} is not finite at step {self.total_steps} of the environment")
         return observation, reward, terminated, truncated, info
+
+    def _check(self, observation: Any, when: str) -> None:
+        """Refuse what is not of its space's shape and kind: NumPy would fit it in without a word."""
+        if (reason := _unlike(self._space, observation)) is not None:
+            raise ValueError(f"the observation {reason} {when}")
 
     def record(self) -> dict[str, Any]:
         """What leads to the present state, and what it is recognised by: ``rewards`` ``[T]`` and ``after``."""
@@ -91,6 +106,23 @@ class RecordingMonitor(Monitor[Any, Any]):
             raise ReplayError("its random generator came out differently")
         self._before = record["before"]
         return observation
+
+
+def _unlike(space: spaces.Space[Any], observation: Any) -> str | None:
+    """How an observation differs from its space in shape or kind of numbers; None if it does not."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(observation, Mapping) or observation.keys() != space.spaces.keys():
+            return f"is not a dict of {', '.join(space.spaces)}"
+        found = ((key, _unlike(inner, observation[key])) for key, inner in space.spaces.items())
+        return next((f"[{key!r}] {reason}" for key, reason in found if reason is not None), None)
+    if space.shape is None or space.dtype is None:
+        return None
+    values = np.asarray(observation)
+    if values.shape != space.shape:
+        return f"is of shape {values.shape}, expected {space.shape}"
+    if values.dtype.kind not in ("fiub" if space.dtype.kind == "f" else "iub"):
+        return f"holds {values.dtype}, expected {space.dtype}"
+    return None
 
 
 def _non_finite(observation: Any) -> str | None:
