@@ -30,7 +30,7 @@ from torch import nn
 import alrao_rl
 from alrao_rl import recipes
 from alrao_rl.errors import UserError, first_line, suggest
-from alrao_rl.runs import read_json, write_atomically
+from alrao_rl.runs import check_manifest, read_json, write_atomically
 
 FORMAT = "alrao-rl agent 2"
 _HEADER = "alrao-rl"
@@ -316,6 +316,8 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise UserError(f"{path} is not an agent of this version: expected the format {FORMAT!r}")
     if _digest(data) != description.get("sha256"):
         raise UserError(f"{path} is damaged: the hash of its weights is not the one it was saved with")
+    # The header has no hash of its own, but in the folder of a finished run.
+    check_manifest(path.parent, path.name)
     return description, tensors
 
 

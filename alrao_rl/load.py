@@ -17,7 +17,7 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.runs import COLUMNS, read_json, read_run_file
+from alrao_rl.runs import COLUMNS, check_manifest, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
@@ -147,6 +147,8 @@ class _Run:
         try:
             self.config = _checked(read_json(path / "config.json"), path / "config.json", _CONFIG)
             self.status = _checked(read_json(path / "status.json"), path / "status.json", _STATUS)
+            if self.status["state"] == "finished":
+                check_manifest(path)
             if self.status["state"] != "queued":
                 self.steps, self.returns = _episodes(path / "episodes.csv", self.status["state"] == "finished")
         except UserError as error:

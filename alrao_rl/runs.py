@@ -4,8 +4,9 @@
 interrupted or failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only file
 that differs between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the
 last one), and until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut
-back to the length they had at the checkpoint. ``seed-N.zip`` beside a run folder is what a sweep keeps of it for
-reports and notebooks: everything but agents and checkpoints.
+back to the length they had at the checkpoint. ``sha256.json`` of a finished run holds the hash of every other file.
+``seed-N.zip`` beside a run folder is what a sweep keeps of it for reports and notebooks: everything but agents and
+checkpoints.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -36,7 +38,8 @@ COLUMNS = {
 AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))
 TRACEBACK = "traceback.txt"
 CHECKPOINT = "checkpoint"
-PACKED = ("config.json", "status.json", TRACEBACK, *COLUMNS)
+MANIFEST = "sha256.json"
+PACKED = ("config.json", "status.json", MANIFEST, TRACEBACK, *COLUMNS)
 """What is kept of a run in a zip."""
 _MOST_BYTES = 2**30
 """No log is longer; a zip may claim anything."""
@@ -65,7 +68,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write_atomically(path, _as_json(value))
+
+
+def _as_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,6 +111,33 @@ def read_run_file(run: Path, name: str) -> bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run / name)) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise OSError(errno.EIO, f"{run.name} is damaged: {error}", str(run / name)) from None
+
+
+def check_manifest(run: Path, *names: str) -> None:
+    """Check files of a run, all but the weights if none is named, against its manifest, where it has one.
+
+    Raises:
+        UserError: one is not what it was when the run was finished.
+    """
+    try:
+        read_run_file(run, MANIFEST)
+    except FileNotFoundError:
+        return  # not finished, or an agent by itself
+    except OSError:
+        pass  # read_json says so
+    expected = read_json(run / MANIFEST)
+    kept = [name for name in expected if not name.endswith(".safetensors") and (run.is_dir() or name in PACKED)]
+    for name in names or kept:
+        try:
+            data = read_run_file(run, name)
+        except OSError as error:
+            raise UserError(f"cannot read {run / name}: {error.strerror}") from None
+        if _sha256(data) != expected.get(name):
+            raise UserError(f"{run / name} is damaged: it has another hash than {MANIFEST} says")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class RunFolder:
@@ -175,7 +209,7 @@ class RunFolder:
                     shutil.rmtree(self.path / name)
             write_json(self.path / "config.json", config)
             self.set_status("running", pid=os.getpid())
-            self._drop(TRACEBACK, TRACKING, *AGENTS)
+            self._drop(TRACEBACK, TRACKING, MANIFEST, *AGENTS)
             for name, columns in COLUMNS.items():
                 file = (self.path / name).open("w", newline="")
                 self._files[name] = file
@@ -184,8 +218,19 @@ class RunFolder:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def resume(self, config: Mapping[str, Any], lengths: Mapping[str, int], agents: Mapping[str, bytes]) -> None:
-        """Continue the run: cut the logs back to their ``lengths`` in bytes, put its best agent's files back.
+    def finish(self, **details: Any) -> None:
+        """Write the hashes of all files, and last of all, that the run is finished."""
+        status = _as_json({"state": "finished", **details})
+        self.flush()
+        files = [path for name in (*PACKED, *AGENTS) if (path := self.path / name).is_file() and name != MANIFEST]
+        hashes = {path.name: _sha256(path.read_bytes()) for path in files}
+        write_json(self.path / MANIFEST, hashes | {"status.json": _sha256(status.encode())})
+        write_atomically(self.path / "status.json", status)
+
+    def resume(
+        self, config: Mapping[str, Any], logs: Mapping[str, Mapping[str, Any]], agents: Mapping[str, bytes]
+    ) -> None:
+        """Continue the run: cut the logs back to where they were, put its best agent's files back.
 
         Raises:
             UserError: it cannot be written.
@@ -193,26 +238,33 @@ class RunFolder:
         try:
             write_json(self.path / "config.json", config)
             self.set_status("running", pid=os.getpid())
-            self._drop(TRACEBACK, *(name for name in AGENTS if name not in agents))
+            self._drop(TRACEBACK, MANIFEST, *(name for name in AGENTS if name not in agents))
             for name, data in agents.items():
                 write_atomically(self.path / name, data)
             for name in COLUMNS:
                 file = self._files[name] = (self.path / name).open("a", newline="")
-                file.truncate(lengths[name])
+                file.truncate(logs[name]["bytes"])
         except OSError as error:
             raise self._unusable(error) from None
 
-    def lengths(self) -> dict[str, int]:
-        """Length of every log in bytes, once the disk has them."""
+    def logs(self) -> dict[str, dict[str, Any]]:
+        """Length in ``bytes`` and ``sha256`` of every log, once the disk has them."""
         self.flush()
         for file in self._files.values():
             os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+        contents = {name: (self.path / name).read_bytes() for name in self._files}
+        return {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in contents.items()}
 
-    def too_short(self, lengths: Mapping[str, int]) -> str | None:
-        """The log that has fewer bytes than ``lengths`` says; None where all have them."""
-        sizes = {name: path.stat().st_size for name in COLUMNS if (path := self.path / name).is_file()}
-        return next((name for name in COLUMNS if sizes.get(name, -1) < lengths.get(name, 0)), None)
+    def changed(self, logs: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """How a log differs from what :meth:`logs` gave, rows after it apart; None where all are as they were."""
+        for name in COLUMNS:
+            path, was = self.path / name, logs[name]
+            data = path.read_bytes() if path.is_file() else b""
+            if len(data) < was["bytes"]:
+                return f"{path} is shorter than it was"
+            if _sha256(data[: was["bytes"]]) != was["sha256"]:
+                return f"{path} is damaged: it has another hash than it had"
+        return None
 
     def _drop(self, *names: str) -> None:
         for path in (*(self.path / name for name in names), *self.path.glob(".*.tmp")):

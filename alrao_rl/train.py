@@ -58,6 +58,7 @@ def parser() -> CommandLine:
     p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
     add_checkpoint_options(p)
     add_track(p)
+    add_trust(p)
     p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
     p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
@@ -75,6 +76,11 @@ def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
         help="continue from a checkpoint that other versions or another device made, and note it in config.json; never "
         "from one of another configuration, which would be neither run",
     )  # fmt: skip
+
+
+def add_trust(p: argparse.ArgumentParser) -> None:
+    """Add ``--trust``."""
+    p.add_argument("--trust", action="store_true", help="import the package of an environment that a file names")
 
 
 def check_checkpoint_interval(args: argparse.Namespace) -> None:
@@ -154,7 +160,7 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
     kwargs = recipes.parse_env_kwargs(args.env_kwargs)
-    return recipes.resolve(agent, args.env, args.overrides, args.timesteps, kwargs)
+    return recipes.resolve(agent, args.env, args.overrides, args.timesteps, kwargs, args.trust)
 
 
 # --- printing -------------------------------------------------------------------------------------------------------
@@ -262,7 +268,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
             interruption.disarm()
             if interruption.raised:  # the environment has caught it
                 raise KeyboardInterrupt
-            folder.set_status("finished", timesteps=model.num_timesteps, **callback.result())
+            folder.finish(timesteps=model.num_timesteps, **callback.result())
         except UserError:
             raise
         except BaseException as error:
@@ -298,8 +304,7 @@ def _begin(
     def fits(state: dict[str, Any]) -> str | None:
         if changed := list(differences(state["config"], config)):
             return f"it is of another configuration ({'; '.join(changed[:3])})"
-        short = folder.too_short(state["logs"])
-        return f"{folder.path / short} is shorter than it was" if short else None
+        return folder.changed(state["logs"])
 
     saved = checkpoints.newest(complain, fits)
     if saved is None:

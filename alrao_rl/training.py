@@ -152,7 +152,7 @@ class TrainingCallback(AlraoCallback):
         state = {
             "step": self.num_timesteps,
             "config": self.config,
-            "logs": self.folder.lengths(),
+            "logs": self.folder.logs(),
             "training": snapshot.take(self.model, self._evaluations),
             "callback": {
                 "n_calls": self.n_calls,

@@ -121,6 +121,18 @@ def test_failed_and_diverged_runs_score_the_floor(tmp_path):
     ]
 
 
+def test_a_finished_run_that_has_changed_since(tmp_path):
+    path = write(tmp_path, state="running")
+    folder = RunFolder(path)
+    folder.finish(timesteps=1000)
+    assert load_results(tmp_path).state.tolist() == ["finished"]
+    (path / "episodes.csv").write_text((path / "episodes.csv").read_text().replace("20.0", "90.0"))
+    row = load_results(tmp_path).iloc[0]
+    assert row.state == "broken"
+    assert math.isnan(row.auc)
+    assert row.error == "episodes.csv is damaged: it has another hash than sha256.json says"
+
+
 def test_runs_that_are_not_over_have_no_score(tmp_path):
     path = write(tmp_path, state="running")
     with (path / "episodes.csv").open("a") as file:

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from alrao_rl.errors import UserError
-from alrao_rl.runs import COLUMNS, RunFolder, differences, read_json, write_atomically, write_json
+from alrao_rl.runs import COLUMNS, RunFolder, check_manifest, differences, read_json, write_atomically, write_json
 
 
 def test_write_atomically(tmp_path):
@@ -136,8 +136,10 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
     folder.open()
     folder.start({"seed": 0})
     folder.append("episodes.csv", [(1, 2.0, 3)])
-    lengths = folder.lengths()
-    assert lengths == {name: (tmp_path / name).stat().st_size for name in COLUMNS}
+    logs = folder.logs()
+    assert {name: log["bytes"] for name, log in logs.items()} == {
+        name: (tmp_path / name).stat().st_size for name in COLUMNS
+    }
     folder.append("episodes.csv", [(4, 5.0, 6), (7, 8.0, 9)])
     folder.append("heads.csv", [(4, "q_net", 1, 0.1, 1.0, 0)])
     folder.set_status("failed")
@@ -145,8 +147,8 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
     for name in ("agent.json", "last.json", "traceback.txt", ".status.json.x.tmp", "notes.txt"):
         (tmp_path / name).write_text("new")
     folder.open()
-    assert folder.too_short(lengths) is None
-    folder.resume({"seed": 1}, lengths, {"agent.json": b"old"})
+    assert folder.changed(logs) is None
+    folder.resume({"seed": 1}, logs, {"agent.json": b"old"})
     folder.append("episodes.csv", [(10, 11.0, 12)])
     folder.close()
     assert (tmp_path / "episodes.csv").read_text() == "timestep,return,length\n1,2.0,3\n10,11.0,12\n"
@@ -157,6 +159,38 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
     }  # fmt: skip
     assert folder.status()["state"] == "running"
     assert folder.config() == {"seed": 1}
-    assert folder.too_short({**lengths, "heads.csv": 10_000}) == "heads.csv"
+    text = (tmp_path / "episodes.csv").read_text()
+    (tmp_path / "episodes.csv").write_text(text.replace("1,2.0,3", "1,2.5,3"))
+    assert folder.changed(logs) == f"{tmp_path / 'episodes.csv'} is damaged: it has another hash than it had"
+    (tmp_path / "episodes.csv").write_text(text)
+    assert "heads.csv is shorter" in folder.changed(logs | {"heads.csv": {"bytes": 10_000}})
     (tmp_path / "episodes.csv").unlink()
-    assert folder.too_short(lengths) == "episodes.csv"
+    assert "episodes.csv is shorter" in folder.changed(logs)
+
+
+def test_manifest_of_a_finished_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open()
+    folder.start({"seed": 0})
+    check_manifest(tmp_path)
+    (tmp_path / "agent.safetensors").write_bytes(b"weights")
+    folder.append("episodes.csv", [(1, 2.0, 3)])
+    folder.finish(timesteps=1)
+    folder.close()
+    zipped = folder.pack()
+    for run in (tmp_path, zipped):
+        check_manifest(run)
+    check_manifest(tmp_path, "agent.safetensors")
+    for name in ("config.json", "status.json", "episodes.csv", "sha256.json", "agent.safetensors"):
+        path = tmp_path / name
+        data = path.read_bytes()
+        for other in (data[:-3], data.replace(b"e", b"f", 1)):
+            path.write_bytes(other)
+            with pytest.raises(UserError, match=r"(is damaged|is not a JSON file|cannot read)"):
+                check_manifest(tmp_path, *(["agent.safetensors"] if name.startswith("agent") else []))
+        path.unlink()
+        if name != "sha256.json":
+            with pytest.raises(UserError, match=f"cannot read {path}"):
+                check_manifest(tmp_path, name)
+        path.write_bytes(data)
+    zipped.unlink()
