@@ -33,6 +33,7 @@ def parser() -> CommandLine:
     p.add_argument("--seed", type=int, default=2_000_000, metavar="N", help="seed of the environment")
     p.add_argument("--last", action="store_true", help="the last agent of the run instead of the best one")
     p.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most likely one")
+    p.add_argument("--trust", action="store_true", help="import the package of the environment, if the file names one")
     p.add_argument("--render", action="store_true", help="open a window")
     p.add_argument("--video", type=Path, metavar="FILE.mp4", help="record the first episode")
     return p
@@ -97,10 +98,12 @@ def play(args: argparse.Namespace) -> list[float]:
     """
     from alrao_rl.agent import agent_path, load_agent
     from alrao_rl.envs import make_one
+    from alrao_rl.recipes import check_trust
 
     path = agent_path(args.run, "last" if args.last else "agent")
     model = load_agent(path)
     environment = _environment(path)
+    check_trust(environment.id, str(path), args.trust)
     mode = "human" if args.render else "rgb_array" if args.video else None
     if args.video:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -78,4 +78,6 @@ def print_warning(message: object) -> None:
 
 
 def _print_line(kind: str, message: object) -> None:
-    print(f"{kind}: {' '.join(str(message).splitlines())}", file=sys.stderr)
+    # What a stranger's file is called, or holds, must not command the terminal.
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(str(message).splitlines()))
+    print(f"{kind}: {text}", file=sys.stderr)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,11 +24,12 @@ from alrao_rl.recipes import Agent, Count, Recipe, Table
 from alrao_rl.runs import differences, write_atomically
 
 MAX_SEEDS = 10_000
+MAX_RUNS = 100_000
 FILE = "sweep.toml"
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MAX_SEEDS)]
-Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-Values = Annotated[list[Any], Field(min_length=1)]
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1000)]
+Values = Annotated[list[Any], Field(min_length=1, max_length=1000)]
 
 
 class Sweep(Table):
@@ -53,6 +55,10 @@ class Sweep(Table):
         lists |= {key: getattr(self, key) for key in ("agents", "envs", "seeds", "tuning_seeds")}
         for key, values in lists.items():
             _no_duplicates(key, values)
+        seeds = len(self.seeds) + len(self.tuning_seeds)
+        n_runs = math.prod(map(len, [self.agents, self.envs, *self.grid.values()]), start=seeds)
+        if n_runs > MAX_RUNS:
+            raise ValueError(f"these are {n_runs:,} runs, at most {MAX_RUNS:,} are run in a sweep")
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(
                 f"seed {both[0]} is in seeds and in tuning_seeds: a score must not be one it was chosen by"
@@ -73,9 +79,12 @@ class Sweep(Table):
 
 
 def _no_duplicates(key: str, values: Sequence[Any]) -> None:
-    for number, value in enumerate(values):
-        if value in values[:number]:
+    seen: set[object] = set()
+    for value in values:
+        mark = value if isinstance(value, Hashable) else json.dumps(value, sort_keys=True, default=str)
+        if mark in seen:
             raise ValueError(f"{key} holds {value!r} twice")
+        seen.add(mark)
 
 
 def literal(value: Any) -> str:
@@ -274,14 +283,14 @@ class Run:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def cells(sweep: Sweep) -> list[Cell]:
-    """All cells, every one resolved and checked as ``alrao_rl.train`` will do it.
+def cells(sweep: Sweep, trust: bool = False) -> list[Cell]:
+    """All cells, every one resolved and checked as ``alrao_rl.train`` will do it, with ``--trust`` or without.
 
     Raises:
         UserError: an unknown agent, environment or key, a value that does not fit, two cells with one folder.
     """
     found = [
-        _cell(env, agent, sweep, values)
+        _cell(env, agent, sweep, values, trust)
         for env in sweep.envs
         for agent in sweep.agents
         for values in _settings(agent, sweep.grid)
@@ -328,8 +337,8 @@ def _refuse(key: str, agent: Agent) -> None:
         raise UserError(str(error).replace("--set", "--grid", 1)) from None
 
 
-def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any]) -> Cell:
-    arguments = ["--agent", agent, "--env", env]
+def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: bool) -> Cell:
+    arguments = ["--agent", agent, "--env", env, *(["--trust"] if trust else [])]
     if sweep.eval_episodes is not None:
         arguments += ["--eval-episodes", str(sweep.eval_episodes)]
     for key, value in values.items():

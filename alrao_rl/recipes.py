@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -31,7 +32,10 @@ VALUES = ("dqn", "qrdqn")
 LIKE = {"qrdqn": "dqn", "recurrent-ppo": "ppo", "maskable-ppo": "ppo"}
 """Whose timesteps an algorithm has where an environment says nothing of its own."""
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "softplus")
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
+MAX_DEPTH = 20
+_LONG_KEY = re.compile(rf"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){{{MAX_DEPTH}}}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -273,15 +277,40 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, is no TOML, or is far too large.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise UserError(f"cannot read {path}: it is no file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes, expected a recipe of a few lines")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _loads(data.decode().replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    except (UnicodeDecodeError, RecursionError):
+    except UnicodeDecodeError:
         raise UserError(f"{path} is not a recipe: expected TOML text") from None
+    except RecursionError:
+        raise UserError(f"{path} is not a recipe: it is nested more than {MAX_DEPTH} tables deep") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """TOML, without what would take minutes to read or the whole stack to go through.
+
+    Raises:
+        TOMLDecodeError: it is none.
+        RecursionError: it is nested too deeply.
+    """
+    if _LONG_KEY.search(text):  # of which the library's time grows with the square
+        raise RecursionError
+    data = tomllib.loads(text)
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        tables = [value for value in level if isinstance(value, (dict, list))]
+        level = [inner for table in tables for inner in (table.values() if isinstance(table, dict) else table)]
+        if not level:
+            return data
+    raise RecursionError
 
 
 def load_agent_recipe(name: str) -> tuple[str, Agent, str]:
@@ -320,6 +349,9 @@ _NO_ALRAO = 'a stock agent has no Alrao options: leave them out, or take policy 
 
 def _locate(name: str, kind: str, what: str) -> Path:
     if name.endswith(".toml"):
+        # Its name goes into folders' names and messages.
+        if not _NAME.fullmatch(Path(name).stem):
+            raise UserError(f"{what} {name!r}: expected a file name of letters, digits and _.+- alone")
         return Path(name)
     choices = names(kind)
     if name not in choices:
@@ -336,6 +368,20 @@ def load_environment(name: str) -> tuple[Environment, str]:
         path = _locate(name, "envs", "environment")
         return validate(Environment, read_toml(path), str(path)), str(path)
     return Environment.model_construct(id=name), "--env"
+
+
+def check_trust(env_id: object, where: str, trust: bool) -> None:
+    """Refuse an environment of a package that a file names: a stranger's file may come with a package of that name.
+
+    Raises:
+        UserError: it does, and nobody said that it may be imported.
+    """
+    package, colon, _ = str(env_id).rpartition(":")
+    if colon and not trust:
+        raise UserError(
+            f"{where} names the environment {env_id!r}, for which the package {package!r} would be imported: "
+            "if you trust it, add --trust"
+        )
 
 
 def _check_id(name: str) -> None:
@@ -375,14 +421,19 @@ def resolve(
     overrides: Iterable[str] = (),
     timesteps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    trust: bool = False,
 ) -> Recipe:
     """Merge an agent, an environment and ``KEY=TOML`` overrides into one checked recipe.
+
+    With ``trust`` the environment may be one of a package that a file names, which is imported where it is made.
 
     Raises:
         UserError: one line with the file or flag, the key and the nearest valid choice.
     """
     name, recipe, agent_origin = load_agent_recipe(agent)
     environment, env_origin = load_environment(env)
+    if env_origin != "--env":
+        check_trust(environment.id, env_origin, trust)
     _check_id(environment.id)
     data = recipe.model_dump(exclude_none=True)
     origins: dict[str, tuple[Any, str]] = {}
@@ -463,7 +514,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def parse_value(text: str, where: str) -> Any:
     """A TOML literal, or a bare word as a string."""
     try:
-        table = tomllib.loads(f"value = {text}")
+        table = _loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
         table = {}
         if text and all(char.isalnum() or char in "-_." for char in text):
@@ -562,6 +613,8 @@ def validate(model: type[Table], data: Any, where: str, prefix: str = "", takes:
 
 def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str) -> str:
     first = error.errors(include_url=False)[0]
+    if not first["loc"] and first["type"] == "value_error":
+        return str(first["msg"]).removeprefix("Value error, ")  # of the whole, which is no news
     path = [str(part) for part in first["loc"]]
     table: Any = model
     for part in path[:-1]:

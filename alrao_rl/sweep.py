@@ -80,6 +80,7 @@ def parser() -> CommandLine:
     p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
     train.add_checkpoint_options(p)
     train.add_track(p)
+    train.add_trust(p)
     p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
     return p
@@ -113,16 +114,22 @@ def sweep(args: argparse.Namespace) -> int:
     """
     _check(args)
     given = from_arguments(args)
+    if args.envs is None:
+        _check_trust(given.get("envs"), args)
     root = _root(args, given)
     if not args.dry_run:
         refuse_if_locked(root)
-    # Here, not above: these load torch.
-    from alrao_rl import plan, rows, survey
+    from alrao_rl import plan
 
     kept = plan.checked(plan.read(root / plan.FILE), str(root / plan.FILE)) if (root / plan.FILE).exists() else None
+    if kept and "envs" not in given:
+        _check_trust(kept.envs, args)
     call = plan.checked(_completed(kept, given), str(args.file or "the sweep"))
     whole = plan.extended(kept, call, str(root / plan.FILE)) if kept else call
-    cells = plan.cells(call)
+    cells = plan.cells(call, args.trust)
+    # Here, not above: these load pandas, and what cannot be run is refused without waiting for it.
+    from alrao_rl import rows, survey
+
     _check_environments(cells)
     runs = plan.runs(call, cells)
     with contextlib.ExitStack() as stack:
@@ -189,6 +196,14 @@ def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if args.grid is not None:
         given["grid"] = plan.parse_grid(args.grid)
     return given
+
+
+def _check_trust(envs: Any, args: argparse.Namespace) -> None:
+    """Refuse packages that a sweep's file names, unless they are trusted."""
+    from alrao_rl.recipes import check_trust
+
+    for env in envs if isinstance(envs, list) else ():
+        check_trust(env, str(args.file or "the sweep"), args.trust)
 
 
 def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:

@@ -172,6 +172,16 @@ def test_video_without_moviepy(run, tmp_path, capfd, monkeypatch):
     assert refused(capfd, run, "--video", tmp_path / "x.mp4") == expected
 
 
+def test_package_that_an_agent_names(tmp_path, capfd):
+    """Not imported, unless it is trusted."""
+    folder = save_run(tmp_path / "run", CARTPOLE)
+    data = (folder / "agent.safetensors").read_bytes()
+    # As long, so that the header still is.
+    (folder / "agent.safetensors").write_bytes(data.replace(b"CartPole-v1", b"nowhere:X-1"))
+    assert "names the environment 'nowhere:X-1', for which the package 'nowhere' would be" in refused(capfd, folder)
+    assert "nowhere:X-1 cannot be made: " in refused(capfd, folder, "--trust")
+
+
 def test_environment_that_cannot_be_recorded(tmp_path, capfd):
     gym.register("Blind-v0", Blind)
     try:

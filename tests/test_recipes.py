@@ -1,6 +1,7 @@
 """Agents and environments as TOML: found, merged, checked; every error is one line with the nearest valid choice."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -279,6 +280,48 @@ def test_file_that_is_not_there_or_no_text(tmp_path):
     assert refused(tmp_path / "folder.toml").startswith("cannot read")
     (tmp_path / "large.toml").write_text("#" * (recipes.MAX_BYTES + 1))
     assert "is larger than" in refused(tmp_path / "large.toml")
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.toml")
+    for name in ("endless.toml", "pipe.toml"):
+        assert refused(tmp_path / name) == f"cannot read {tmp_path / name}: it is no file"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"x = {'[' * 21}{']' * 21}",
+        "a" + ".a" * 30 + " = 1",
+        '"a b" . ' * 30 + "a = 1",
+        "[x]\na" + ".a" * 90_000 + " = 1",
+    ],
+    ids=["lists", "keys", "quoted", "long"],
+)
+def test_file_that_is_nested_too_deeply(tmp_path, text):
+    """Of a long key the time to read it grows with the square of its length."""
+    path = tmp_path / "deep.toml"
+    path.write_text(text)
+    assert refused(path) == f"{path} is not a recipe: it is nested more than 20 tables deep"
+    numbers = ", ".join(["0.5"] * 30)
+    path.write_text(f"# 0.1.2, see a.b.c...\nx = [{numbers}]\n[a.b.c.d]\ne.f = 1\n")
+    assert recipes.read_toml(path)["a"]["b"]["c"]["d"] == {"e": {"f": 1}}
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m.toml", "a b.toml", "..toml", "é.toml"])
+def test_file_name_that_no_folder_should_have(tmp_path, name):
+    (tmp_path / name).write_text(PPO)
+    assert "expected a file name of letters, digits and _.+- alone" in refused(tmp_path / name)
+
+
+def test_package_that_a_file_names(tmp_path):
+    """A stranger's file may come with a package of that name; who types its name knows it."""
+    path = tmp_path / "e.toml"
+    path.write_text('id = "json:X-v0"\n')
+    assert refused("dqn", path) == (
+        f"{path} names the environment 'json:X-v0', for which the package 'json' would be imported: if you trust it, "
+        "add --trust"
+    )
+    assert resolve("dqn", str(path), trust=True).environment.id == "json:X-v0"
+    assert resolve("dqn", "json:X-v0").environment.id == "json:X-v0"
 
 
 def test_unknown_agent():

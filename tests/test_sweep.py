@@ -21,6 +21,7 @@ import gymnasium as gym
 import pandas as pd
 import psutil
 import pytest
+from common import ROOT, SAME
 
 from alrao_rl import load_results, plan, rows, survey, worker
 from alrao_rl.errors import UserError
@@ -30,9 +31,6 @@ from alrao_rl.runs import RunFolder
 from alrao_rl.sweep import main
 from alrao_rl.train import main as train
 
-ROOT = Path(__file__).parent.parent
-SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
-SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
 SMALL = """
 algo = "dqn"
 policy = "stock"
@@ -205,6 +203,11 @@ def test_file_round_trip(tmp_path):
         ({"budget": 0.0}, "budget is 0.0"),
         ({"sedes": [1]}, "unknown key sedes, expected name"),
         ({"name": "a/b"}, "name is 'a/b'"),
+        (
+            {"seeds": list(range(10_000)), "grid": {"gamma": list(range(11))}},
+            "sweep.toml: these are 110,000 runs, at most 100,000",
+        ),
+        ({"agents": [str(n) for n in range(2000)]}, "list should have at most 1000 items"),
     ],
 )
 def test_contradictions(more, says):
@@ -537,7 +540,9 @@ def test_a_sweep(place, capfd):
         shutil.rmtree(folder)
     pd.testing.assert_frame_equal(load_results(root).set_index("env").drop(columns="path"), frame.drop(columns="path"))
     Path("mended").touch()
-    assert main(["--name", "first", "--retry-failed", "-j", "1"]) == 0
+    assert main(["--name", "first", "--retry-failed", "-j", "1"]) == 2
+    assert "the sweep names the environment 'odd:Good-v0'" in capfd.readouterr().err
+    assert main(["--name", "first", "--retry-failed", "-j", "1", "--trust"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
     assert "1 finished; 1 of them finished elsewhere, as their rows say" in out

@@ -1,0 +1,69 @@
+"""What several tests need: real commands, small runs, and whether two of them are the same."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent.parent
+ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
+SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
+# What a cheap run needs; every part of an algorithm still has its turn.
+FAST = ["--eval-episodes", "1", "--quiet", "--set", "net_arch=[8]"]
+HEADS = ["--set", "alrao.n_heads=3"]
+DQN = ["learning_starts=100", "batch_size=8", "target_update_interval=50", "buffer_size=300", "gradient_steps=2"]
+PPO = ["n_steps=32", "n_epochs=2", "n_envs=4", "batch_size=32"]
+SETTINGS = {
+    "dqn": DQN, "ppo": PPO, "a2c": ["n_envs=4"], "qrdqn": [*DQN, "n_quantiles=3"],
+    "recurrent-ppo": [*PPO, "lstm_hidden_size=4"],
+}  # fmt: skip
+
+
+def arguments(agent, env, steps, *sets):
+    """Of a run that is small but for its timesteps."""
+    algo = agent.removesuffix("-adam").removesuffix("-rmsprop")
+    args = ["--agent", agent, "--env", env, "--timesteps", str(steps), *FAST]
+    if agent == algo:
+        args += HEADS
+    return args + [part for one in [*SETTINGS[algo], *sets] for part in ("--set", one)]
+
+
+def command(*args):
+    """The real one."""
+    return [sys.executable, "-m", "alrao_rl.train", *map(str, args)]
+
+
+def bits(tree, path=""):
+    """Every leaf of a tree with its path; clocks left out."""
+    if isinstance(tree, dict):
+        tree = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        tree = enumerate(tree)
+    else:
+        leaf = tree.detach().numpy() if isinstance(tree, torch.Tensor) else tree
+        yield path, leaf.tobytes() if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+        return
+    for key, value in tree:
+        if not (path.startswith("/episodes/ep_info_buffer") and key == "t"):
+            yield from bits(value, f"{path}/{key}")
+
+
+def differing(one, two):
+    """Keys in which two dicts differ."""
+    return [key for key in one | two if one.get(key) != two.get(key)]
+
+
+def same_files(one, two):
+    """Two runs left the same files, ``timing.csv`` apart."""
+    for name in SAME:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def flip(path, bit=12345):
+    """Flip a bit of a file; a number beyond its end counts on from its beginning."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    path.write_bytes(data)
