@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train install install-test test test-long lint figures bench bench-checkpoint bench-sweep clean
+.PHONY: train install install-test test test-long faults lint figures bench bench-checkpoint bench-sweep clean
 
 train: .venv/installed ## Train DQN without a learning rate on CartPole
 	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1
@@ -17,6 +17,9 @@ test: .venv/installed-test lint ## Lint, types, fast and slow tests
 
 test-long: .venv/installed-test ## Tests of minutes each
 	$(PY) -m pytest -n 2 --dist worksteal -rP -m long
+
+faults: .venv/installed-test ## Every fault at full size, up to 90 minutes on two cores; given again it goes on
+	$(PY) -m pytest -q -n 2 --dist worksteal -m faults tests/faults; status=$$?; $(PY) tests/faults/table.py; exit $$status
 
 lint: .venv/installed-test
 	$(PY) -m ruff check .

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alrao_rl.ring import Ring, StoredRing
+
 ROOT = Path(__file__).parent.parent
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
@@ -42,6 +44,14 @@ def bits(tree, path=""):
         tree = tree.items()
     elif isinstance(tree, (list, tuple)):
         tree = enumerate(tree)
+    elif isinstance(tree, Ring):
+        yield path, tree.rows.tobytes()
+        return
+    elif isinstance(tree, StoredRing):
+        array = np.empty(tree.shape, tree.dtype)
+        tree.read_into(array)
+        yield path, array.tobytes()
+        return
     else:
         leaf = tree.detach().numpy() if isinstance(tree, torch.Tensor) else tree
         yield path, leaf.tobytes() if isinstance(leaf, (np.ndarray, np.generic)) else leaf

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from common import ENVIRON, arguments, bits, command, differing, flip, same_files
 
 import alrao_rl.training
 from alrao_rl import checkpoint, ring, snapshot
@@ -26,9 +27,6 @@ from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
 from alrao_rl.ring import Ring, StoredRing
 from alrao_rl.train import main
 
-ROOT = Path(__file__).parent.parent
-SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
-SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
 TREE = {
     "numbers": [1, -2.5, float("inf"), 2**100, True, None, "é"],
     "tuple": (1, (2, "x")),
@@ -38,25 +36,6 @@ TREE = {
     "bool": np.array([True, False]),
     "torch": [torch.tensor(1.5), torch.eye(2)],
 }
-# What a cheap run needs; every part of an algorithm still has its turn.
-FAST = ["--eval-episodes", "1", "--quiet", "--set", "net_arch=[8]"]
-HEADS = ["--set", "alrao.n_heads=3"]
-DQN = ["learning_starts=100", "batch_size=8", "target_update_interval=50", "buffer_size=300", "gradient_steps=2"]
-PPO = ["n_steps=32", "n_epochs=2", "n_envs=4", "batch_size=32"]
-SETTINGS = {
-    "dqn": DQN, "ppo": PPO, "a2c": ["n_envs=4"], "qrdqn": [*DQN, "n_quantiles=3"],
-    "recurrent-ppo": [*PPO, "lstm_hidden_size=4"],
-}  # fmt: skip
-
-
-def arguments(agent, env, steps, *sets):
-    algo = agent.removesuffix("-adam").removesuffix("-rmsprop")
-    args = ["--agent", agent, "--env", env, "--timesteps", str(steps), *FAST]
-    if agent == algo:
-        args += HEADS
-    return args + [part for one in [*SETTINGS[algo], *sets] for part in ("--set", one)]
-
-
 # --- a run that is broken off ---------------------------------------------------------------------------------------
 
 
@@ -117,38 +96,6 @@ def in_process(monkeypatch):
 @pytest.fixture
 def train(monkeypatch):
     return in_process(monkeypatch)
-
-
-def bits(tree, path=""):
-    """Every leaf of a tree with its path; clocks left out."""
-    if isinstance(tree, dict):
-        tree = tree.items()
-    elif isinstance(tree, (list, tuple)):
-        tree = enumerate(tree)
-    elif isinstance(tree, Ring):
-        yield path, tree.rows.tobytes()
-        return
-    elif isinstance(tree, StoredRing):
-        array = np.empty(tree.shape, tree.dtype)
-        tree.read_into(array)
-        yield path, array.tobytes()
-        return
-    else:
-        leaf = tree.detach().numpy() if isinstance(tree, torch.Tensor) else tree
-        yield path, leaf.tobytes() if isinstance(leaf, (np.ndarray, np.generic)) else leaf
-        return
-    for key, value in tree:
-        if not (path.startswith("/episodes/ep_info_buffer") and key == "t"):
-            yield from bits(value, f"{path}/{key}")
-
-
-def differing(one, two):
-    return [key for key in one | two if one.get(key) != two.get(key)]
-
-
-def same_files(one, two):
-    for name in SAME:
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
 def saved(out):
@@ -341,11 +288,6 @@ def test_environment_that_cannot_be_replayed(odd, train, tmp_path, capfd, agent,
 # --- a process that is killed ---------------------------------------------------------------------------------------
 
 
-def command(*args):
-    return [sys.executable, "-m", "alrao_rl.train", *map(str, args)]
-
-
-ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 KILLED = [*arguments("dqn", "CartPole-v1", 700), "--checkpoint-interval", "0.01"]
 
 
@@ -430,12 +372,6 @@ def broken(interrupted, tmp_path):
 
 def newest(out, name):
     return out / "checkpoint" / saved(out)[-1] / name
-
-
-def flip(path, bit=12345):
-    data = bytearray(path.read_bytes())
-    data[bit // 8 % len(data)] ^= 1 << bit % 8
-    path.write_bytes(data)
 
 
 DAMAGES = [
@@ -748,7 +684,7 @@ def test_nothing_is_executed(tmp_path):
             load(folder)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": "alrao-rl checkpoint 9"}))
     with pytest.raises(
-        CheckpointError, match="its format is 'alrao-rl checkpoint 9', expected 'alrao-rl checkpoint 1'"
+        CheckpointError, match="its format is 'alrao-rl checkpoint 9', expected 'alrao-rl checkpoint 2'"
     ):
         load(folder)
 

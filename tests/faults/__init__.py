@@ -1,0 +1,1 @@
+"""Faults injected for real, and the record of what came of them: ``make faults``."""
