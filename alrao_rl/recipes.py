@@ -35,7 +35,6 @@ ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "
 MAX_BYTES = 200_000
 MAX_DEPTH = 20
 _LONG_KEY = re.compile(rf"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){{{MAX_DEPTH}}}")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -350,8 +349,8 @@ _NO_ALRAO = 'a stock agent has no Alrao options: leave them out, or take policy 
 def _locate(name: str, kind: str, what: str) -> Path:
     if name.endswith(".toml"):
         # Its name goes into folders' names and messages.
-        if not _NAME.fullmatch(Path(name).stem):
-            raise UserError(f"{what} {name!r}: expected a file name of letters, digits and _.+- alone")
+        if Path(name).stem.startswith(".") or not Path(name).stem.isprintable():
+            raise UserError(f"{what} {name!r}: expected a file name of printable characters that begins with no dot")
         return Path(name)
     choices = names(kind)
     if name not in choices:

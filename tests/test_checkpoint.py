@@ -24,7 +24,7 @@ from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
 from alrao_rl.errors import UserError
 from alrao_rl.provenance import continued, mismatches, stretches
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
-from alrao_rl.ring import Ring, StoredRing
+from alrao_rl.ring import Ring
 from alrao_rl.train import main
 
 TREE = {

@@ -306,10 +306,10 @@ def test_file_that_is_nested_too_deeply(tmp_path, text):
     assert recipes.read_toml(path)["a"]["b"]["c"]["d"] == {"e": {"f": 1}}
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31m.toml", "a b.toml", "..toml", "é.toml"])
+@pytest.mark.parametrize("name", ["a\x1b[31m.toml", "a\nb.toml", "..toml"])
 def test_file_name_that_no_folder_should_have(tmp_path, name):
     (tmp_path / name).write_text(PPO)
-    assert "expected a file name of letters, digits and _.+- alone" in refused(tmp_path / name)
+    assert "expected a file name of printable characters" in refused(tmp_path / name)
 
 
 def test_package_that_a_file_names(tmp_path):

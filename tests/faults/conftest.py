@@ -26,6 +26,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "trial" in getattr(item, "fixturenames", ()):
             fault, subject, number = item.callspec.params["trial"]
+            item.add_marker(pytest.mark.timeout(3600))  # two hundred runs, on a machine that may be busy
             if is_full(config) or subject != OURS or number >= fault.short:
                 item.add_marker("faults")
 

@@ -186,11 +186,11 @@ FAULTS = [
     Fault(
         "disk", "disk full while a run writes (tmpfs)",
         "earlier checkpoints byte for byte as they were, exit status not 0, path and cause named; continued exactly",
-        full_disk, asked=30, stock=stock_full_disk,
+        full_disk, asked=20, stock=stock_full_disk,
     ),
     Fault(
         "size", "limit of the file size (RLIMIT_FSIZE) while a run writes", "the same",
-        file_size_limit, asked=30, stock=lambda _, place: stock("size", [], place),
+        file_size_limit, asked=20, stock=lambda _, place: stock("size", [], place),
     ),
     Fault(
         "serializer", "a state that cannot be serialized", "the same",

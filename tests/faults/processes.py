@@ -39,7 +39,7 @@ def started(command: Sequence[object], *site: Path, **options: object) -> Iterat
 def done(command: Sequence[object], *site: Path, **options: object) -> subprocess.CompletedProcess[str]:
     """The command, at its end."""
     return subprocess.run(
-        [*map(str, command)], text=True, capture_output=True, env=environ(*site), timeout=600, **options
+        [*map(str, command)], text=True, capture_output=True, env=environ(*site), timeout=1800, **options
     )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def two_at_once(number: int, place: Path) -> Result:
 FAULTS = [
     Fault(
         "signal", "SIGTERM or Ctrl-C at a random moment of training",
-        "checkpoint and exit within 10 s; the command again ends as in one go", interrupt, asked=60, value="seconds",
+        "checkpoint and exit within 10 s; the command again ends as in one go", interrupt, asked=36, value="seconds",
         short_run=lambda number, place: interrupt(number, place, limit=120.0),  # the machine may be busy
     ),
     Fault(
