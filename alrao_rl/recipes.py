@@ -431,7 +431,7 @@ def resolve(
     """
     name, recipe, agent_origin = load_agent_recipe(agent)
     environment, env_origin = load_environment(env)
-    if env_origin != "--env":
+    if env_origin != "--env" and Path(env_origin).parent != recipe_folder() / "envs":
         check_trust(environment.id, env_origin, trust)
     _check_id(environment.id)
     data = recipe.model_dump(exclude_none=True)
