@@ -300,7 +300,7 @@ def test_train_and_enjoy(algo, suffix, install, tmp_path, capsys):
     if algo != "maskable-ppo":
         args[3] = "CartPole-v1"
     assert train.main([*args, "--out", str(out), "--quiet"]) == 0
-    assert enjoy.main([str(out), "--episodes", "2"]) == 0
+    assert enjoy.main([str(out), "--episodes", "2", "--trust"]) == 0
     printed, error = capsys.readouterr()
     assert printed.count("return") == 3
     assert error == ""

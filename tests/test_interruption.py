@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from test_checkpoint import ENVIRON, ROOT, arguments, command, same_files
+from common import ENVIRON, ROOT, arguments, command, same_files
 
 import alrao_rl.train
 from alrao_rl.checkpoint import CheckpointError

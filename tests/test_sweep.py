@@ -23,7 +23,7 @@ import psutil
 import pytest
 from common import ROOT, SAME
 
-from alrao_rl import load_results, plan, rows, survey, worker
+from alrao_rl import load_results, plan, provenance, rows, survey, worker
 from alrao_rl.errors import UserError
 from alrao_rl.progress import Progress, time_left
 from alrao_rl.provenance import continued, versions
@@ -487,7 +487,7 @@ def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd)
         for seed, state in states.items():
             folder = RunFolder(Path("results/sweep") / plan.Run(cell, seed).folder)
             folder.open()
-            folder.start(plan.Run(cell, seed).config)
+            folder.start(plan.Run(cell, seed).config | {"provenance": provenance.current("x", "cpu")})
             folder.set_status(state, reason="x")
             folder.close()
         if cell.agent == "dqn":

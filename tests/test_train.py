@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from alrao_rl import runs
 from alrao_rl.envs import make_env
 from alrao_rl.recipes import names, resolve
-from alrao_rl.runs import COLUMNS, RunFolder
+from alrao_rl.runs import COLUMNS
 from alrao_rl.train import configuration, from_arguments, main, parser
 from alrao_rl.training import TrainingCallback, bar_chart
 
 ROOT = Path(__file__).parent.parent
-FILES = {"config.json", "status.json", ".lock", *COLUMNS} | {
+FILES = {"config.json", "status.json", "sha256.json", ".lock", *COLUMNS} | {
     f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")
 }
 TINY = '''
@@ -193,7 +194,7 @@ def test_same_seed_twice_gives_the_same_bytes(finished, tmp_path):
     """Another process, another folder: only clocks and provenance differ."""
     folder, _ = finished
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "again"), "--quiet"]) == 0
-    for name in FILES - {"config.json", "status.json", "timing.csv"}:
+    for name in FILES - {"config.json", "status.json", "sha256.json", "timing.csv"}:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
     clocks = {"provenance", "wall_seconds", "seconds_evaluating"}
     for name in ("config.json", "status.json"):
@@ -423,21 +424,21 @@ def test_interrupted_before_a_checkpoint_it_is_started_anew(tiny, tmp_path, capf
     assert main([*args, "--out", str(out)]) == 0
     assert main([*args, "--out", str(tmp_path / "straight")]) == 0
     assert {path.name for path in out.iterdir()} == FILES
-    for name in FILES - {"config.json", "status.json", "timing.csv"}:
+    for name in FILES - {"config.json", "status.json", "sha256.json", "timing.csv"}:
         assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
 
 
 def test_full_disk_at_the_end(tmp_path, capfd, monkeypatch):
     """What cannot be written is said on one line, and the same command finishes the run."""
-    set_status = RunFolder.set_status
+    write = runs.write_atomically
 
-    def full(folder, state, **details):
-        if state != "running":
+    def full(path, data):
+        if path.name == "status.json" and b"running" not in (data if isinstance(data, bytes) else data.encode()):
             raise OSError(28, "No space left on device")
-        set_status(folder, state, **details)
+        write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "set_status", full)
+        patch.setattr(runs, "write_atomically", full)
         assert main([*CARTPOLE, "--out", str(tmp_path), "--quiet"]) == 1
     assert capfd.readouterr().err == (
         "error: the run failed at step 300: OSError: [Errno 28] No space left on device; nothing can be written to "
