@@ -1,0 +1,72 @@
+"""docs/rl-baselines3-zoo.md: its commands, in the zoo's own environment, on an agent that trains for a moment."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "rl-baselines3-zoo.md"
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """The zoo's Python, with requests, which it forgets to ask for, and the packages of ours that it lacks."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import sweep
+
+    sweep.install_zoo()
+    python, more = sweep.CACHE / "bin" / "python", tmp_path_factory.mktemp("more")
+    install = [python, "-m", "pip", "install", "--quiet", "--target", more, "requests", "safetensors", "pydantic"]
+    subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{more}", "OMP_NUM_THREADS": "1"}
+
+    def run(command, cwd, *more):
+        words = [str(python), *shlex.split(command)[1:], *more]
+        return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.long
+def test_commands_of_the_page(zoo, tmp_path):
+    train, enjoy = re.findall(r"^python -m rl_zoo3\.\w+ .*$", PAGE.read_text(), re.MULTILINE)
+    done = zoo(train, tmp_path, "-n", "2000", "--eval-freq", "1000", "--eval-episodes", "1")
+    assert done.returncode == 0, done.stderr
+    assert "('policy', 'alrao_rl.AlraoPolicy')" in done.stdout
+    done = zoo(enjoy, tmp_path, "-n", "100")
+    assert done.returncode == 0, done.stderr
+    assert "Mean reward" in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("algo", "env", "policy"),
+    [
+        ("dqn", "CartPole-v1", "AlraoPolicy"),
+        ("ppo", "CartPole-v1", "AlraoPolicy"),
+        ("qrdqn", "CartPole-v1", "AlraoQRDQNPolicy"),
+        ("ppo_lstm", "CartPoleNoVel-v1", "AlraoLstmPolicy"),
+    ],
+)
+def test_policies_of_the_page(zoo, tmp_path, algo, env, policy):
+    """By a configuration of one's own."""
+    (tmp_path / "my.yml").write_text(f"{env}:\n  n_timesteps: 2000\n  policy: 'alrao_rl.{policy}'\n")
+    train = f"python -m rl_zoo3.train --algo {algo} --env {env} --conf-file my.yml --eval-freq -1"
+    done = zoo(train, tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = zoo(f"python -m rl_zoo3.enjoy --algo {algo} --env {env} --folder logs/ --no-render -n 100", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.long
+def test_an_optimizer_is_refused(zoo, tmp_path):
+    train = "python -m rl_zoo3.train --algo ppo --env CartPole-v1 -n 100 -params"
+    options = '"dict(optimizer_kwargs=dict(eps=1e-3))"'
+    done = zoo(train, tmp_path, "policy:'alrao_rl.AlraoPolicy'", f"policy_kwargs:{options}")
+    assert done.returncode != 0
+    assert "has no effect on an Alrao policy: choose the base update instead" in done.stderr
