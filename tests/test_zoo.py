@@ -38,7 +38,7 @@ def test_commands_of_the_page(zoo, tmp_path):
     done = zoo(train, tmp_path, "-n", "2000", "--eval-freq", "1000", "--eval-episodes", "1")
     assert done.returncode == 0, done.stderr
     assert "('policy', 'alrao_rl.AlraoPolicy')" in done.stdout
-    done = zoo(enjoy, tmp_path, "-n", "100")
+    done = zoo(enjoy, tmp_path, "-n", "1000")  # an episode has at most 500 steps
     assert done.returncode == 0, done.stderr
     assert "Mean reward" in done.stdout
 
@@ -55,7 +55,8 @@ def test_commands_of_the_page(zoo, tmp_path):
 )
 def test_policies_of_the_page(zoo, tmp_path, algo, env, policy):
     """By a configuration of one's own."""
-    (tmp_path / "my.yml").write_text(f"{env}:\n  n_timesteps: 2000\n  policy: 'alrao_rl.{policy}'\n")
+    small = '  policy_kwargs: "dict(n_quantiles=5)"\n' if algo == "qrdqn" else ""
+    (tmp_path / "my.yml").write_text(f"{env}:\n  n_timesteps: 1000\n  policy: 'alrao_rl.{policy}'\n{small}")
     train = f"python -m rl_zoo3.train --algo {algo} --env {env} --conf-file my.yml --eval-freq -1"
     done = zoo(train, tmp_path)
     assert done.returncode == 0, done.stderr
