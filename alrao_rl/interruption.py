@@ -112,6 +112,8 @@ class Interruption:
         """In a thread of its own: the seconds after a signal."""
         with reader:
             self._signal = _next(reader, None)
+            if self._signal is None:
+                return
             noted = time.monotonic()
             if not _another(reader, noted + self._patience):
                 self._raise()
@@ -162,8 +164,12 @@ def _another(reader: socket.socket, until: float) -> bool:
 
 def _forget() -> None:
     """In a process that was forked, by an environment perhaps: its signals are none of ours."""
+    global _current
     if _current is not None:
+        # Not disarmed: the socket's other end is the parent's.
+        _current._armed = False
         _current.restore()
+        _current = None
 
 
 os.register_at_fork(after_in_child=_forget)

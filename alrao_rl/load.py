@@ -147,6 +147,8 @@ class _Run:
         try:
             self.config = _checked(read_json(path / "config.json"), path / "config.json", _CONFIG)
             self.status = _checked(read_json(path / "status.json"), path / "status.json", _STATUS)
+            if (named := _seed(path)) not in (None, self.config["seed"]):
+                raise UserError(f"{path / 'config.json'} is of seed {self.config['seed']}, not {named} as its folder")
             if self.status["state"] == "finished":
                 check_manifest(path)
             if self.status["state"] != "queued":

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import provenance, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
-from alrao_rl.runs import AGENTS, CHECKPOINT, TRACEBACK, RunFolder, differences, write_atomically
+from alrao_rl.runs import AGENTS, CHECKPOINT, TRACEBACK, RunFolder, check_manifest, differences, write_atomically
 
 if TYPE_CHECKING:
     from alrao_rl.checkpoint import Checkpoints, Saved
@@ -43,7 +43,7 @@ def parser() -> CommandLine:
         "Example: python -m alrao_rl.train --algo dqn --env CartPole-v1 --set alrao.n_heads=20",
     )
     which = p.add_mutually_exclusive_group()
-    which.add_argument("--algo", metavar="ALGO", help="dqn, a2c or ppo: the Alrao agent of that algorithm")
+    which.add_argument("--algo", metavar="ALGO", help=f"{', '.join(recipes.ALGORITHMS)}: the Alrao agent of that name")
     which.add_argument("--agent", metavar="NAME|PATH", help="an agent recipe by name (see --list) or a .toml file")
     p.add_argument("--env", metavar="ID", help="environment: a recipe, any Gymnasium id, package:Id, or a .toml file")
     p.add_argument("--env-kwargs", metavar="TOML", help="arguments of the environment, such as '{gravity = -5.0}'")
@@ -168,7 +168,7 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
 
 def print_list() -> None:
     """Print the agents and environments that are shipped."""
-    say("agents (--agent NAME; --algo dqn, a2c and ppo are the Alrao agents of that name):")
+    say(f"agents (--agent NAME; --algo takes the Alrao agents {', '.join(recipes.ALGORITHMS)}):")
     for name in recipes.names("agents"):
         agent = recipes.load_agent_recipe(name)[1]
         rate = agent.hyperparameters.get("learning_rate")
@@ -254,6 +254,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     callback = TrainingCallback(
         recipe, folder, args.seed, args.eval_episodes, args.quiet, config, args.checkpoint_interval, interruption
     )
+    process = os.getpid()
     with interruption:
         folder.open()
         try:
@@ -272,6 +273,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         except UserError:
             raise
         except BaseException as error:
+            if os.getpid() != process:  # an environment's child, which has no business with the folder
+                raise
             # An environment may turn one exception into another, or have lost a process of its own to the same signal.
             if interruption.asked or isinstance(error, KeyboardInterrupt):
                 return _interrupted(folder, callback, interruption.exit_status)
@@ -329,7 +332,7 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     """Whether this very run is finished.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or a finished run that is damaged.
     """
     old = folder.config()
     if old is None:
@@ -342,7 +345,11 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
             f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
             "choose another folder with --out"
         )
-    return (folder.status() or {}).get("state") == "finished"
+    finished = (folder.status() or {}).get("state") == "finished"
+    if finished:
+        check_manifest(folder.path)
+        check_manifest(folder.path, *(name for name in AGENTS if (folder.path / name).exists()))
+    return finished
 
 
 def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:

@@ -394,3 +394,11 @@ def test_a_zip_that_claims_to_be_huge_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_MOST_BYTES", 10)
     assert "File too large" in load_results(tmp_path).iloc[0].error
     assert len(load_heads(path)) == 0
+
+
+def test_a_copy_under_another_seed_is_no_second_run(tmp_path):
+    path = zipped(write(tmp_path, timesteps=1000))
+    shutil.copyfile(path, path.with_name("seed-7.zip"))
+    frame = load_results(tmp_path)
+    assert frame.state.tolist() == ["finished", "broken"]
+    assert "is of seed 0, not 7 as its folder" in frame.error[1]

@@ -286,6 +286,7 @@ def test_status_that_was_edited(finished, tmp_path, capfd, edit):
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     edit(status)
     (tmp_path / "run" / "status.json").write_text(json.dumps(status))
+    (tmp_path / "run" / "sha256.json").unlink()  # which would tell first
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -625,3 +626,13 @@ def test_missing_box2d(tmp_path):
     expected = "LunarLander-v3 cannot be made: it needs Box2D; install it with: pip install 'gymnasium[box2d]'"
     assert done.stderr == f"error: {expected}\n"
     assert {path.name for path in tmp_path.iterdir()} <= {"sitecustomize.py", "__pycache__"}
+
+
+@pytest.mark.parametrize("name", ["episodes.csv", "agent.safetensors"])
+def test_a_finished_run_that_is_damaged_is_told(finished, tmp_path, capfd, name):
+    shutil.copytree(finished[0], tmp_path / "run")
+    data = bytearray((tmp_path / "run" / name).read_bytes())
+    data[-2] ^= 1
+    (tmp_path / "run" / name).write_bytes(data)
+    assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
+    assert f"{name} is damaged" in capfd.readouterr().err

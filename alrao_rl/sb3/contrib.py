@@ -24,7 +24,10 @@ from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.policies import ActorCriticMixin, QNetworkMixin
 
 _MASKED = -1e8
-"""Added to the logit of an action that is not allowed, as sb3-contrib does: no probability, and a finite gradient."""
+"""Added to the logit of an action that is not allowed: no probability, and a finite gradient.
+
+sb3-contrib puts it in the logit's place, which is the same unless all are forbidden.
+"""
 
 
 class AlraoQRDQNPolicy(QNetworkMixin, QRDQNPolicy):
@@ -127,6 +130,9 @@ class _Masked:
         offset = None
         if masks is not None:
             allowed = torch.as_tensor(masks, dtype=torch.bool, device=self._latent.device)
+            if allowed.numel() != len(self._latent) * self._layer.out_features:
+                expected = (len(self._latent), self._layer.out_features)
+                raise ValueError(f"action_masks is of shape {tuple(allowed.shape)}, expected {expected}")
             allowed = allowed.reshape(-1, self._layer.out_features)
             offset = torch.zeros_like(allowed, dtype=self._latent.dtype).masked_fill_(~allowed, _MASKED)
         self._inner.proba_distribution(self._layer(self._latent, offset))

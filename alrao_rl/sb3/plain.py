@@ -102,10 +102,10 @@ class Acting(nn.Module):
     def _actions(self, scores: Tensor) -> Tensor:
         space = self.policy.action_space
         if isinstance(space, spaces.Discrete):
-            return scores.argmax(1) + int(space.start)
+            return scores.argmax(1)  # as in SB3, which knows nothing of the space's start
         if isinstance(space, spaces.MultiDiscrete):
             parts = scores.split([int(n) for n in space.nvec], 1)
-            return torch.stack([part.argmax(1) for part in parts], 1) + torch.as_tensor(space.start)
+            return torch.stack([part.argmax(1) for part in parts], 1)
         if isinstance(space, spaces.MultiBinary):
             return (scores > 0).to(torch.int64)
         if self.policy.squash_output:
