@@ -17,7 +17,7 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.runs import COLUMNS, check_manifest, read_json, read_run_file
+from alrao_rl.runs import COLUMNS, check_manifest, flatten, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
@@ -321,7 +321,8 @@ def _settings(runs: list[_Run]) -> list[str]:
     readable = {run.path: run.config for run in runs if run.config}
     if not readable:
         return [""] * len(runs)
-    flat = [dict(_flatten({k: v for k, v in c.items() if k not in _NOT_A_SETTING})) for c in readable.values()]
+    told = [{key: value for key, value in config.items() if key not in _NOT_A_SETTING} for config in readable.values()]
+    flat = [{key: json.dumps(value) for key, value in flatten(config)} for config in told]
     table = pd.DataFrame(flat).fillna("none")
     differs = table.groupby([config["agent"] for config in readable.values()]).transform("nunique") > 1
     texts = {
@@ -329,11 +330,3 @@ def _settings(runs: list[_Run]) -> list[str]:
         for path, values, differ in zip(readable, table.to_dict("records"), differs.to_dict("records"), strict=True)
     }
     return [texts.get(run.path, "") for run in runs]
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value)

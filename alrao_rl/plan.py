@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from alrao_rl import recipes, train
 from alrao_rl.errors import UserError
 from alrao_rl.recipes import Agent, Count, Recipe, Table
-from alrao_rl.runs import differences, write_atomically
+from alrao_rl.runs import differences, flatten, write_atomically
 
 MAX_SEEDS = 10_000
 MAX_RUNS = 100_000
@@ -164,16 +164,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     data = recipes.read_toml(path)
     if isinstance(data.get("grid"), dict):
-        data["grid"] = dict(_dotted(data["grid"]))
+        data["grid"] = dict(flatten(data["grid"]))
     return data
-
-
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def checked(data: Mapping[str, Any], where: str) -> Sweep:

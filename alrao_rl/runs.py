@@ -25,7 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from alrao_rl.errors import UserError
 
@@ -187,11 +187,9 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise self._unusable(error) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self._lock):
             self.close()
-            raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out") from None
+            raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out")
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(f"cannot write to {self.path}: {error.strerror or error}; choose another folder with --out")
@@ -311,6 +309,24 @@ class RunFolder:
 def packed(folder: Path) -> Path:
     """Where the zip of a run folder lies."""
     return folder.with_name(f"{folder.name}.zip")
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file, until it is closed or the process ends; False where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import time
 import uuid
@@ -23,6 +22,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
+from alrao_rl.runs import try_lock
 
 if TYPE_CHECKING:
     from alrao_rl.plan import Cell, Run, Sweep
@@ -282,12 +282,10 @@ def locked(root: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {root}: {error.strerror or error}; choose another --out") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(file):
             file.seek(0)
             by = f" (process {file.read(20).strip()})"
-            raise UserError(f"another sweep{by} is at work in {root}: wait for it or choose another --name") from None
+            raise UserError(f"another sweep{by} is at work in {root}: wait for it or choose another --name")
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -28,7 +28,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
 from alrao_rl.errors import UserError, first_line, print_warning
-from alrao_rl.runs import TENSORBOARD, TRACKING, RunFolder, read_json, write_json
+from alrao_rl.runs import TENSORBOARD, TRACKING, RunFolder, flatten, read_json, write_json
 
 PROJECT = "alrao-rl"
 """Project at W&B and experiment in MLflow, unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` says another."""
@@ -199,7 +199,7 @@ class _Mlflow(KVWriter):
         tags = {"env": subject.env, "agent": subject.agent, "seed": str(subject.seed)}
         run = self._client.create_run(experiment.experiment_id, tags=tags, run_name=subject.name)
         self.id = run.info.run_id
-        params = [mlflow.entities.Param(key, str(value)) for key, value in _flat(subject.config)]
+        params = [mlflow.entities.Param(key, str(value)) for key, value in flatten(subject.config)]
         for first in range(0, len(params), _PARAMS):
             self._client.log_batch(self.id, params=params[first : first + _PARAMS])
 
@@ -235,12 +235,3 @@ def _numbers(values: Mapping[str, Any], excluded: Mapping[str, Any], tracker: st
         for key, value in values.items()
         if isinstance(value, numbers.Real) and tracker not in (excluded.get(key) or ())
     }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted keys."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from typing import IO
 
 from alrao_rl.errors import UserError
 from alrao_rl.interruption import EXIT_STATUSES
-from alrao_rl.runs import TRACEBACK, RunFolder, write_atomically
+from alrao_rl.runs import TRACEBACK, RunFolder, try_lock, write_atomically
 
 ATTEMPTS = 3
 """A run whose process is ended by a signal is continued from its checkpoint, so many times are tried in all."""
@@ -131,9 +130,9 @@ def _wait_for_lock(task: Task, deadline: float | None) -> None:
     """Wait while another process writes to the run folder: a run that a lost worker still does, or the user's own."""
     lock = Path(task.folder, ".lock")
     while lock.exists() and task.sweep not in _stopped:
-        with lock.open("a") as file, contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+        with lock.open("a") as file:
+            if try_lock(file):
+                return
         if deadline is not None and time.monotonic() > deadline:
             raise TimeoutError("another process was writing to the run folder all the time")
         time.sleep(0.5)

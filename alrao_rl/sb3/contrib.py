@@ -95,8 +95,8 @@ class AlraoMaskablePolicy(ActorCriticMixin, MaskableActorCriticPolicy):  # type:
         return super()._policy_output()
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
-        output = self._policy_output()
-        return _Masked(cast(OutputHeads, self.action_net), latent_pi, output.get("splits"))
+        heads = cast(OutputHeads, self.action_net)
+        return _Masked(heads, latent_pi, None if isinstance(self.action_space, spaces.Discrete) else heads.splits)
 
 
 class AlraoMaskableCnnPolicy(AlraoMaskablePolicy):
