@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -130,7 +131,8 @@ class Checkpoints:
 
     def last_step(self) -> int:
         """Step of the newest; 0 without one."""
-        return max((int(folder.name.removeprefix("step-")) for folder in self._folders()), default=0)
+        steps = (re.fullmatch(r"step-([0-9]+)", folder.name) for folder in self._folders())
+        return max((int(found[1]) for found in steps if found), default=0)
 
     def remove(self) -> None:
         """Remove all of them."""

@@ -88,6 +88,12 @@ class Interruption:
         with self._writer:
             self._writer.shutdown(socket.SHUT_RDWR)  # which ends the thread
 
+    def abandon(self) -> None:
+        """Heed no more signals in a child of the process; the socket stays as it is, its other end is the parent's."""
+        global _current
+        self._armed, _current = False, None
+        self.restore()
+
     def restore(self) -> None:
         """Give the signals back to who had them before."""
         signal.set_wakeup_fd(self._wakeup)
@@ -164,12 +170,8 @@ def _another(reader: socket.socket, until: float) -> bool:
 
 def _forget() -> None:
     """In a process that was forked, by an environment perhaps: its signals are none of ours."""
-    global _current
     if _current is not None:
-        # Not disarmed: the socket's other end is the parent's.
-        _current._armed = False
-        _current.restore()
-        _current = None
+        _current.abandon()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.errors import UserError
 from alrao_rl.load import load_results
 from alrao_rl.plan import Run
@@ -64,13 +64,7 @@ def state(root: Path, run: Run, rows: Rows) -> State:
         return State("failed", reason)
     if row is not None and name is None:
         return State("failed", row["reason"], elsewhere=config is None)
-    return State("queued", step=_checkpoint(folder.path))
-
-
-def _checkpoint(folder: Path) -> int:
-    """Step of the newest checkpoint; 0 without one."""
-    steps = (re.fullmatch(r"step-([0-9]+)", path.name) for path in (folder / CHECKPOINT).glob("step-*"))
-    return max((int(found[1]) for found in steps if found), default=0)
+    return State("queued", step=Checkpoints(folder.path / CHECKPOINT).last_step())
 
 
 def refuse_mismatch(root: Path, todo: Iterable[tuple[Run, int]]) -> None:

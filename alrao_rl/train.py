@@ -348,7 +348,9 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     finished = (folder.status() or {}).get("state") == "finished"
     if finished:
         check_manifest(folder.path)
-        check_manifest(folder.path, *(name for name in AGENTS if (folder.path / name).exists()))
+        weights = [name for name in AGENTS if name.endswith(".safetensors") and (folder.path / name).exists()]
+        if weights:  # what notebooks do not wait for
+            check_manifest(folder.path, *weights)
     return finished
 
 

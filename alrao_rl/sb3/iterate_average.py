@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alrao_rl.core.heads import OutputHeads
+from alrao_rl.sb3.plain import empty_linear, replace_heads
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
@@ -24,11 +25,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
         ValueError: an output layer averages probabilities, which no single layer can do.
     """
     plain = copy.deepcopy(network)
-    for module in list(plain.modules()):
-        for name, child in list(module._modules.items()):
-            if isinstance(child, OutputHeads):
-                layer = nn.utils.skip_init(nn.Linear, child.in_features, child.out_features, child.bias is not None)
-                module._modules[name] = layer.to(child.weight)
+    replace_heads(plain, empty_linear)
     del plain.alrao_config, plain.alrao_rates
     follow(plain.requires_grad_(False).eval(), network, n_updates=1, window=1)
     return plain

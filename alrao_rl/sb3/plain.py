@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -62,10 +63,7 @@ class Acting(nn.Module):
                 self.register_buffer(f"mean_{number}", mean)
                 self.register_buffer(f"std_{number}", (variance + 1e-8).sqrt())
         self.policy = copy.deepcopy(policy)
-        for module in list(self.policy.modules()):
-            for name, child in list(module._modules.items()):
-                if isinstance(child, OutputHeads):
-                    module._modules[name] = _plain(child)
+        replace_heads(self.policy, _averaged)
         self.requires_grad_(False).eval()
         space = policy.action_space
         if isinstance(space, spaces.Box):
@@ -113,9 +111,23 @@ class Acting(nn.Module):
         return torch.maximum(torch.minimum(scores, self.high), self.low)
 
 
-def _plain(heads: OutputHeads) -> nn.Module:
+def replace_heads(network: nn.Module, plain: Callable[[OutputHeads], nn.Module]) -> None:
+    """Put what ``plain`` makes of it in the place of every duplicated output layer."""
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):
+            if isinstance(child, OutputHeads):
+                module._modules[name] = plain(child)
+
+
+def empty_linear(heads: OutputHeads) -> nn.Linear:
+    """A ``Linear`` of the shape, type and place of one head, to be filled."""
+    layer = nn.utils.skip_init(nn.Linear, heads.in_features, heads.out_features, heads.bias is not None)
+    return layer.to(heads.weight)
+
+
+def _averaged(heads: OutputHeads) -> nn.Module:
     if heads.kind not in ("values", "mean"):
         return Mixture(heads)
-    layer = nn.utils.skip_init(nn.Linear, heads.in_features, heads.out_features, heads.bias is not None)
+    layer = empty_linear(heads)
     layer.load_state_dict({name: value for name, value in heads.collapse().items() if value is not None})
     return layer
