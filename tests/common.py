@@ -13,6 +13,17 @@ ROOT = Path(__file__).parent.parent
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
 SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
+SMALL = """
+algo = "dqn"
+policy = "stock"
+[hyperparameters]
+learning_rate = 1e-3
+learning_starts = 20
+batch_size = 8
+[policy_options]
+net_arch = [8]
+"""
+"""An agent file whose runs take seconds."""
 # What a cheap run needs; every part of an algorithm still has its turn.
 FAST = ["--eval-episodes", "1", "--quiet", "--set", "net_arch=[8]"]
 HEADS = ["--set", "alrao.n_heads=3"]
@@ -77,3 +88,26 @@ def flip(path, bit=12345):
     data = bytearray(path.read_bytes())
     data[bit // 8 % len(data)] ^= 1 << bit % 8
     path.write_bytes(data)
+
+
+def one_error(main, capfd, *args, status=2):
+    """Run a command in this process; all it prints is the one line of an error, which is returned."""
+    assert main([*map(str, args)]) == status
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err
+
+
+def dying(function, left, error):
+    """The function, which raises the error once it, and others with the same list, were called ``left[0]`` times."""
+
+    def call(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return function(*args, **kwargs)
+
+    return call

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from common import ENVIRON, arguments, bits, command, differing, flip, same_files
+from common import ENVIRON, arguments, bits, command, differing, dying, flip, same_files
 
 import alrao_rl.training
 from alrao_rl import checkpoint, ring, snapshot
@@ -598,19 +598,10 @@ def test_killed_at_every_moment_of_a_save(tmp_path, monkeypatch):
             checkpoints.save(step, {"step": step})
         left = [moment]
 
-        def or_die(function, left=left):
-            def call(*args, **kwargs):
-                left[0] -= 1
-                if left[0] < 0:
-                    raise Killed
-                return function(*args, **kwargs)
-
-            return call
-
         killed = True
         with monkeypatch.context() as patch:
             for owner, name in calls:
-                patch.setattr(owner, name, or_die(getattr(owner, name)))
+                patch.setattr(owner, name, dying(getattr(owner, name), left, Killed))
             try:
                 checkpoints.save(3, {"step": 3})
                 killed = False

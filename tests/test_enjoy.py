@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from common import one_error
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from alrao_rl import load_agent, recipes, save_agent
@@ -41,12 +42,7 @@ def run(tmp_path_factory):
 
 
 def refused(capfd, *args, status=2):
-    assert main([*map(str, args)]) == status
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
+    return one_error(main, capfd, *args, status=status)
 
 
 def played(out):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import one_error
 from gymnasium import spaces
 from test_agent import ACTIONS, IMAGE, OBSERVATIONS, make_agent, make_model, samples
 from test_enjoy import CARTPOLE, save_run
@@ -134,12 +135,7 @@ def test_the_real_command_on_a_real_run(tmp_path, monkeypatch):
 
 
 def refused(capfd, *args):
-    assert main([*map(str, args)]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    return err
+    return one_error(main, capfd, *args)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import dying
 from gymnasium import spaces
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -151,20 +152,11 @@ class Keeping(RuleBasedStateMachine):
         state, left = self.taken(), [moment]
         self.expected[self.step] = all_bits(state["buffer"])
 
-        def or_die(function):
-            def call(*args, **kwargs):
-                left[0] -= 1
-                if left[0] < 0:
-                    raise Killed
-                return function(*args, **kwargs)
-
-            return call
-
         places = [(Path, "open"), (Path, "replace"), (Path, "mkdir")]
         places += [(checkpoint.os, "fsync"), (checkpoint.os, "link"), (checkpoint.shutil, "rmtree")]
         with pytest.MonkeyPatch.context() as patch:
             for owner, name in places:
-                patch.setattr(owner, name, or_die(getattr(owner, name)))
+                patch.setattr(owner, name, dying(getattr(owner, name), left, Killed))
             with contextlib.suppress(Killed):
                 self.kept.save(self.step, state)
         self.goes_on()

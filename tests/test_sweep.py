@@ -21,7 +21,7 @@ import gymnasium as gym
 import pandas as pd
 import psutil
 import pytest
-from common import ROOT, SAME
+from common import ROOT, SAME, SMALL
 
 from alrao_rl import load_results, plan, provenance, rows, survey, worker
 from alrao_rl.errors import UserError
@@ -31,16 +31,6 @@ from alrao_rl.runs import RunFolder
 from alrao_rl.sweep import main
 from alrao_rl.train import main as train
 
-SMALL = """
-algo = "dqn"
-policy = "stock"
-[hyperparameters]
-learning_rate = 1e-3
-learning_starts = 20
-batch_size = 8
-[policy_options]
-net_arch = [8]
-"""
 ODD = '''
 import os, time
 import gymnasium as gym, numpy as np

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from common import one_error
 
 from alrao_rl import runs
 from alrao_rl.envs import make_env
@@ -93,13 +94,7 @@ def rows(path):
 
 def refused(capfd, *args):
     """Run in this process; the one line of the error."""
-    assert main([*map(str, args)]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    return err.strip()
+    return one_error(main, capfd, *args).strip()
 
 
 @pytest.fixture(scope="module")

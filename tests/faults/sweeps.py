@@ -9,21 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from common import arguments, command
+from common import SMALL, arguments, command
 
 from faults.harness import Fault, Result, check
 from faults.processes import done, started
 
-SMALL = """
-algo = "dqn"
-policy = "stock"
-[hyperparameters]
-learning_rate = 1e-3
-learning_starts = 20
-batch_size = 8
-[policy_options]
-net_arch = [8]
-"""
 KINDS = {
     "raises": "ValueError: broken at last",
     "exits": "its process ended with exit status 7",
