@@ -44,7 +44,8 @@ class Task:
         sweep: what tells this call of the command from others.
         arguments: of ``alrao_rl.train``.
         folder: the run folder, absolute.
-        cwd: where the command runs: names of files in the arguments may be relative to it.
+        cwd: where the command runs: names of files in the arguments may be relative to it. A run folder below it is
+            named so too: the command that the run keeps then works in any checkout.
         timeout: wall seconds; None for no limit.
     """
 
@@ -144,7 +145,9 @@ def _train(task: Task, deadline: float | None) -> tuple[int, str]:
     Raises:
         TimeoutError: with the end of its output, which says where it was.
     """
-    command = [sys.executable, "-m", "alrao_rl.train", *task.arguments, "--out", task.folder, "--quiet"]
+    folder = Path(task.folder)
+    out = str(folder.relative_to(task.cwd) if folder.is_relative_to(task.cwd) else folder)
+    command = [sys.executable, "-m", "alrao_rl.train", *task.arguments, "--out", out, "--quiet"]
     tether = [sys.executable, "-m", "alrao_rl.tether", str(os.getpid()), *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     with tempfile.TemporaryFile() as log:

@@ -555,14 +555,15 @@ def test_a_sweep(place, capfd):
         ("Once", "finished", ""),
     ],
 )
-def test_task_that_is_killed(place, tmp_path, monkeypatch, env, state, reason):
-    """It is tried again; after the last time it has failed."""
+def test_task_that_is_killed(place, monkeypatch, env, state, reason):
+    """It is tried again; after the last time it has failed. Its command names no place of this machine."""
     monkeypatch.setattr(worker, "ATTEMPTS", 2)
-    folder = tmp_path / "run"
+    folder = place / "run"
     arguments = ("--agent", "small.toml", "--env", f"odd:{env}-v0", "--timesteps", "300", "--eval-episodes", "1")
     outcome = worker.execute(worker.Task("x", arguments, str(folder), str(place), 120.0))
     assert (outcome.state, outcome.reason) == (state, reason)
     assert json.loads((folder / "status.json").read_text())["state"] == state
+    assert " --out run " in json.loads((folder / "config.json").read_text())["provenance"]["command"]
 
 
 def test_mismatch(place, capfd):
