@@ -312,7 +312,7 @@ def local_cluster(n_workers: int) -> Iterator[Any]:
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.scheduler.worker-saturation": 1.0,  # runs are long: no worker sets one aside for later
         "distributed.worker.daemon": True,
-        # A worker only waits for a run. Dask would have it look at its own stack 100 times a second, and at its clock 50.
+        # A worker only waits. Dask would have it look at its own stack 100 times a second, and at its clock 50 times.
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "500ms",
         "distributed.comm.timeouts.connect": "30s",

@@ -230,29 +230,29 @@ def test_weights_stay_a_distribution_whatever_the_evidence(name, rows):
 
 @pytest.mark.parametrize("name", RULES)
 @given(rows=st.lists(st.lists(EXTREME | st.floats(-3, 3, width=32), min_size=4, max_size=4), min_size=1, max_size=12))
-def test_numbers_and_tensors_are_one_rule(name, rows):
-    """What a GPU computes with tensors is what the CPU computes with Python's numbers."""
-    by_numbers, by_tensors = make_rule(name, RATES), make_rule(name, RATES)
+def test_memory_and_tensors_are_one_rule(name, rows):
+    """What a GPU computes with tensors is what the CPU computes in compiled code."""
+    by_memory, by_tensors = make_rule(name, RATES), make_rule(name, RATES)
     weights = [uniform(), uniform()]
-    for rule in (by_numbers, by_tensors):
+    for rule in (by_memory, by_tensors):
         rule.prepare(1)
     for row in rows:
         losses = torch.tensor(row).abs().clamp(max=1e15)
         gradient = torch.tensor(row)[1:, None].nan_to_num(0.0, 1e15, -1e15)
         known = {"residual": losses, "gains": torch.tensor(row[1:]), "gradient": gradient}
-        weights[0] = by_numbers.step(weights[0], Evidence(**known))
+        weights[0] = by_memory.step(weights[0], Evidence(**known))
         weights[1] = by_tensors.on_tensors(weights[1], Evidence(**known))
         torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("known", ["residual", "nll", "loss"])
 @pytest.mark.parametrize("name", ["switch", "bayes"])
-def test_numbers_and_tensors_agree_for_every_kind_of_loss(name, known):
-    by_numbers, by_tensors = make_rule(name, RATES), make_rule(name, RATES)
+def test_memory_and_tensors_agree_for_every_kind_of_loss(name, known):
+    by_memory, by_tensors = make_rule(name, RATES), make_rule(name, RATES)
     weights = [uniform(), uniform()]
     for _ in range(40):
         losses = torch.rand(4)
-        weights[0] = by_numbers.step(weights[0], Evidence(**{known: losses}))
+        weights[0] = by_memory.step(weights[0], Evidence(**{known: losses}))
         weights[1] = by_tensors.on_tensors(weights[1], Evidence(**{known: losses}))
         torch.testing.assert_close(*weights)
 

@@ -343,6 +343,24 @@ class OutputHeads(nn.Module):
         gradient = torch.cat([rows, *extra], 1) if extra else rows
         return gradient if self._evidence.gradient is None else gradient + self._evidence.gradient
 
+    def leaf_gradients(self) -> list[Tensor | None] | None:
+        """The gradient as it has arrived, a piece for each of :meth:`parts`; None where it arrived otherwise."""
+        if not self._place or self._evidence.gradient is not None:
+            return None
+        gradients = [leaf.grad for leaf in self._leaves]
+        missing = sum([gradient is None for gradient in gradients])
+        return gradients if missing in (0, len(gradients)) else None
+
+    def parts(self, offset: int) -> list[tuple[int, ...]]:
+        """Where each piece goes in a flat vector that has θ at ``offset``: see ``Part`` of ``kernels.c``."""
+        n, rows, columns = self.theta.shape[1], self.out_features, self._columns
+        parts: list[tuple[int, ...]] = [(offset, self.n_heads, n, rows, columns, self.in_features)]
+        if self._has_bias:
+            parts.append((offset + self.in_features, self.n_heads, n, rows, columns, 1))
+        if self._extra_shape is not None:
+            parts.append((offset + self._n_matrix, self.n_heads, n, 1, 0, n - self._n_matrix))
+        return parts
+
     def _gains(self) -> Tensor | None:
         """−∂ℓ/∂a, ``[J]``."""
         if not self._place or self._weights.grad is None:

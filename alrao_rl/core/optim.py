@@ -10,9 +10,11 @@ vector, trunk first, then the heads of each output layer, one head after the oth
 
 from __future__ import annotations
 
+import ctypes
 import math
 import warnings
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,6 +24,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from typing_extensions import override
 
 from alrao_rl.checks import number
+from alrao_rl.core import kernels
 from alrao_rl.core.heads import OutputHeads, all_finite
 from alrao_rl.core.rates import FeatureMap
 
@@ -48,9 +51,20 @@ class Base:
     buffers: tuple[str, ...] = ()
     elementwise = False
     """Whether an entry's direction needs no other entry: then a part of the vectors will do."""
+    compiled = False
+    """Whether :meth:`update_memory` is there for these options."""
 
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         """Turn a flat gradient ``[N]`` into a direction ``[N]``; updates ``state`` in place."""
+        raise NotImplementedError
+
+    def update_memory(
+        self, memory: Memory, present: list[bool], g: Tensor, rates: Tensor, state: State, scale: float
+    ) -> float:
+        """Move all parameters, on the CPU and in float32, by compiled code; return the sum of what was taken off.
+
+        Parameters that are not ``present``, without a gradient, keep their place and their state.
+        """
         raise NotImplementedError
 
 
@@ -105,7 +119,7 @@ class RmsProp(Base):
     ) -> None:
         self.decay, self.eps = number("decay", decay, 0, 1, "[)"), number("eps", eps, 0, 1, "[)")
         self.eps_inside, self.bias_correction = eps_inside, bias_correction
-        self.elementwise = not bias_correction
+        self.elementwise = self.compiled = not bias_correction
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -114,6 +128,15 @@ class RmsProp(Base):
         if self.bias_correction:
             v = v / layout.spread(_correction(self.decay, state["steps"]))
         return g / ((v + self.eps).sqrt_() if self.eps_inside else v.sqrt() + self.eps)
+
+    @override
+    def update_memory(
+        self, memory: Memory, present: list[bool], g: Tensor, rates: Tensor, state: State, scale: float
+    ) -> float:
+        return memory.library.rmsprop(
+            len(present), memory.moving(present), memory.sizes, g.data_ptr(), rates.data_ptr(),
+            state["square_avg"].data_ptr(), self.decay, self.eps, self.eps_inside, scale,
+        )  # fmt: skip
 
 
 class FeatureNormalized(Base):
@@ -199,6 +222,66 @@ class Layout:
         return cached
 
 
+class Memory:
+    """Where parameters, and the parts of their flat gradient, lie, for compiled code: on the CPU and in float32."""
+
+    def __init__(self, library: ctypes.CDLL, layout: Layout) -> None:
+        self.library, self._layout = library, layout
+        parts: list[tuple[int, ...]] = []
+        offset = 0
+        for parameter in layout.trunk:
+            parts.append((offset, 1, 0, 1, 0, parameter.numel()))
+            offset += parameter.numel()
+        for layer in layout.layers:
+            parts += layer.parts(offset)
+            offset += layer.theta.numel()
+        self._parts = (ctypes.c_int64 * (6 * len(parts)))(*chain.from_iterable(parts))
+        self._sources = ctypes.c_int64 * len(parts)
+        self._numbers = ctypes.c_int64 * len(layout.parameters)
+        self.addresses = self._numbers(*[parameter.data_ptr() for parameter in layout.parameters])
+        self.sizes = self._numbers(*[parameter.numel() for parameter in layout.parameters])
+
+    @classmethod
+    def of(cls, layout: Layout, tensors: list[Tensor]) -> Memory | None:
+        """Of a network whose parameters and flat ``tensors``, ``[N]``, compiled code can work on; else None."""
+        fits = all(x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in layout.parameters + tensors)
+        if kernels.library is None or not fits or any(len(x) != layout.numel for x in tensors):
+            return None
+        return cls(kernels.library, layout)
+
+    def gather(self, g: Tensor) -> list[bool] | None:
+        """Write all gradients into ``g``, ``[N]``, where there are some; return which parameters have one.
+
+        None where one is not finite, or not laid out as usual.
+        """
+        gradients: list[Tensor | None] = []
+        present = []
+        for parameter in self._layout.trunk:
+            gradients.append(parameter.grad)
+            present.append(parameter.grad is not None)
+        for layer in self._layout.layers:
+            if (own := layer.leaf_gradients()) is None:
+                return None
+            gradients += own
+            present.append(own[0] is not None)
+        sources = []
+        for gradient in gradients:
+            if gradient is None:
+                sources.append(0)
+            elif gradient.layout is torch.strided and gradient.is_contiguous():
+                sources.append(gradient.data_ptr())
+            else:
+                return None
+        squares: float = self.library.gather(len(sources), self._sources(*sources), self._parts, g.data_ptr())
+        return present if math.isfinite(squares) else None
+
+    def moving(self, present: list[bool]) -> ctypes.Array[ctypes.c_int64]:
+        """Addresses of the parameters, 0 for those that received no gradient."""
+        if all(present):
+            return self.addresses
+        return self._numbers(*[place * given for place, given in zip(self.addresses, present, strict=True)])
+
+
 class AlraoOptimizer(torch.optim.Optimizer):
     """The optimizer of a network made by :func:`~alrao_rl.core.convert.convert`.
 
@@ -225,9 +308,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
         self._layout = Layout(network, self._layers)
         self._base: Base = self.config.make_base()
-        self._rates = self._update = torch.empty(0)
+        self._rates = self._flat = torch.empty(0)
         self._views: list[Tensor] = []
         self._version: list[tuple[int, int]] = []
+        self._memory: Memory | None = None
+        self._places: list[tuple[int, bool]] = []
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
         lr = number("lr", lr, 0, ends="[)")
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
@@ -242,7 +327,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own keeps only its own three attributes, and a copy would do nothing. Buffers are made anew.
-        return {**self.__dict__, "_rates": torch.empty(0), "_update": torch.empty(0), "_views": []}
+        own = {"_rates": torch.empty(0), "_flat": torch.empty(0), "_views": [], "_memory": None, "_places": []}
+        return self.__dict__ | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` gave; ValueError if it is the state of another base update."""
@@ -289,32 +375,29 @@ class AlraoOptimizer(torch.optim.Optimizer):
                 result = closure()
         group = self.param_groups[0]
         group["n_updates"] += 1
-        state = self._prepare(group)
-        of_heads = [layer.gradient for layer in self._layers]
-        g, absent, broken = self._gather(of_heads)
-        for layer, given, gradient in zip(self._layers, of_heads, self._layout.heads(g), strict=True):
-            if given is not None:
+        state, scale = self._prepare(group), self._scale(group)
+        finite = [layer for layer in self._layers if layer.known_finite()]
+        memory, broken = self._memory, None
+        present = None if memory is None else memory.gather(self._flat)
+        if present is not None:
+            g, of_heads = self._flat, self._views[len(self._layout.trunk) :]
+        else:
+            g, present, broken = self._gather()
+            of_heads = self._layout.heads(g)
+        for layer, given, gradient in zip(self._layers, present[len(self._layout.trunk) :], of_heads, strict=True):
+            if given:
                 self._judge(layer, gradient)
         state["steps"] += 1
-        before = {} if absent is None else {name: state[name].clone() for name in self._base.buffers}
-        if self._base.elementwise and len(g) > 2 * _PIECE:
-            names = self._base.buffers
-            parts = (x.split(_PIECE) for x in (g, self._rates, self._update, *(state[name] for name in names)))
-            pieces = zip(*parts, strict=True)
-            for gradient, rates, update, *buffers in pieces:
-                direction = self._base.direction(gradient, dict(zip(names, buffers, strict=True)), self._layout)
-                torch.mul(direction, rates, out=update)
+        if memory is not None:
+            moved = self._base.update_memory(memory, present, g, self._rates, state, scale)
+            for parameter in group["params"]:
+                torch.autograd.graph.increment_version(parameter)
+            all_well = math.isfinite(moved)
         else:
-            torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._update)
-        if absent is not None:  # what received no gradient does not move and keeps its state
-            self._update.masked_fill_(absent, 0.0)
-            for name, old in before.items():
-                state[name].copy_(torch.where(absent, old, state[name]))
-        if (scale := self._scale(group)) != 1.0:
-            self._update.mul_(scale)
-        finite = [layer for layer in self._layers if layer.known_finite()]
-        torch._foreach_sub_(group["params"], self._views)
-        if not self._reclone(state, broken, group["n_updates"]):
+            self._update_tensors(g, present, state, scale)
+            torch._foreach_sub_(group["params"], self._views)
+            all_well = all_finite(self._flat)
+        if not self._reclone(state, broken, all_well, group["n_updates"]):
             for layer in finite:
                 layer.mark_finite()
         for layer in self._layers:
@@ -322,6 +405,28 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if self.after_step is not None:
             self.after_step(self)
         return result
+
+    def _update_tensors(self, g: Tensor, present: list[bool], state: State, scale: float) -> None:
+        """Compute, in ``self._flat``, what is taken off every parameter."""
+        everything = all(present)
+        before = {} if everything else {name: state[name].clone() for name in self._base.buffers}
+        if self._base.elementwise and len(g) > 2 * _PIECE:
+            names = self._base.buffers
+            parts = (x.split(_PIECE) for x in (g, self._rates, self._flat, *(state[name] for name in names)))
+            pieces = zip(*parts, strict=True)
+            for gradient, rates, update, *buffers in pieces:
+                direction = self._base.direction(gradient, dict(zip(names, buffers, strict=True)), self._layout)
+                torch.mul(direction, rates, out=update)
+        else:
+            torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._flat)
+        if not everything:  # what received no gradient does not move and keeps its state
+            pairs = zip(self._layout.parameters, present, strict=True)
+            absent = torch.cat([torch.full_like(p, not given, dtype=torch.bool).reshape(-1) for p, given in pairs])
+            self._flat.masked_fill_(absent, 0.0)
+            for name, old in before.items():
+                state[name].copy_(torch.where(absent, old, state[name]))
+        if scale != 1.0:
+            self._flat.mul_(scale)
 
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -335,14 +440,19 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if version != self._version or not self._rates.numel():
             self._version = version
             self._rates = self._layout.rates(feature_rates)
-            self._update = torch.empty_like(self._rates)
-            self._views = self._layout.views(self._update)
+            self._flat = torch.empty_like(self._rates)
+            self._views = self._layout.views(self._flat)
         state: State = self.state[group["params"][0]]
         if not state:
             for name in self._base.buffers:
                 state[name] = torch.zeros_like(self._rates)
             for name in _COUNTS:
                 state[name] = torch.zeros(len(self._layout.sizes), device=feature_rates.device)
+        if self._base.compiled:
+            flat = [self._rates, *[state[name] for name in self._base.buffers]]
+            places = [(x.data_ptr(), x.is_contiguous()) for x in (*self._layout.parameters, *flat)]
+            if places != self._places:
+                self._places, self._memory = places, Memory.of(self._layout, flat)
         return state
 
     @staticmethod
@@ -361,38 +471,37 @@ class AlraoOptimizer(torch.optim.Optimizer):
             )
         return lr / first
 
-    def _gather(self, of_heads: list[Tensor | None]) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
-        """All gradients as one vector ``[N]``; where there was none, or None; which heads are broken, or None.
+    def _gather(self) -> tuple[Tensor, list[bool], list[Tensor] | None]:
+        """All gradients as one vector ``[N]``; which parameters have one; which heads of a layer are broken, or None.
 
         A number that is not finite becomes 0, with all of its head: it moves nothing and reaches no state.
         """
         layout = self._layout
-        given = [*(parameter.grad for parameter in layout.trunk), *of_heads]
-        absent = None
-        if any([gradient is None for gradient in given]):
-            nothing = [
-                torch.full_like(p, g is None, dtype=torch.bool) for g, p in zip(given, layout.parameters, strict=True)
-            ]
-            absent = torch.cat([mask.reshape(-1) for mask in nothing])
-            given = [torch.zeros_like(p) if g is None else g for g, p in zip(given, layout.parameters, strict=True)]
-        g = _flatten_dense_tensors(given)
+        given = [*(parameter.grad for parameter in layout.trunk), *(layer.gradient for layer in self._layers)]
+        present = [gradient is not None for gradient in given]
+        g = _flatten_dense_tensors(
+            [torch.zeros_like(p) if g is None else g for g, p in zip(given, layout.parameters, strict=True)]
+        )
         if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
-            return g, absent, None
+            return g, present, None
         broken = []
         for gradient in layout.heads(g):
             lost = ~gradient.norm(dim=1).isfinite()
             gradient.masked_fill_(lost[:, None], 0.0)
             # Where no head has a finite gradient the fault is in the data: the heads are as good as they were.
             broken.append(lost & ~lost.all())
-        return g.nan_to_num_(0.0, 0.0, 0.0), absent, broken
+        return g.nan_to_num_(0.0, 0.0, 0.0), present, broken
 
     def _judge(self, layer: OutputHeads, gradient: Tensor) -> None:
         """Let a layer's evidence move its weights, then clip the gradient ``[J, P]`` of every head by itself."""
         layer.update_averaging(gradient)
         if isinstance(limit := self.config.head_max_grad_norm, float):
-            gradient.renorm_(2, 0, limit)
+            if self._memory is not None:
+                self._memory.library.clip_rows(*gradient.shape, gradient.data_ptr(), limit)
+            else:
+                gradient.renorm_(2, 0, limit)
 
-    def _reclone(self, state: State, broken: list[Tensor] | None, n_updates: int) -> bool:
+    def _reclone(self, state: State, broken: list[Tensor] | None, all_well: bool, n_updates: int) -> bool:
         """Replace heads that broke in this step, and every ``reclone_interval`` steps those without weight.
 
         False if there was nothing to look for: all that was added is finite.
@@ -401,7 +510,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """
         interval = self.config.reclone_interval
         due = bool(interval) and n_updates % interval == 0
-        if not due and broken is None and all_finite(self._update):
+        if all_well and broken is None and not due:
             return False
         buffers = [self._layout.heads(state[name]) for name in self._base.buffers]
         first = 1

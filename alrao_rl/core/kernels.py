@@ -1,0 +1,48 @@
+"""The compiled loops of ``kernels.c``, made when the package is built (``hatch_build.py``).
+
+``library`` is None where that was not possible: then operations on tensors serve, several times as slow for small
+networks. A library of another version of the source is not loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import sysconfig
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.c")
+
+_INT, _DOUBLE, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[object, ...]] = {
+    "gather": (ctypes.c_float, _INT, _POINTER, _POINTER, _POINTER),
+    "clip_rows": (None, _INT, _INT, _POINTER, ctypes.c_float),
+    "rmsprop": (ctypes.c_float, _INT, *[_POINTER] * 5, _DOUBLE, _DOUBLE, ctypes.c_int, _DOUBLE),
+    "switching": (None, _INT, *[_POINTER] * 2, *[_DOUBLE] * 2, *[_POINTER] * 2, ctypes.c_int, *[_POINTER] * 3),
+    "exponentiated_gradient": (None, _INT, *[_POINTER] * 2, *[_DOUBLE] * 5, _POINTER),
+    "whiteness": (None, _INT, _INT, *[_POINTER] * 2, *[_DOUBLE] * 3, *[_POINTER] * 4),
+}
+
+
+def library_path(source: Path = SOURCE) -> Path:
+    """Where the library of this source lies, on this platform."""
+    version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    return source.with_name(f"_kernels-{version}-{sysconfig.get_platform()}{_suffix()}")
+
+
+def _suffix() -> str:
+    return ".dll" if sysconfig.get_platform().startswith("win") else ".so"
+
+
+def _load() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(library_path()))
+    except OSError:
+        return None
+    for name, (result, *arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+library = _load()

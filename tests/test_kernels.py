@@ -1,0 +1,166 @@
+"""What is compiled computes what the operations on tensors do."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from alrao_rl.core import AlraoOptimizer, Output, convert, kernels
+from alrao_rl.core.optim import Memory
+
+ROOT = Path(__file__).parent.parent
+compiled = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+
+
+def test_built_where_there_is_a_compiler():
+    assert kernels.library is not None or not (shutil.which("cc") or shutil.which("gcc"))
+
+
+def test_library_of_another_source_is_not_loaded(tmp_path):
+    """Its functions might have other arguments: the name of a library tells the version of its source."""
+    source = tmp_path / "kernels.c"
+    source.write_bytes(kernels.SOURCE.read_bytes())
+    assert kernels.library_path(source).name == kernels.library_path().name
+    source.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
+    assert kernels.library_path(source).name != kernels.library_path().name
+
+
+def train(kind, bias=True, extra=False, n_in=17, base="rmsprop", limit=0.5, steps=60, scale=None, freeze=False, **more):
+    """A trained network: sizes that are no multiple of the kernels' lanes, and larger than them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, n_in), nn.Tanh(), nn.Linear(n_in, n_in), nn.Tanh(), nn.Linear(n_in, 3, bias=bias))
+    rule = {"values": "whiteness", "mean": "switch"}.get(kind, "exponentiated-gradient")
+    output = Output(kind, rule=rule, extra=torch.zeros(3) if extra else None)
+    options = {"seed": 1, "reclone_interval": 25, "head_max_grad_norm": limit, "base": base, "n_heads": 7, **more}
+    convert(net, {"4": output}, options)
+    optimizer, x, y = AlraoOptimizer(net), torch.randn(16, 5), torch.randint(0, 3, (16,))
+    for step in range(steps):
+        if scale:
+            optimizer.param_groups[0]["lr"] = scale ** (step // 10)
+        net[2].requires_grad_(not (freeze and 20 < step < 40))
+        optimizer.zero_grad()
+        out = net(x)
+        loss = F.cross_entropy(out, y) if kind == "categorical" else F.mse_loss(out, F.one_hot(y, 3).float())
+        if extra:
+            loss = loss + (net[4].averaged_extra().exp() - 2).square().sum()
+        loss.backward()
+        optimizer.step()
+    return net, optimizer
+
+
+CASES = {
+    "values": {"kind": "values"},
+    "mean": {"kind": "mean"},
+    "categorical": {"kind": "categorical"},
+    "without a bias": {"kind": "values", "bias": False},
+    "extra parameter": {"kind": "mean", "extra": True},
+    "extra parameter without a bias": {"kind": "mean", "extra": True, "bias": False},
+    "epsilon outside": {"kind": "values", "base_kwargs": {"eps_inside": False}},
+    "no clipping": {"kind": "categorical", "limit": None},
+    "one head": {"kind": "values", "n_heads": 1},
+    "many heads": {"kind": "categorical", "n_heads": 100},
+    "decaying": {"kind": "values", "scale": 0.5},
+    "frozen for a while": {"kind": "values", "freeze": True},
+    "wide": {"kind": "values", "n_in": 300, "steps": 30},
+    "another base": {"kind": "values", "base": "adam"},
+}
+
+
+@compiled
+@pytest.mark.parametrize("case", CASES)
+def test_trains_as_operations_on_tensors_do(case, monkeypatch):
+    options = {"lr_range": (1e-4, 1e-2), **CASES[case]}
+    fast, optimizer = train(**options)
+    assert (optimizer._memory is not None) == (case != "another base")
+    monkeypatch.setattr(kernels, "library", None)
+    slow, reference = train(**options)
+    assert reference._memory is None
+    for name, tensor in slow.state_dict().items():
+        torch.testing.assert_close(
+            fast.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    states = [next(iter(one.state.values())) for one in (optimizer, reference)]
+    for name, tensor in states[1].items():
+        torch.testing.assert_close(
+            states[0][name], tensor, rtol=1e-2, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@compiled
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 1000])
+def test_update_by_hand(n):
+    """One parameter vector, no heads: θ − η g/√(v + ε) with v = 0.99 v + 0.01 g²."""
+    g, v, rates, theta = torch.randn(n), torch.rand(n), torch.rand(n), torch.randn(n)
+    new = 0.99 * v + 0.01 * g * g
+    expected = theta - 0.5 * rates * g / (new + 1e-5).sqrt()
+    address, size = (torch.tensor([x]) for x in (theta.data_ptr(), n))
+    moved = kernels.library.rmsprop(
+        1, address.data_ptr(), size.data_ptr(), g.data_ptr(), rates.data_ptr(), v.data_ptr(), 0.99, 1e-5, 1, 0.5
+    )
+    torch.testing.assert_close(v, new)
+    torch.testing.assert_close(theta, expected)
+    assert moved == pytest.approx(float((0.5 * rates * g / (new + 1e-5).sqrt()).sum()), rel=1e-3, abs=1e-3)
+
+
+@compiled
+def test_an_update_is_seen_by_autograd():
+    """As an update by tensors is: what was computed before it cannot be differentiated after it."""
+    net, optimizer = train("values", steps=2)
+    assert optimizer._memory is not None
+    loss = F.mse_loss(net(torch.randn(4, 5)), torch.zeros(4, 3))
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@compiled
+@pytest.mark.parametrize("change", ["double", "strided", "size"])
+def test_memory_that_does_not_fit_is_left_alone(change):
+    """Compiled code believes what it is told of sizes and precision, so it is only told what is so."""
+    net, optimizer = train("values", steps=2)
+    layout, flat = optimizer._layout, [optimizer._rates]
+    assert Memory.of(layout, flat) is not None
+    if change == "double":
+        net[0].weight.data = net[0].weight.data.double()
+    elif change == "strided":
+        net[2].weight.data = net[2].weight.data.t()
+    else:
+        flat = [torch.zeros(layout.numel - 1)]
+    assert Memory.of(layout, flat) is None
+
+
+@compiled
+@pytest.mark.parametrize("change", ["double", "strided"])
+def test_trains_on_after_parameters_have_left_for_other_memory(change):
+    net, optimizer = train("values", steps=2)
+    x, y = torch.randn(4, 5), torch.zeros(4, 3)
+    if change == "double":
+        net.double()
+        x, y = x.double(), y.double()
+    else:
+        net[2].weight.data = net[2].weight.data.t()
+    before = net[2].weight.detach().clone()
+    optimizer.zero_grad()
+    F.mse_loss(net(x), y).backward()
+    if change == "double":
+        optimizer.load_state_dict(optimizer.state_dict())  # as .double() leaves a torch optimizer: its state to be cast
+    optimizer.step()
+    assert optimizer._memory is None
+    assert not torch.equal(net[2].weight, before)
+
+
+def test_trains_without_the_library():
+    """As where it could not be built: an installed package without a compiler."""
+    script = (
+        "from alrao_rl.core import kernels; kernels.library = None\n"
+        "from stable_baselines3 import A2C; from alrao_rl import AlraoPolicy\n"
+        "A2C(AlraoPolicy, 'CartPole-v1', device='cpu').learn(50)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
