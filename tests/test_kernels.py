@@ -63,7 +63,7 @@ CASES = {
     "epsilon outside": {"kind": "values", "base_kwargs": {"eps_inside": False}},
     "no clipping": {"kind": "categorical", "limit": None},
     "one head": {"kind": "values", "n_heads": 1},
-    "many heads": {"kind": "categorical", "n_heads": 100},
+    "many heads": {"kind": "categorical", "n_heads": 100, "steps": 10},
     "decaying": {"kind": "values", "scale": 0.5},
     "frozen for a while": {"kind": "values", "freeze": True},
     "wide": {"kind": "values", "n_in": 300, "steps": 30},
@@ -99,9 +99,12 @@ def test_update_by_hand(n):
     new = 0.99 * v + 0.01 * g * g
     expected = theta - 0.5 * rates * g / (new + 1e-5).sqrt()
     address, size = (torch.tensor([x]) for x in (theta.data_ptr(), n))
+    steps = torch.tensor([3.0])
     moved = kernels.library.rmsprop(
-        1, address.data_ptr(), size.data_ptr(), g.data_ptr(), rates.data_ptr(), v.data_ptr(), 0.99, 1e-5, 1, 0.5
-    )
+        1, address.data_ptr(), size.data_ptr(), g.data_ptr(), rates.data_ptr(), v.data_ptr(), 1, steps.data_ptr(),
+        0.99, 1e-5, 1, 0.5,
+    )  # fmt: skip
+    assert steps.item() == 4
     torch.testing.assert_close(v, new)
     torch.testing.assert_close(theta, expected)
     assert moved == pytest.approx(float((0.5 * rates * g / (new + 1e-5).sqrt()).sum()), rel=1e-3, abs=1e-3)

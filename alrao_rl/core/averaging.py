@@ -110,6 +110,9 @@ class Uniform(nn.Module):
         """:meth:`update` by compiled code, on the CPU and in float32."""
         raise NotImplementedError
 
+    def _address(self, buffer: str) -> int:
+        return cast(Tensor, self._buffers[buffer]).data_ptr()  # past nn.Module's search for attributes
+
     def prepare(self, n_parameters: int) -> None:
         """Make room for what the rule keeps of each of a head's ``n_parameters``."""
 
@@ -209,9 +212,10 @@ class Switch(Likelihood):
         """See :meth:`Uniform.on_memory`."""
         losses = cast(Tensor, evidence.losses)
         n = 0.0 if losses is evidence.nll else self.n / 2 if losses is evidence.residual else self.n
+        place = self._address
         library.switching(
-            self.n_heads, weights.data_ptr(), losses.data_ptr(), n, self.decay, self.scale.data_ptr(),
-            self.correction.data_ptr(), self.hazard, self.t.data_ptr(), self.prior.data_ptr(), self.mixture.data_ptr(),
+            self.n_heads, weights.data_ptr(), losses.data_ptr(), n, self.decay, place("scale"), place("correction"),
+            self.hazard, place("t"), place("prior"), place("mixture"),
         )  # fmt: skip
 
 
@@ -266,7 +270,7 @@ class ExponentiatedGradient(Uniform):
         gains = cast(Tensor, evidence.gains)
         library.exponentiated_gradient(
             self.n_heads, weights.data_ptr(), gains.data_ptr(), self.beta / self.reuse, self.alpha, self.clip,
-            self.decay, _ROUNDING, self.moments.data_ptr(),
+            self.decay, _ROUNDING, self._address("moments"),
         )  # fmt: skip
 
 
@@ -325,9 +329,10 @@ class Whiteness(Uniform):
     def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
         """See :meth:`Uniform.on_memory`."""
         gradient = cast(Tensor, evidence.gradient)
+        place = self._address
         library.whiteness(
             *gradient.shape, weights.data_ptr(), gradient.data_ptr(), self.kappa, self.max_flow, self.decay,
-            self.faster.data_ptr(), self.previous.data_ptr(), self.product.data_ptr(), self.norm.data_ptr(),
+            place("faster"), place("previous"), place("product"), place("norm"),
         )  # fmt: skip
 
     def forget(self, lost: Tensor) -> None:

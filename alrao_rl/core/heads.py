@@ -19,23 +19,9 @@ from torch import Tensor, nn
 
 from alrao_rl.checks import one_of
 from alrao_rl.core.averaging import Evidence, make_rule
+from alrao_rl.core.branches import Branches, Kernel, mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
 from alrao_rl.headwise import HeadwiseTensor
-
-
-def mix(log_probs: Tensor, weights: Tensor) -> Tensor:
-    """log Σ_j a_j exp(log_probs_j), ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    return torch.logsumexp(log_probs + weights.log().view(-1, 1, 1), 0)
-
-
-def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
-    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    return mix(logits.log_softmax(1), weights)
-
-
-def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    return mix(nn.functional.logsigmoid(logits), weights) - mix(nn.functional.logsigmoid(-logits), weights)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -74,6 +60,8 @@ class OutputHeads(nn.Module):
 
     theta: nn.Parameter
     rates: Tensor
+    _held: tuple[Tensor, Tensor]
+    _kernel: Kernel | None = None
     _leaves: list[Tensor]
     _matrix: tuple[Tensor, Tensor | None]
 
@@ -163,8 +151,16 @@ class OutputHeads(nn.Module):
             flat = None if offset is None else offset.reshape(-1, self.out_features)
             output = self.forward(features.reshape(-1, self.in_features), flat)
             return output.reshape(*features.shape[:-1], self.out_features)
+        theta, weights = self._usable()
+        kernel = self._kernel if offset is None and self._place and theta is self._held[0] else None
+        if kernel is not None and kernel.serves(features):
+            if not torch.is_grad_enabled():
+                return kernel.average(features, theta, weights).t()
+            weight, bias = self._leaves[0], self._leaves[1] if self._has_bias else None
+            branches = Branches.apply(features, weight, bias, weights, theta, kernel)
+            return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
         offset = None if offset is None else offset.t()
-        average = self._average(features, offset)
+        average = self._average(features, offset, theta, weights)
         if not torch.is_grad_enabled():
             return average if self.kind in _LINEAR else average.t()
         average = average.t() if self.kind in _LINEAR else average
@@ -190,12 +186,11 @@ class OutputHeads(nn.Module):
             return average
         return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), self._layers)
 
-    def _average(self, x: Tensor, offset: Tensor | None) -> Tensor:
+    def _average(self, x: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
         """Φ as a function of the features and of a, the heads' parameters held.
 
         ``[B, I]`` to ``[B, O]`` for linear kinds, to ``[O, B]`` for others: as it is computed.
         """
-        theta, weights = self._usable()
         if self.kind in _LINEAR:
             # Averaging outputs is averaging parameters: one layer instead of J.
             averaged = weights @ theta
@@ -265,6 +260,10 @@ class OutputHeads(nn.Module):
         self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
         self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
         self._layers = frozenset([self])
+        kind = "linear" if self.kind in _LINEAR else self.kind
+        served = kind == "linear" or (kind == "categorical" and len(self.splits) == 1)
+        shape = self.out_features, self.in_features, self._has_bias
+        self._kernel = Kernel.of(kind, *self._held, *shape) if served else None
         if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
 
@@ -274,7 +273,7 @@ class OutputHeads(nn.Module):
             setattr(self._evidence, name, None if value is None else value.to(self.theta))
 
     def __getstate__(self) -> dict[str, Any]:
-        aliases = ("_held", "_matrix", "_leaves", "_weights", "_layers")
+        aliases = ("_held", "_matrix", "_leaves", "_weights", "_layers", "_kernel")
         state = {key: value for key, value in self.__dict__.items() if key not in aliases}
         return state | {"_place": (), "_evidence": self.evidence}
 

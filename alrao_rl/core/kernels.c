@@ -19,7 +19,34 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
+/* The same code for wider vectors, chosen when the library is loaded. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define CLONES
+#endif
+
 enum { LANES = 16 };
+
+/* LANES sums of n products: factors[i] · x[i · stride + lane]. */
+static inline void add_products(float *sums, int64_t n, const float *factors, const float *x, int64_t stride) {
+#ifdef __GNUC__
+    /* In variables of four numbers, as which compilers keep them in registers; of an array they do not see that. */
+    typedef float Four __attribute__((vector_size(16)));
+    Four a = {0}, b = {0}, c = {0}, d = {0};
+    for (int64_t i = 0; i < n; i++, factors++, x += stride) {
+        Four v[4];
+        memcpy(v, x, sizeof v);
+        a += *factors * v[0], b += *factors * v[1], c += *factors * v[2], d += *factors * v[3];
+    }
+    Four all[4] = {a, b, c, d};
+    memcpy(sums, all, sizeof all);
+#else
+    memset(sums, 0, LANES * sizeof(float));
+    for (int64_t i = 0; i < n; i++, factors++, x += stride)
+        for (int l = 0; l < LANES; l++) sums[l] += *factors * x[l];
+#endif
+}
 
 static float total(const float *lanes) {
     float sum = 0;
@@ -44,7 +71,7 @@ typedef struct {
 } Part;
 
 /* Copy gradients, where there are some, into the flat vector g; return the sum of their squares, not finite if one of them is not. */
-EXPORT float gather(int64_t n_parts, const int64_t *sources, const Part *parts, float *g) {
+EXPORT CLONES float gather(int64_t n_parts, const int64_t *sources, const Part *parts, float *g) {
     float squares = 0;
     for (int64_t k = 0; k < n_parts; k++) {
         const float *source = (const float *)(intptr_t)sources[k];
@@ -97,12 +124,14 @@ static inline float rmsprop_part(
     return total(lanes);
 }
 
-/* An update of the parameters, but for those at 0; return the sum of what was taken off, not finite if one of it is not. */
-EXPORT float rmsprop(
+/* An update of the parameters, but for those at 0, and one more step of every segment; return the sum of what was taken
+   off, not finite if one of it is not. */
+EXPORT CLONES float rmsprop(
     int64_t n_parameters, const int64_t *parameters, const int64_t *sizes, const float *g, const float *rates,
-    float *v, double decay, double eps, int inside, double scale
+    float *v, int64_t n_segments, float *steps, double decay, double eps, int inside, double scale
 ) {
     float updates = 0;
+    for (int64_t k = 0; k < n_segments; k++) steps[k] += 1;
     for (int64_t k = 0; k < n_parameters; k++) {
         float *theta = (float *)(intptr_t)parameters[k];
         float keep = (float)decay, take = (float)(1 - decay);
@@ -115,6 +144,200 @@ EXPORT float rmsprop(
         v += sizes[k], g += sizes[k], rates += sizes[k];
     }
     return updates;
+}
+
+/* --- heads -------------------------------------------------------------------------------------------------------- */
+
+/* e^x to 2e-7, in any compiler's vector instructions (coefficients: Cephes, expf); NaN stays. */
+static inline float exponential(float x) {
+    union { float number; int32_t bits; } shifted, power;
+    x = x > 88.0f ? 88.0f : x;
+    x = x < -87.0f ? -87.0f : x;
+    shifted.number = x * 1.44269504f + 12582912.0f; /* 1.5 · 2²³: the nearest whole number is in the last bits */
+    float n = shifted.number - 12582912.0f, r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    power.bits = (int32_t)((uint32_t)(shifted.bits - 0x4B400000 + 127) << 23);
+    return (p * r * r + r + 1.0f) * power.number;
+}
+
+/* How the parameters of J heads lie in theta: P numbers each, of them first O rows of I weights and, maybe, a bias. */
+typedef struct {
+    int64_t J, P, O, I, bias;
+} Shape;
+
+/* The average parameters of the heads' rows. */
+static void collapse(Shape s, const float *theta, const float *weights, float *average) {
+    int64_t n = s.O * (s.I + s.bias);
+    memset(average, 0, n * sizeof(float));
+    for (int64_t j = 0; j < s.J; j++)
+        for (int64_t i = 0; i < n; i++) average[i] += weights[j] * theta[j * s.P + i];
+}
+
+static inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* x, [B, I], to [B / LANES, I, LANES], so that sums over I run side by side for LANES data; what is missing is 0. */
+static void interleave(int64_t B, int64_t I, const float *x, float *lanes) {
+    for (int64_t first = 0; first < B; first += LANES)
+        for (int64_t i = 0; i < I; i++)
+            for (int64_t l = 0; l < LANES; l++) *lanes++ = first + l < B ? x[(first + l) * I + i] : 0;
+}
+
+/* Outputs, [O, B], of rows of I weights and a bias for interleaved data. */
+static inline void outputs(
+    int64_t O, int64_t I, int64_t bias, int64_t B, const float *restrict rows, const float *restrict x, float *restrict y
+) {
+    for (int64_t o = 0; o < O; o++, rows += I + bias, y += B)
+        for (int64_t first = 0; first < B; first += LANES) {
+            float sums[LANES];
+            add_products(sums, I, rows, x + first * I, LANES);
+            for (int l = 0; bias && l < LANES; l++) sums[l] += rows[I];
+            memcpy(y + first, sums, (B - first < LANES ? B - first : LANES) * sizeof(float));
+        }
+}
+
+/* Outputs of the average, [O, B], and, if heads, of every head behind it: [1 + J, O, B]. */
+EXPORT CLONES void linear_branches(
+    const Shape *shape, int64_t B, const float *theta, const float *weights, const float *x, int heads, float *branches
+) {
+    const Shape s = *shape;
+    int64_t n = s.O * (s.I + s.bias);
+    float *average = malloc((n + padded(B) * s.I) * sizeof(float)), *data = average + n;
+    if (!average) return;
+    interleave(B, s.I, x, data);
+    collapse(s, theta, weights, average);
+    outputs(s.O, s.I, s.bias, B, average, data, branches);
+    for (int64_t j = 0; heads && j < s.J; j++)
+        outputs(s.O, s.I, s.bias, B, theta + j * s.P, data, branches + (1 + j) * s.O * B);
+    free(average);
+}
+
+/* From the gradient g of K rows of outputs, [K, B], to those of the rows, [K, I], and biases, [K]. */
+static inline void row_gradients(int64_t K, int64_t I, int64_t B, const float *x, const float *g, float *rows, float *biases) {
+    memset(rows, 0, K * I * sizeof(float));
+    for (int64_t k = 0; k < K; k++) {
+        const float *of_row = g + k * B;
+        int64_t i = 0;
+        for (; i + LANES <= I; i += LANES) {
+            add_products(rows + k * I + i, B, of_row, x + i, I);
+        }
+        for (; i < I; i++)
+            for (int64_t b = 0; b < B; b++) rows[k * I + i] += of_row[b] * x[b * I + i];
+        biases[k] = 0;
+        for (int64_t b = 0; b < B; b++) biases[k] += of_row[b];
+    }
+}
+
+/* Add to the gradient of x, [B, I], what comes through K rows of weights. */
+static inline void input_gradient(
+    int64_t K, int64_t I, int64_t stride, int64_t B, const float *rows, const float *g, float *restrict of_x
+) {
+    for (int64_t k = 0; k < K; k++, rows += stride)
+        for (int64_t b = 0; b < B; b++)
+            for (int64_t i = 0; i < I; i++) of_x[b * I + i] += g[k * B + b] * rows[i];
+}
+
+/* From the gradient g of branches, [1 + J, O, B], to those of x, [B, I], of the heads' weights, [J, O, I], and biases,
+   [J, O], and, unless branches is 0, of the averaging weights, [J]. */
+EXPORT CLONES void linear_gradient(
+    const Shape *shape, int64_t B, const float *theta, const float *weights, const float *x, const float *branches,
+    const float *g, float *of_x, float *of_rows, float *of_biases, float *of_weights
+) {
+    const Shape s = *shape;
+    float *average = malloc(s.O * (s.I + s.bias) * sizeof(float));
+    if (!average) return;
+    collapse(s, theta, weights, average);
+    memset(of_x, 0, B * s.I * sizeof(float));
+    input_gradient(s.O, s.I, s.I + s.bias, B, average, g, of_x);
+    row_gradients(s.J * s.O, s.I, B, x, g + s.O * B, of_rows, of_biases);
+    for (int64_t j = 0; j < s.J; j++) of_weights[j] = branches ? dot(g, branches + (1 + j) * s.O * B, s.O * B) : 0;
+    free(average);
+}
+
+/* log Σ exp of B times n numbers that are stride apart, shift added to each; most is working memory, [B]. */
+static void logsumexp(
+    int64_t n, int64_t stride, int64_t B, const float *x, const float *shift, float *restrict most, float *restrict sum
+) {
+    for (int64_t k = 0; k < n; k++) {
+        const float *row = x + k * stride;
+        float add = shift ? shift[k] : 0;
+        for (int64_t b = 0; b < B; b++) {
+            float value = row[b] + add;
+            most[b] = k == 0 || value > most[b] || value != value ? value : most[b];
+        }
+    }
+    for (int64_t b = 0; b < B; b++) sum[b] = 0;
+    for (int64_t k = 0; k < n; k++) {
+        const float *row = x + k * stride;
+        float add = shift ? shift[k] : 0;
+        for (int64_t b = 0; b < B; b++) sum[b] += exponential(row[b] + add - most[b]);
+    }
+    for (int64_t b = 0; b < B; b++) sum[b] = most[b] + logf(sum[b]);
+}
+
+/* Log-probabilities of the mixture of heads of O classes and, if heads, of every head behind it: [1 + J, O, B]. */
+EXPORT CLONES void categorical_branches(
+    const Shape *shape, int64_t B, const float *theta, const float *weights, const float *x, int heads, float *branches
+) {
+    const Shape s = *shape;
+    int64_t size = s.O * B;
+    float *data = malloc((padded(B) * s.I + s.J * size + 2 * B + s.J) * sizeof(float));
+    if (!data) return;
+    float *own = data + padded(B) * s.I, *most = own + s.J * size, *sum = most + B, *logs = sum + B;
+    interleave(B, s.I, x, data);
+    for (int64_t j = 0; j < s.J; j++) {
+        float *row = own + j * size;
+        outputs(s.O, s.I, s.bias, B, theta + j * s.P, data, row);
+        logsumexp(s.O, B, B, row, NULL, most, sum);
+        for (int64_t o = 0; o < s.O; o++)
+            for (int64_t b = 0; b < B; b++) row[o * B + b] -= sum[b];
+        logs[j] = logf(weights[j]);
+    }
+    for (int64_t o = 0; o < s.O; o++) logsumexp(s.J, size, B, own + o * B, logs, most, branches + o * B);
+    if (heads) memcpy(branches + size, own, s.J * size * sizeof(float));
+    free(data);
+}
+
+/* As linear_gradient, for these. */
+EXPORT CLONES void categorical_gradient(
+    const Shape *shape, int64_t B, const float *theta, const float *weights, const float *x, const float *branches,
+    const float *g, float *restrict of_x, float *of_rows, float *of_biases, float *of_weights
+) {
+    const Shape s = *shape;
+    int64_t size = s.O * B;
+    float *own = malloc((2 * s.J * size + 2 * B) * sizeof(float));
+    if (!own) return;
+    float *through = own + s.J * size, *restrict sums = through + s.J * size, *restrict sums_through = sums + B;
+    memset(of_x, 0, B * s.I * sizeof(float));
+    for (int64_t j = 0; j < s.J; j++) {
+        const float *row = branches + (1 + j) * size, *of_head = g + (1 + j) * size;
+        float *restrict mine = own + j * size, *restrict passing = through + j * size, log_weight = logf(weights[j]);
+        memset(sums, 0, 2 * B * sizeof(float));
+        for (int64_t o = 0; o < s.O; o++)
+            for (int64_t b = 0; b < B; b++) {
+                int64_t i = o * B + b;
+                passing[i] = g[i] * exponential(row[i] + log_weight - branches[i]);
+                sums[b] += of_head[i];
+                sums_through[b] += passing[i];
+            }
+        of_weights[j] = 0;
+        for (int64_t b = 0; b < B; b++) of_weights[j] += sums_through[b];
+        of_weights[j] /= weights[j];
+        for (int64_t o = 0; o < s.O; o++)
+            for (int64_t b = 0; b < B; b++) {
+                int64_t i = o * B + b;
+                float p = exponential(row[i]);
+                mine[i] = of_head[i] - p * sums[b];
+                passing[i] -= p * sums_through[b];
+            }
+        input_gradient(s.O, s.I, s.I + s.bias, B, theta + j * s.P, passing, of_x);
+    }
+    row_gradients(s.J * s.O, s.I, B, x, own, of_rows, of_biases);
+    free(own);
 }
 
 /* --- averaging rules ---------------------------------------------------------------------------------------------- */

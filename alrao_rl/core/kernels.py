@@ -17,7 +17,11 @@ _INT, _DOUBLE, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[object, ...]] = {
     "gather": (ctypes.c_float, _INT, _POINTER, _POINTER, _POINTER),
     "clip_rows": (None, _INT, _INT, _POINTER, ctypes.c_float),
-    "rmsprop": (ctypes.c_float, _INT, *[_POINTER] * 5, _DOUBLE, _DOUBLE, ctypes.c_int, _DOUBLE),
+    "rmsprop": (ctypes.c_float, _INT, *[_POINTER] * 5, _INT, _POINTER, _DOUBLE, _DOUBLE, ctypes.c_int, _DOUBLE),
+    "linear_branches": (None, _POINTER, _INT, *[_POINTER] * 3, ctypes.c_int, _POINTER),
+    "linear_gradient": (None, _POINTER, _INT, *[_POINTER] * 9),
+    "categorical_branches": (None, _POINTER, _INT, *[_POINTER] * 3, ctypes.c_int, _POINTER),
+    "categorical_gradient": (None, _POINTER, _INT, *[_POINTER] * 9),
     "switching": (None, _INT, *[_POINTER] * 2, *[_DOUBLE] * 2, *[_POINTER] * 2, ctypes.c_int, *[_POINTER] * 3),
     "exponentiated_gradient": (None, _INT, *[_POINTER] * 2, *[_DOUBLE] * 5, _POINTER),
     "whiteness": (None, _INT, _INT, *[_POINTER] * 2, *[_DOUBLE] * 3, *[_POINTER] * 4),

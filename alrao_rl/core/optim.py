@@ -61,7 +61,7 @@ class Base:
     def update_memory(
         self, memory: Memory, present: list[bool], g: Tensor, rates: Tensor, state: State, scale: float
     ) -> float:
-        """Move all parameters, on the CPU and in float32, by compiled code; return the sum of what was taken off.
+        """Move all parameters and count the step, by compiled code; return the sum of what was taken off.
 
         Parameters that are not ``present``, without a gradient, keep their place and their state.
         """
@@ -133,9 +133,10 @@ class RmsProp(Base):
     def update_memory(
         self, memory: Memory, present: list[bool], g: Tensor, rates: Tensor, state: State, scale: float
     ) -> float:
+        v, steps = state["square_avg"], state["steps"]
         return memory.library.rmsprop(
-            len(present), memory.moving(present), memory.sizes, g.data_ptr(), rates.data_ptr(),
-            state["square_avg"].data_ptr(), self.decay, self.eps, self.eps_inside, scale,
+            len(present), memory.moving(present), memory.sizes, g.data_ptr(), rates.data_ptr(), v.data_ptr(),
+            len(steps), steps.data_ptr(), self.decay, self.eps, self.eps_inside, scale,
         )  # fmt: skip
 
 
@@ -387,13 +388,13 @@ class AlraoOptimizer(torch.optim.Optimizer):
         for layer, given, gradient in zip(self._layers, present[len(self._layout.trunk) :], of_heads, strict=True):
             if given:
                 self._judge(layer, gradient)
-        state["steps"] += 1
         if memory is not None:
             moved = self._base.update_memory(memory, present, g, self._rates, state, scale)
             for parameter in group["params"]:
                 torch.autograd.graph.increment_version(parameter)
             all_well = math.isfinite(moved)
         else:
+            state["steps"] += 1
             self._update_tensors(g, present, state, scale)
             torch._foreach_sub_(group["params"], self._views)
             all_well = all_finite(self._flat)

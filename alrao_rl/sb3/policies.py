@@ -94,8 +94,18 @@ class AlraoPolicyMixin:
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """As nn.Module's; SB3 asks at every update, to clip the gradient."""
-        modules = _modules(cast(nn.Module, self)) if recurse else [cast(nn.Module, self)]
-        return iter(dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None))
+        found: dict[int, nn.Parameter] = {}  # a tensor takes its time to be a key
+        for module in _modules(cast(nn.Module, self)) if recurse else [cast(nn.Module, self)]:
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    found[id(parameter)] = parameter
+        return iter(found.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter; SB3, which asks at every prediction, goes by :meth:`parameters`, which finds all."""
+        first = next(nn.Module.parameters(cast(nn.Module, self)), None)
+        return torch.device("cpu") if first is None else first.device
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What ``policy.load`` builds the policy from: SB3's own, less the optimizer, which is not to be chosen."""

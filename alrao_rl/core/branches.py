@@ -1,0 +1,166 @@
+"""Averages of heads, and the outputs of heads and their average as one node of the graph.
+
+:class:`Branches` gives ``[1 + J, O, B]``, the average first, of inputs ``x``, ``[B, I]``. The average's gradient
+reaches ``x`` and the averaging weights a, a head's its own parameters. It is compiled code, for the CPU, float32 and
+small layers, for which torch takes longer to start a dozen operations than to compute them; ``OutputHeads`` has these
+operations for the rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alrao_rl.core import kernels
+
+MOST_WORK = 2**18
+"""Multiplications up to which a product is no faster in torch, which starts it slowly and computes it well."""
+
+
+def mix(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """log Σ_j a_j exp(log_probs_j), ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
+    return torch.logsumexp(log_probs + weights.log().view(-1, 1, 1), 0)
+
+
+def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
+    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
+    return mix(logits.log_softmax(1), weights)
+
+
+def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
+    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
+    return mix(nn.functional.logsigmoid(logits), weights) - mix(nn.functional.logsigmoid(-logits), weights)
+
+
+class Kernel:
+    """The compiled code for heads of one shape.
+
+    Args:
+        library: see ``kernels.py``.
+        kind: ``"linear"``, where the average is that of the outputs, or ``"categorical"``, where it is that of
+            probabilities and all outputs are log-probabilities.
+        theta: the heads' parameters ``[J, P]``: rows of I weights and maybe a bias, and then others.
+        outputs: O.
+        inputs: I.
+        bias: whether there is one.
+    """
+
+    def __init__(self, library: ctypes.CDLL, kind: str, theta: Tensor, outputs: int, inputs: int, bias: int) -> None:
+        self.is_categorical = kind == "categorical"
+        self.n_heads, self.outputs, self.inputs = len(theta), outputs, inputs
+        self._shape = (ctypes.c_int64 * 5)(*theta.shape, outputs, inputs, bias)
+        self._branches = getattr(library, f"{kind}_branches")
+        self._gradient = getattr(library, f"{kind}_gradient")
+
+    @classmethod
+    def of(cls, kind: str, theta: Tensor, weights: Tensor, *shape: int) -> Kernel | None:  # fmt: skip
+        """The kernel for these parameters, if there is one."""
+        fits = all(x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in (theta, weights))
+        if kernels.library is None or not fits:
+            return None
+        return cls(kernels.library, kind, theta, *shape)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether it is for these inputs."""
+        return (
+            len(x) * self.inputs * self.outputs * (1 + self.n_heads) <= MOST_WORK
+            and type(x) is Tensor
+            and x.is_cpu
+            and x.dtype is torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def average(self, x: Tensor, theta: Tensor, weights: Tensor) -> Tensor:
+        """The average alone, ``[O, B]``, bit for bit that of :meth:`branches`."""
+        average = x.new_empty((self.outputs, len(x)))
+        self._call(x, theta, weights, 0, average)
+        return average
+
+    def branches(self, x: Tensor, theta: Tensor, weights: Tensor) -> Tensor:
+        """Average and heads, ``[1 + J, O, B]``."""
+        branches = x.new_empty((1 + self.n_heads, self.outputs, len(x)))
+        self._call(x, theta, weights, 1, branches)
+        return branches
+
+    def _call(self, x: Tensor, theta: Tensor, weights: Tensor, heads: int, out: Tensor) -> None:
+        x = x.contiguous()
+        place = theta.data_ptr(), weights.data_ptr(), x.data_ptr()
+        self._branches(self._shape, len(x), *place, heads, out.data_ptr())
+
+    def gradients(
+        self, x: Tensor, theta: Tensor, weights: Tensor, branches: Tensor | None, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From the gradient of the branches those of x, of the heads' weights and biases, and of a.
+
+        Without linear ``branches`` the last is 0.
+        """
+        x, gradient = x.contiguous(), gradient.contiguous()
+        n = self.n_heads * self.outputs
+        of_x, of_rows, of_biases = torch.empty_like(x), x.new_empty((n, self.inputs)), x.new_empty((n, 1))
+        of_weights = torch.empty_like(weights)
+        tensors = theta, weights, x, branches, gradient, of_x, of_rows, of_biases, of_weights
+        self._gradient(self._shape, len(x), *[None if tensor is None else tensor.data_ptr() for tensor in tensors])
+        return of_x, of_rows, of_biases, of_weights
+
+
+class Branches(torch.autograd.Function):
+    """``Branches.apply(x, weight, bias, weights, theta, kernel)``.
+
+    ``weight`` and ``bias``, J·O times I and J·O numbers, are the leaves that the heads' gradients go to: parts of
+    ``theta``, ``[J, P]``, which is what is computed with. ``weights`` is a, ``[J]``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, theta: Tensor, kernel: Kernel
+    ) -> Tensor:
+        """Compute the branches."""
+        branches = kernel.branches(x, theta, weights)
+        # The leaf is saved so that autograd notices when parameters have changed; it has the memory of theta.
+        ctx.save_for_backward(x, weight, branches if kernel.is_categorical or ctx.needs_input_grad[3] else None)
+        ctx.rest = bias, weights, theta, kernel
+        return branches
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Gradients of x, weight, bias and a."""
+        x, weight, branches = ctx.saved_tensors
+        bias, weights, theta, kernel = ctx.rest
+        needed = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():  # somebody will differentiate this once more
+            return *_by_torch(kernel.is_categorical, needed, (x, weight, bias, weights), gradient), None, None
+        of_x, of_weight, of_bias, of_weights = kernel.gradients(x, theta, weights, branches, gradient)
+        if weight.dim() == 3:
+            of_weight = of_weight.view(weight.shape)
+            of_bias = of_bias if bias is None else of_bias.view(bias.shape)
+        return (
+            of_x if needed[0] else None,
+            of_weight if needed[1] else None,
+            of_bias if needed[2] else None,
+            of_weights if needed[3] else None,
+            None,
+            None,
+        )
+
+
+def _by_torch(is_categorical: bool, needed: Any, inputs: tuple[Any, ...], gradient: Tensor) -> list[Tensor | None]:
+    """What the compiled gradient is, by operations that have gradients themselves."""
+    x, weight, bias, weights = inputs
+
+    def outputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        product = weight.flatten(0, -2) @ x.t()
+        product = product if bias is None else product + bias.flatten(0, -2)
+        return product.view(len(weights), -1, len(x))
+
+    held = outputs(x, weight.detach(), None if bias is None else bias.detach())
+    own = outputs(x.detach(), weight, bias)
+    if is_categorical:
+        branches = torch.cat([mix_logits(held, weights).unsqueeze(0), own.log_softmax(1)])
+    else:
+        branches = torch.cat([(weights.view(-1, 1, 1) * held).sum(0, keepdim=True), own])
+    wanted = [one for one, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(branches, wanted, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed]
