@@ -258,9 +258,9 @@ EXPORT CLONES void linear_gradient(
     free(average);
 }
 
-/* log Σ exp of B times n numbers that are stride apart, shift added to each; most is working memory, [B]. */
+/* log Σ exp of B times n numbers that are stride apart, shift added to each, as the sum of the largest and the rest. */
 static void logsumexp(
-    int64_t n, int64_t stride, int64_t B, const float *x, const float *shift, float *restrict most, float *restrict sum
+    int64_t n, int64_t stride, int64_t B, const float *x, const float *shift, float *restrict most, float *restrict rest
 ) {
     for (int64_t k = 0; k < n; k++) {
         const float *row = x + k * stride;
@@ -270,13 +270,13 @@ static void logsumexp(
             most[b] = k == 0 || value > most[b] || value != value ? value : most[b];
         }
     }
-    for (int64_t b = 0; b < B; b++) sum[b] = 0;
+    for (int64_t b = 0; b < B; b++) rest[b] = 0;
     for (int64_t k = 0; k < n; k++) {
         const float *row = x + k * stride;
         float add = shift ? shift[k] : 0;
-        for (int64_t b = 0; b < B; b++) sum[b] += exponential(row[b] + add - most[b]);
+        for (int64_t b = 0; b < B; b++) rest[b] += exponential(row[b] + add - most[b]);
     }
-    for (int64_t b = 0; b < B; b++) sum[b] = most[b] + logf(sum[b]);
+    for (int64_t b = 0; b < B; b++) rest[b] = logf(rest[b]);
 }
 
 /* Log-probabilities of the mixture of heads of O classes and, if heads, of every head behind it: [1 + J, O, B]. */
@@ -287,17 +287,20 @@ EXPORT CLONES void categorical_branches(
     int64_t size = s.O * B;
     float *data = malloc((padded(B) * s.I + s.J * size + 2 * B + s.J) * sizeof(float));
     if (!data) return;
-    float *own = data + padded(B) * s.I, *most = own + s.J * size, *sum = most + B, *logs = sum + B;
+    float *own = data + padded(B) * s.I, *most = own + s.J * size, *rest = most + B, *logs = rest + B;
     interleave(B, s.I, x, data);
     for (int64_t j = 0; j < s.J; j++) {
         float *row = own + j * size;
         outputs(s.O, s.I, s.bias, B, theta + j * s.P, data, row);
-        logsumexp(s.O, B, B, row, NULL, most, sum);
+        logsumexp(s.O, B, B, row, NULL, most, rest);
         for (int64_t o = 0; o < s.O; o++)
-            for (int64_t b = 0; b < B; b++) row[o * B + b] -= sum[b];
+            for (int64_t b = 0; b < B; b++) row[o * B + b] = row[o * B + b] - most[b] - rest[b];
         logs[j] = logf(weights[j]);
     }
-    for (int64_t o = 0; o < s.O; o++) logsumexp(s.J, size, B, own + o * B, logs, most, branches + o * B);
+    for (int64_t o = 0; o < s.O; o++) {
+        logsumexp(s.J, size, B, own + o * B, logs, most, rest);
+        for (int64_t b = 0; b < B; b++) branches[o * B + b] = most[b] + rest[b];
+    }
     if (heads) memcpy(branches + size, own, s.J * size * sizeof(float));
     free(data);
 }
