@@ -31,6 +31,7 @@ import alrao_rl
 from alrao_rl import recipes
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.runs import check_manifest, read_json, write_atomically
+from alrao_rl.sb3.extractors import image_extractor
 
 FORMAT = "alrao-rl agent 2"
 _HEADER = "alrao-rl"
@@ -78,11 +79,16 @@ def policy_class(agent: recipes.Agent, observation_space: spaces.Space[Any]) -> 
     return getattr(alrao_rl, alrao.format(kind)) if agent.policy == "alrao" else stock.format(kind or "Mlp")
 
 
-def policy_kwargs(agent: recipes.Agent) -> dict[str, Any]:
-    """Keywords of the policy in the form SB3 takes."""
+def policy_kwargs(agent: recipes.Agent, observation_space: spaces.Space[Any]) -> dict[str, Any]:
+    """Keywords of the policy on these observations, in the form SB3 takes."""
     kwargs = dict(agent.policy_options)
     if "activation_fn" in kwargs:
         kwargs["activation_fn"] = ACTIVATIONS[kwargs["activation_fn"]]
+    if is_image_space(observation_space):
+        # SB3's own extractor has ReLU whatever the agent's units are, and takes no small images.
+        units = kwargs.get("activation_fn", nn.Tanh if agent.policy == "alrao" else nn.ReLU)
+        kwargs["features_extractor_class"] = image_extractor(observation_space)
+        kwargs["features_extractor_kwargs"] = {"activation_fn": units}
     if agent.policy == "alrao":
         kwargs["alrao"] = recipes.alrao_options(agent)
     return kwargs
@@ -112,7 +118,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
             env,
             seed=seed,
             device=device,
-            policy_kwargs=policy_kwargs(agent),
+            policy_kwargs=policy_kwargs(agent, env.observation_space),
             **hyperparameters,
         )
     except (ValueError, TypeError, LookupError, AssertionError, RuntimeError, MemoryError) as error:

@@ -11,7 +11,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from alrao_rl import registry  # noqa: F401
+from alrao_rl import atari, registry
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.recipes import Environment, Recipe
 from alrao_rl.recorder import RecordingMonitor
@@ -35,7 +35,7 @@ def make_env(recipe: Recipe, seed: int, training: bool, n_envs: int | None = Non
         UserError: the environment cannot be made, with the reason and what to install.
     """
     n = n_envs or recipe.agent.n_envs
-    env: VecEnv = DummyVecEnv([lambda: make_one(recipe.environment) for _ in range(n)])
+    env: VecEnv = DummyVecEnv([lambda: make_one(recipe.environment, training) for _ in range(n)])
     if recipe.agent.normalize_observations:
         env = _normalized(env, training, recipe.agent.normalize_observations)
     env.seed(seed + (0 if training else EVALUATION_SEED_OFFSET))
@@ -77,17 +77,19 @@ def _has_statistics(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space)
 
 
-def make_one(environment: Environment, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_one(environment: Environment, training: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
     """Make one environment with its wrappers, under a :class:`~alrao_rl.recorder.RecordingMonitor`.
 
     Args:
         environment: what to make.
+        training: for training, where an Atari game may be wrapped otherwise.
         kwargs: arguments for it beside those of the recipe, such as ``render_mode``.
 
     Raises:
         UserError: it cannot be made, with the reason and what to install.
     """
     given = {**environment.kwargs, **kwargs}
+    registry.provide(environment.id)
     try:
         env = gym.make(environment.id, **given)
     except TypeError as error:
@@ -98,17 +100,25 @@ def make_one(environment: Environment, **kwargs: Any) -> gym.Env[Any, Any]:
         reason = "it needs Box2D; install it with: pip install 'gymnasium[box2d]'" if box2d else first_line(error)
         raise UserError(f"{environment.id} cannot be made: {reason}") from None
     for spec in environment.wrappers:
-        env = _wrap(env, environment.id, dict(spec))
+        env = _wrap(env, environment.id, training, dict(spec))
     return RecordingMonitor(env)
 
 
-def _wrap(env: gym.Env[Any, Any], env_id: str, spec: dict[str, Any]) -> gym.Env[Any, Any]:
-    """Apply one wrapper of ``gymnasium.wrappers``, given as ``{name = "…", option = …}``; no other code is reached."""
+def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, Any]) -> gym.Env[Any, Any]:
+    """Apply one wrapper, given as ``{name = "…", option = …}``; no other code is reached.
+
+    It is one of ``gymnasium.wrappers``, or SB3's ``AtariWrapper``, see :func:`~alrao_rl.atari.wrap`.
+    """
     name = spec.pop("name", None)
-    known = sorted(key for key, value in vars(gym.wrappers).items() if isinstance(value, type))
+    known: dict[str, Any] = {key: value for key, value in vars(gym.wrappers).items() if isinstance(value, type)}
+    known["AtariWrapper"] = lambda env, **options: atari.wrap(env, training, **options)
     if name not in known:
-        raise UserError(f"{env_id}: wrapper {name!r} is not in gymnasium.wrappers{suggest(str(name), known)}")
+        raise UserError(
+            f"{env_id}: wrapper {name!r} is not in gymnasium.wrappers, nor AtariWrapper{suggest(str(name), known)}"
+        )
+    # TOML has no tuples, which wrappers expect.
+    spec = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
     try:
-        return getattr(gym.wrappers, name)(env, **spec)
+        return known[name](env, **spec)
     except Exception as error:
         raise UserError(f"{env_id}: wrapper {name} does not take {spec}: {first_line(error)}") from None

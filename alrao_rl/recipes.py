@@ -266,7 +266,8 @@ def recipe_folder() -> Path:
 
 def names(kind: str) -> list[str]:
     """Names of the recipes that are shipped; ``kind`` is ``agents`` or ``envs``."""
-    return sorted(path.stem for path in (recipe_folder() / kind).glob("*.toml"))
+    folder = recipe_folder() / kind
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.toml"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -387,7 +388,7 @@ def _check_id(name: str) -> None:
     """Refuse an id that Gymnasium does not know, or whose package is not installed; imports no such package."""
     import gymnasium as gym
 
-    from alrao_rl import registry  # noqa: F401
+    from alrao_rl import registry
 
     package, colon, env_id = name.rpartition(":")
     if colon:
@@ -395,6 +396,7 @@ def _check_id(name: str) -> None:
         if not root.isidentifier() or importlib.util.find_spec(root) is None:
             raise UserError(f"environment {name!r}: there is no installed package {root!r} to import it from")
         return
+    registry.provide(env_id)
     try:
         gym.spec(env_id)
     except gym.error.DeprecatedEnv as error:
@@ -431,7 +433,7 @@ def resolve(
     """
     name, recipe, agent_origin = load_agent_recipe(agent)
     environment, env_origin = load_environment(env)
-    if env_origin != "--env" and Path(env_origin).parent != recipe_folder() / "envs":
+    if env_origin != "--env" and not Path(env_origin).is_relative_to(recipe_folder() / "envs"):
         check_trust(environment.id, env_origin, trust)
     _check_id(environment.id)
     data = recipe.model_dump(exclude_none=True)

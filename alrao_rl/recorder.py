@@ -6,11 +6,13 @@ No environment has to know of it. Pickling one is no way: some are copied withou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
 
 from alrao_rl.errors import first_line
@@ -33,6 +35,9 @@ class RecordingMonitor(Monitor[Any, Any]):
 
     A Monitor, and around all other wrappers, so that a replay brings back everything below it: elapsed steps, stacked
     frames, the rewards so far.
+
+    Where SB3's ``EpisodicLifeEnv`` is below, an Atari game goes on after a reset: what is recorded is the whole game.
+    Where another Monitor is, that one counts the rewards, as the wrappers in between found them, and ends the episodes.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -40,7 +45,10 @@ class RecordingMonitor(Monitor[Any, Any]):
         self._space = env.observation_space
         self._before: dict[str, Any] | None = None
         self._reset: dict[str, Any] = {}
-        self._actions: list[Any] = []
+        self._parts: list[list[Any]] = []
+        """Actions from one reset to the next; the first part begins the game."""
+        self._game = cast(Monitor[Any, Any] | None, unwrap_wrapper(env, Monitor))
+        self._lives = cast(EpisodicLifeEnv | None, unwrap_wrapper(env, EpisodicLifeEnv))
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Start an episode and its record.
@@ -48,7 +56,9 @@ class RecordingMonitor(Monitor[Any, Any]):
         Raises:
             ValueError: the observation is not of its space's shape and kind, or not finite.
         """
-        self._before, self._reset, self._actions = generator_state(self.unwrapped), kwargs, []
+        if self._lives is None or self._lives.was_real_done:
+            self._before, self._reset, self._parts = generator_state(self.unwrapped), kwargs, []
+        self._parts.append([])
         observation, info = super().reset(**kwargs)
         self._check(observation, "after a reset")
         if (name := _non_finite(observation)) is not None:
@@ -63,14 +73,28 @@ class RecordingMonitor(Monitor[Any, Any]):
             NonFiniteError: at once, before it is in a network or a replay buffer.
         """
         # An array may be a row of what the caller writes its next actions to.
-        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
+        self._parts[-1].append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = super().step(action)
+        if self._game is not None and "episode" in info:
+            self._count_game(self._game, info)
         self._check(observation, f"at step {self.total_steps} of the environment")
         if not abs(float(reward)) <= _LARGEST:  # nor is nan
             raise NonFiniteError(f"the reward is {reward} at step {self.total_steps} of the environment")
         if (name := _non_finite(observation)) is not None:
             raise NonFiniteError(f"{name} is not finite at step {self.total_steps} of the environment")
         return observation, reward, terminated, truncated, info
+
+    def _count_game(self, game: Monitor[Any, Any], info: dict[str, Any]) -> None:
+        """Put the whole game in the place of what ended; nothing if it goes on."""
+        episode = info.pop("episode")
+        if game.needs_reset:
+            steps = sum(map(len, self._parts))
+            info["episode"] = {**episode, "r": round(game.get_episode_rewards()[-1], 6), "l": steps}
+
+    def end_game(self) -> None:
+        """Let the next reset begin a game, whatever lives are left."""
+        if self._lives is not None:
+            self._lives.was_real_done = True
 
     def _check(self, observation: Any, when: str) -> None:
         """Refuse what is not of its space's shape and kind: NumPy would fit it in without a word."""
@@ -82,7 +106,7 @@ class RecordingMonitor(Monitor[Any, Any]):
         return {
             "before": self._before,
             "reset": self._reset,
-            "actions": np.array(self._actions),
+            "actions": [np.array(part) for part in self._parts],
             "rewards": np.array(self.rewards, dtype=np.float64),
             "after": generator_state(self.unwrapped),
         }
@@ -95,9 +119,11 @@ class RecordingMonitor(Monitor[Any, Any]):
         """
         try:
             set_generator_state(self.unwrapped, record["before"])
-            observation, _ = self.reset(**record["reset"])
-            for action in record["actions"]:
-                observation = self.step(action)[0]
+            self.end_game()
+            for number, part in enumerate(record["actions"]):
+                observation, _ = self.reset(**(record["reset"] if number == 0 else {}))
+                for action in part:
+                    observation = self.step(action)[0]
         except Exception as error:  # whatever an environment may raise that is not where it was
             raise ReplayError(f"{type(error).__name__}: {first_line(error)}") from None
         if np.array(self.rewards, dtype=np.float64).tobytes() != record["rewards"].tobytes():

@@ -1,13 +1,20 @@
-"""Environments of ours, registered with Gymnasium when this is imported."""
+"""Environments of ours, registered with Gymnasium when this is imported, and those of the extra ``envs``."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
+
+from alrao_rl.errors import UserError
+
+_NEEDS = {"ALE/": ("ale_py", "cv2"), "MinAtar/": ("minatar",)}
+"""Packages that the environments with such ids need; importing the first registers ALE's."""
 
 
 class WithoutVelocities(gym.ObservationWrapper[Any, Any, Any]):
@@ -32,3 +39,27 @@ def cartpole_without_velocities(**kwargs: Any) -> gym.Env[Any, Any]:
 
 
 gym.register("CartPoleNoVel-v1", f"{__name__}:cartpole_without_velocities", max_episode_steps=500)
+
+# As long as MinAtar's own limit in Freeway: in Seaquest who stays at the surface would play for ever.
+for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
+    gym.register(
+        f"MinAtar/{_game.title().replace('_', '')}-v1",
+        "alrao_rl.minatar:MinAtar",
+        kwargs={"game": _game},
+        max_episode_steps=2_500,
+    )
+
+
+def provide(env_id: str) -> None:
+    """See to it that Gymnasium can make what it is asked for, if that is ALE's or MinAtar's.
+
+    Raises:
+        UserError: the packages for it are not installed.
+    """
+    for prefix, packages in _NEEDS.items():
+        if env_id.startswith(prefix):
+            if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+                raise UserError(f"{env_id} needs {' and '.join(missing)}: pip install 'alrao-rl[envs]'")
+            if prefix == "ALE/":
+                ale = importlib.import_module("ale_py")
+                ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # without a banner for every game

@@ -170,6 +170,7 @@ def _put_environments(venv: DummyVecEnv, state: dict[str, Any]) -> dict[int, str
             lost[i] = str(reason)
             if generator_state(env.unwrapped) is not None:
                 set_generator_state(env.unwrapped, record["after"])
+            cast(RecordingMonitor, env).end_game()
             venv._save_obs(i, env.reset()[0])
     return lost
 

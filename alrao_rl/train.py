@@ -177,7 +177,9 @@ def print_list() -> None:
     for name in recipes.names("envs"):
         environment = recipes.load_environment(name)[0]
         steps = ", ".join(f"{algo} {n:,}" for algo, n in environment.timesteps.items())
-        say(f"  {name:<26} steps: {steps}; reference score {environment.reference_score}")
+        known = {"random": environment.random_score, "reference": environment.reference_score}
+        scores = ", ".join(f"{what} score {score}" for what, score in known.items() if score is not None)
+        say(f"  {name:<26} steps: {steps}; {scores}")
 
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:

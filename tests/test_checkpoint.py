@@ -730,7 +730,7 @@ def test_replay_that_comes_out_differently():
     for change, reason in [
         ({"rewards": record["rewards"] + 1}, "its rewards came out differently"),
         ({"after": {**record["after"], "uinteger": 7}}, "its random generator came out differently"),
-        ({"actions": np.zeros(50, dtype=int)}, "RuntimeError: Tried to step environment that needs reset"),
+        ({"actions": [np.zeros(50, dtype=int)]}, "RuntimeError: Tried to step environment that needs reset"),
         ({"before": {"bit_generator": "MT19937"}, "reset": {}}, "KeyError|ValueError"),
     ]:
         two.reset(seed=1)

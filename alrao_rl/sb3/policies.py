@@ -24,7 +24,7 @@ from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, conv
 from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.optim import BASES
 from alrao_rl.sb3.distributions import lean
-from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
+from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
 from alrao_rl.sb3.iterate_average import follow, plain_copy
 from alrao_rl.sb3.lean import are_features, make_lean
 
@@ -57,7 +57,7 @@ class AlraoPolicyMixin:
     q_network: str | None = None
     """Name of the network of values that learns from replay; None where everything learns from rollouts."""
 
-    def _take_options(self, alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keep the Alrao options and return the keywords for SB3's policy."""
         algorithm = _calling_algorithm()
         _refuse_algorithm(type(self).__name__, self.serves, algorithm)
@@ -73,9 +73,10 @@ class AlraoPolicyMixin:
         kwargs["optimizer_class"] = _NoOptimizer
         kwargs.setdefault("activation_fn", nn.Tanh)
         if kwargs.get("features_extractor_class") is None:
-            kwargs["features_extractor_class"] = self.default_features_extractor_class
-        # SB3 leaves out the fully connected layers behind exactly NatureCNN; ours is the same network.
-        if kwargs.get("net_arch") is None and kwargs["features_extractor_class"] is AlraoNatureCNN:
+            default = self.default_features_extractor_class
+            kwargs["features_extractor_class"] = image_extractor(space) if default is AlraoNatureCNN else default
+        # SB3 leaves out the fully connected layers behind exactly NatureCNN; ours have one of their own as well.
+        if kwargs.get("net_arch") is None and kwargs["features_extractor_class"] in (AlraoNatureCNN, AlraoMinAtarCNN):
             kwargs["net_arch"] = []
         return kwargs
 
@@ -149,7 +150,7 @@ class QNetworkMixin(AlraoPolicyMixin):
                 f"{self.serves[0].__name__} has no actions of the kind {action_space}: expected Discrete; PPO and A2C "
                 "take all kinds"
             )
-        kwargs = self._take_options(alrao, _named(self.stock, args, kwargs))
+        kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # type: ignore[call-arg]
 
     def _converted(self, network: Any) -> Any:
@@ -196,7 +197,7 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        kwargs = self._take_options(alrao, _named(self.stock, args, kwargs))
+        kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.action_dist = lean(self.action_dist)
         log_std = self._parameters.pop("log_std", None)
@@ -344,7 +345,11 @@ class AlraoActorCriticMultiInputPolicy(AlraoActorCriticPolicy):
 
 
 class AlraoCnnPolicy(AlraoPolicy):
-    """:class:`AlraoPolicy` for images, with :class:`~alrao_rl.sb3.extractors.AlraoNatureCNN`."""
+    """:class:`AlraoPolicy` for images.
+
+    With :class:`~alrao_rl.sb3.extractors.AlraoNatureCNN`, below 36 pixels a side with
+    :class:`~alrao_rl.sb3.extractors.AlraoMinAtarCNN`.
+    """
 
     dqn_class = AlraoDQNCnnPolicy
     actor_critic_class = AlraoActorCriticCnnPolicy
