@@ -13,8 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 def wrap(env: gym.Env[Any, Any], training: bool, **options: Any) -> gym.Env[Any, Any]:
     """Wrap a game.
 
-    A training agent sees rewards clipped to their sign and every lost life as an end, as in "Human-level control through
-    deep reinforcement learning" (Mnih et al. 2015). Its scores, and all of an evaluation, are those of whole games.
+    In training an agent sees rewards clipped to their sign and every lost life as an end, as in Mnih et al. 2015,
+    "Human-level control through deep reinforcement learning". Its scores, and evaluations, are those of whole games.
 
     Args:
         env: a game of ALE that skips no frames.

@@ -107,7 +107,8 @@ def play(args: argparse.Namespace) -> list[float]:
     mode = "human" if args.render else "rgb_array" if args.video else None
     if args.video:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env = make_one(environment, **({"render_mode": mode} if mode else {}))
+    options: dict[str, Any] = {"render_mode": mode} if mode else {}
+    env = make_one(environment, **options)
     if args.video and env.render_mode != "rgb_array":
         raise UserError(f"{environment.id} cannot be recorded: it has no rgb_array rendering")
     frames: list[Any] = []

@@ -421,7 +421,7 @@ def test_last_agent(saved, tmp_path):
     ("observations", "expected"),
     [
         (spaces.Dict({"a.b": BOX}), "got: a.b"),
-        (spaces.Box(0, 255, (10, 10, 3), np.uint8), "cannot build PPO: "),
+        (spaces.Box(0, 255, (2, 2, 3), np.uint8), "cannot build PPO: expected images of at least 3 pixels a side"),
         (spaces.Tuple([BOX]), "cannot build PPO: "),
     ],
 )

@@ -16,7 +16,7 @@ from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from alrao_rl import recipes
+from alrao_rl import recipes, registry
 from alrao_rl.agent import algorithm
 from alrao_rl.core import AlraoConfig
 from alrao_rl.errors import UserError, suggest
@@ -24,7 +24,7 @@ from alrao_rl.recipes import load_environment, parse_env_kwargs, parse_override,
 
 ROOT = Path(__file__).parent.parent
 AGENT_FILES = sorted((ROOT / "agents").glob("*.toml"))
-ENV_FILES = sorted((ROOT / "envs").glob("*.toml"))
+ENV_FILES = sorted((ROOT / "envs").rglob("*.toml"))
 POLICIES = {
     "dqn": DQNPolicy, "qrdqn": QRDQNPolicy, "recurrent-ppo": RecurrentActorCriticPolicy,
     "maskable-ppo": MaskableActorCriticPolicy,
@@ -44,9 +44,8 @@ def refused(agent="dqn", env="CartPole-v1", *overrides, **kwargs):
 
 
 def test_recipe_folders_hold_nothing_but_toml():
-    assert {path.name for folder in ("agents", "envs") for path in (ROOT / folder).iterdir()} == {
-        path.name for path in AGENT_FILES + ENV_FILES
-    }
+    files = [path for folder in ("agents", "envs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert sorted(files) == AGENT_FILES + ENV_FILES
     assert {"dqn", "a2c", "ppo", "dqn-adam", "a2c-rmsprop", "ppo-adam"} <= set(recipes.names("agents"))
     assert len(ENV_FILES) >= 6
 
@@ -94,11 +93,17 @@ def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
 
 @pytest.mark.parametrize("path", ENV_FILES, ids=lambda path: path.stem)
 def test_environment_file_is_valid(path):
-    environment, origin = load_environment(path.stem)
-    assert environment.id == path.stem
+    name = path.relative_to(ROOT / "envs").with_suffix("").as_posix()
+    environment, origin = load_environment(name)
+    assert environment.id == name
+    assert name in recipes.names("envs")
     assert origin == str(path)
+    registry.provide(environment.id)
     assert gym.spec(environment.id)
-    assert environment.floor <= environment.random_score < environment.reference_score
+    assert environment.floor <= environment.random_score
+    known = environment.reference_score is not None
+    assert known or name.startswith("MinAtar/")  # whose paper has curves only
+    assert not known or environment.random_score < environment.reference_score
     discrete = isinstance(gym.make(environment.id).action_space, gym.spaces.Discrete)
     assert set(environment.timesteps) == ({"dqn", "a2c", "ppo"} if discrete else {"a2c", "ppo"})
 

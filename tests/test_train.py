@@ -355,6 +355,9 @@ def test_wrappers_of_an_environment_file(tmp_path):
         ("{max_episode_steps = 3}", "wrapper None is not in gymnasium.wrappers"),
         ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
         ('{name = "FrameStackObservation", stack_size = 0}', "wrapper FrameStackObservation does not take"),
+        ('{name = "AtariWraper"}', "did you mean 'AtariWrapper'?"),
+        ('{name = "AtariWrapper", training = true}', "wrapper AtariWrapper does not take {'training': True}"),
+        ('{name = "AtariWrapper"}', "wrapper AtariWrapper does not take {}"),  # CartPole is no Atari game
     ],
 )
 def test_wrapper_that_is_refused(tmp_path, capfd, wrappers, expected):

@@ -41,7 +41,7 @@ class AlraoNatureCNN(NatureCNN):
 
 
 class AlraoMinAtarCNN(BaseFeaturesExtractor):
-    """The network of the MinAtar paper, for small images: 16 convolutions of 3×3 and one layer of ``features_dim`` units.
+    """The MinAtar paper's network for small images: 16 convolutions of 3×3 and one layer of ``features_dim`` units.
 
     Young and Tian 2019 (https://arxiv.org/abs/1903.03176), with tanh in place of its ReLU.
 
@@ -63,6 +63,8 @@ class AlraoMinAtarCNN(BaseFeaturesExtractor):
         if not is_image_space(observation_space, check_channels=False, normalized_image=normalized_image):
             raise ValueError(f"expected images, uint8 from 0 to 255 of three dimensions, not {observation_space}")
         channels, height, width = observation_space.shape  # type: ignore[misc]
+        if min(height, width) < 3:
+            raise ValueError(f"expected images of at least 3 pixels a side, not of {height}×{width}")
         self.cnn = nn.Sequential(nn.Conv2d(channels, 16, 3), activation_fn(), nn.Flatten())
         self.linear = nn.Sequential(nn.Linear(16 * (height - 2) * (width - 2), features_dim), activation_fn())
 
