@@ -1,4 +1,7 @@
-"""Learning, last and least: with the shipped recipes, no learning rate given, every algorithm solves CartPole."""
+"""Learning, last and least: with the shipped recipes, no learning rate given, every algorithm solves CartPole.
+
+And DQN learns from images.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ PLANS = {"dqn": (2_500, 50_000), "a2c": (10_000, 150_000), "ppo": (10_000, 100_0
 class StopAtGoal(BaseCallback):
     """Evaluate every so many timesteps, between rollouts; stop once the mean return is above the goal."""
 
-    def __init__(self, env, interval):
+    def __init__(self, env, interval, goal=GOAL, n_episodes=10):
         super().__init__()
-        self.env, self.interval, self.returns = env, interval, []
+        self.env, self.interval, self.goal, self.n_episodes, self.returns = env, interval, goal, n_episodes, []
 
     def _on_step(self):
-        return not self.returns or self.returns[-1] < GOAL
+        return not self.returns or self.returns[-1] < self.goal
 
     def _on_rollout_start(self):
         if self.num_timesteps >= self.interval * (len(self.returns) + 1):
             if isinstance(self.env, VecNormalize):
                 sync_envs_normalization(self.training_env, self.env)
-            self.returns.append(evaluate_policy(self.model, self.env, n_eval_episodes=10)[0])
+            self.returns.append(evaluate_policy(self.model, self.env, self.n_episodes)[0])
 
 
 @pytest.mark.slow
@@ -44,3 +47,14 @@ def test_cartpole(algo):
     stop = StopAtGoal(make_env(recipe, seed=1_000, training=False, n_envs=1), interval)
     model.learn(budget, callback=stop)
     assert max(stop.returns) >= GOAL, stop.returns
+
+
+@pytest.mark.long
+def test_minatar_breakout():
+    """From images: four times the score of random actions, with some margin; it was there after 6,000 steps."""
+    recipe = recipes.resolve("dqn", "MinAtar/Breakout-v1")
+    model = build(recipe.agent, make_env(recipe, seed=0, training=True), seed=0)
+    env = make_env(recipe, seed=1_000, training=False, n_envs=10)
+    stop = StopAtGoal(env, interval=2_000, goal=4 * recipe.environment.random_score, n_episodes=50)
+    model.learn(20_000, callback=stop)
+    assert max(stop.returns) >= stop.goal, stop.returns
