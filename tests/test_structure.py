@@ -43,8 +43,8 @@ ALLOWED = {
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
     "errors", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes", "recorder",
-    "envs", "agent", "ring", "checkpoint", "snapshot", "tracking", "training", "train", "plan", "rows", "survey",
-    "progress", "worker", "sweep", "export",
+    "atari", "minatar", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking", "training", "train", "plan",
+    "rows", "survey", "progress", "worker", "sweep", "export",
 ]  # fmt: skip
 
 
