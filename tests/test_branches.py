@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alrao_rl.core import OutputHeads, branches, kernels
+from alrao_rl.core import OutputHeads
+from alrao_rl.core.compiled import branches, kernels
+from alrao_rl.core.mixtures import mix_logits
 
 pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
 
@@ -83,7 +85,7 @@ def test_probabilities_at_all_scales(scale, seed):
     logits = x @ layer.weight.detach().flatten(0, 1).t() + layer.bias.detach().flatten()
     logits = logits.view(7, 5, 3).permute(1, 2, 0).double()
     own = logits.log_softmax(1)
-    average = branches.mix_logits(logits, layer.averaging_weights.detach().double())
+    average = mix_logits(logits, layer.averaging_weights.detach().double())
     expected = torch.cat([average[None], own]).transpose(1, 2)
     assert fast.isfinite().all()
     torch.testing.assert_close(fast.exp().sum(-1), torch.ones(6, 7), rtol=0, atol=1e-5)

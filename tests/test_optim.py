@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from reference import ReferenceBase, step
 from torch import nn
 
-import alrao_rl.core.optim
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, OutputHeads, convert
 from alrao_rl.core.rates import FeatureMap
 
@@ -427,23 +426,3 @@ def test_hooks_of_step_are_called_though_torch_does_not_wrap_it():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
     assert any("Optimizer.step#AlraoOptimizer.step" in event.key for event in profile.key_averages())
     assert seen == ["before", "after"]
-
-
-@pytest.mark.parametrize(
-    ("base", "options"),
-    [("sgd", {"momentum": 0.9}), ("rmsprop", {}), ("rmsprop", {"bias_correction": True}), ("adam", {})],
-)
-def test_large_networks_are_updated_alike_piece_by_piece(base, options, monkeypatch):
-    nets = []
-    for size in (7, 2**20):
-        monkeypatch.setattr(alrao_rl.core.optim, "_PIECE", size)
-        torch.manual_seed(0)
-        net = network([nn.Linear(4, 6), nn.Tanh()], base=base, base_kwargs=options)
-        optimizer = AlraoOptimizer(net)
-        for _ in range(5):
-            optimizer.zero_grad()
-            F.mse_loss(net(torch.randn(3, 4)), torch.zeros(3, 2)).backward()
-            optimizer.step()
-        nets.append(net.state_dict())
-    for name, value in nets[0].items():
-        assert torch.equal(value, nets[1][name]), name

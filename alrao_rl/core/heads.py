@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from alrao_rl.checks import one_of
 from alrao_rl.core.averaging import Evidence, make_rule
-from alrao_rl.core.branches import Branches, Kernel, mix_bernoulli, mix_logits
+from alrao_rl.core.compiled.branches import Branches, Kernel
+from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
 from alrao_rl.headwise import HeadwiseTensor
 

@@ -10,11 +10,9 @@ vector, trunk first, then the heads of each output layer, one head after the oth
 
 from __future__ import annotations
 
-import ctypes
 import math
 import warnings
 from collections.abc import Callable
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,7 +22,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from typing_extensions import override
 
 from alrao_rl.checks import number
-from alrao_rl.core import kernels
+from alrao_rl.core.compiled.memory import Memory
 from alrao_rl.core.heads import OutputHeads, all_finite
 from alrao_rl.core.rates import FeatureMap
 
@@ -37,9 +35,6 @@ _COUNTS = ("steps", "reclones", "lost")
 """Kept of every segment: updates since it was made or last re-cloned, how often that was, how often for lack of finite
 numbers."""
 
-_PIECE = 2**16
-"""Large networks are updated piece by piece: half a megabyte stays in the processor's cache between two operations."""
-
 
 class Base:
     """A base update: ``direction(g, state, layout)`` turns a flat gradient ``[N]`` into a direction ``[N]``.
@@ -49,8 +44,6 @@ class Base:
 
     default_lr_range: tuple[float, float]
     buffers: tuple[str, ...] = ()
-    elementwise = False
-    """Whether an entry's direction needs no other entry: then a part of the vectors will do."""
     compiled = False
     """Whether :meth:`update_memory` is there for these options."""
 
@@ -76,7 +69,6 @@ class Sgd(Base):
     def __init__(self, momentum: float = 0.0) -> None:
         self.momentum = number("momentum", momentum, 0, 1, "[)")
         self.buffers = ("momentum_buffer",) if momentum else ()
-        self.elementwise = True
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -119,7 +111,7 @@ class RmsProp(Base):
     ) -> None:
         self.decay, self.eps = number("decay", decay, 0, 1, "[)"), number("eps", eps, 0, 1, "[)")
         self.eps_inside, self.bias_correction = eps_inside, bias_correction
-        self.elementwise = self.compiled = not bias_correction
+        self.compiled = not bias_correction
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -221,66 +213,6 @@ class Layout:
             count = torch.bincount(index, minlength=n + len(heads)).clamp_min(1).float()
             cached = self._cache = index.to(device), count.to(device)
         return cached
-
-
-class Memory:
-    """Where parameters, and the parts of their flat gradient, lie, for compiled code: on the CPU and in float32."""
-
-    def __init__(self, library: ctypes.CDLL, layout: Layout) -> None:
-        self.library, self._layout = library, layout
-        parts: list[tuple[int, ...]] = []
-        offset = 0
-        for parameter in layout.trunk:
-            parts.append((offset, 1, 0, 1, 0, parameter.numel()))
-            offset += parameter.numel()
-        for layer in layout.layers:
-            parts += layer.parts(offset)
-            offset += layer.theta.numel()
-        self._parts = (ctypes.c_int64 * (6 * len(parts)))(*chain.from_iterable(parts))
-        self._sources = ctypes.c_int64 * len(parts)
-        self._numbers = ctypes.c_int64 * len(layout.parameters)
-        self.addresses = self._numbers(*[parameter.data_ptr() for parameter in layout.parameters])
-        self.sizes = self._numbers(*[parameter.numel() for parameter in layout.parameters])
-
-    @classmethod
-    def of(cls, layout: Layout, tensors: list[Tensor]) -> Memory | None:
-        """Of a network whose parameters and flat ``tensors``, ``[N]``, compiled code can work on; else None."""
-        fits = all(x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in layout.parameters + tensors)
-        if kernels.library is None or not fits or any(len(x) != layout.numel for x in tensors):
-            return None
-        return cls(kernels.library, layout)
-
-    def gather(self, g: Tensor) -> list[bool] | None:
-        """Write all gradients into ``g``, ``[N]``, where there are some; return which parameters have one.
-
-        None where one is not finite, or not laid out as usual.
-        """
-        gradients: list[Tensor | None] = []
-        present = []
-        for parameter in self._layout.trunk:
-            gradients.append(parameter.grad)
-            present.append(parameter.grad is not None)
-        for layer in self._layout.layers:
-            if (own := layer.leaf_gradients()) is None:
-                return None
-            gradients += own
-            present.append(own[0] is not None)
-        sources = []
-        for gradient in gradients:
-            if gradient is None:
-                sources.append(0)
-            elif gradient.layout is torch.strided and gradient.is_contiguous():
-                sources.append(gradient.data_ptr())
-            else:
-                return None
-        squares: float = self.library.gather(len(sources), self._sources(*sources), self._parts, g.data_ptr())
-        return present if math.isfinite(squares) else None
-
-    def moving(self, present: list[bool]) -> ctypes.Array[ctypes.c_int64]:
-        """Addresses of the parameters, 0 for those that received no gradient."""
-        if all(present):
-            return self.addresses
-        return self._numbers(*[place * given for place, given in zip(self.addresses, present, strict=True)])
 
 
 class AlraoOptimizer(torch.optim.Optimizer):
@@ -411,15 +343,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """Compute, in ``self._flat``, what is taken off every parameter."""
         everything = all(present)
         before = {} if everything else {name: state[name].clone() for name in self._base.buffers}
-        if self._base.elementwise and len(g) > 2 * _PIECE:
-            names = self._base.buffers
-            parts = (x.split(_PIECE) for x in (g, self._rates, self._flat, *(state[name] for name in names)))
-            pieces = zip(*parts, strict=True)
-            for gradient, rates, update, *buffers in pieces:
-                direction = self._base.direction(gradient, dict(zip(names, buffers, strict=True)), self._layout)
-                torch.mul(direction, rates, out=update)
-        else:
-            torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._flat)
+        torch.mul(self._base.direction(g, state, self._layout), self._rates, out=self._flat)
         if not everything:  # what received no gradient does not move and keeps its state
             pairs = zip(self._layout.parameters, present, strict=True)
             absent = torch.cat([torch.full_like(p, not given, dtype=torch.bool).reshape(-1) for p, given in pairs])

@@ -1,4 +1,4 @@
-"""Averages of heads, and the outputs of heads and their average as one node of the graph.
+"""The outputs of heads and their average as one node of the graph.
 
 :class:`Branches` gives ``[1 + J, O, B]``, the average first, of inputs ``x``, ``[B, I]``. The average's gradient
 reaches ``x`` and the averaging weights a, a head's its own parameters. It is compiled code, for the CPU, float32 and
@@ -12,27 +12,13 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from alrao_rl.core import kernels
+from alrao_rl.core.compiled import kernels
+from alrao_rl.core.mixtures import mix_logits
 
 MOST_WORK = 2**18
 """Multiplications up to which a product is no faster in torch, which starts it slowly and computes it well."""
-
-
-def mix(log_probs: Tensor, weights: Tensor) -> Tensor:
-    """log Σ_j a_j exp(log_probs_j), ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    return torch.logsumexp(log_probs + weights.log().view(-1, 1, 1), 0)
-
-
-def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
-    """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    return mix(logits.log_softmax(1), weights)
-
-
-def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits of the mixture Σ_j a_j σ(logits_j) of each component; ``[J, K, B]`` and ``[J]`` to ``[K, B]``."""
-    return mix(nn.functional.logsigmoid(logits), weights) - mix(nn.functional.logsigmoid(-logits), weights)
 
 
 class Kernel:

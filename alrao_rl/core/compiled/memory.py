@@ -1,0 +1,76 @@
+"""Where an optimizer's vectors lie."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from alrao_rl.core.compiled import kernels
+
+if TYPE_CHECKING:
+    from alrao_rl.core.optim import Layout
+
+
+class Memory:
+    """Where parameters, and the parts of their flat gradient, lie, for compiled code: on the CPU and in float32."""
+
+    def __init__(self, library: ctypes.CDLL, layout: Layout) -> None:
+        self.library, self._layout = library, layout
+        parts: list[tuple[int, ...]] = []
+        offset = 0
+        for parameter in layout.trunk:
+            parts.append((offset, 1, 0, 1, 0, parameter.numel()))
+            offset += parameter.numel()
+        for layer in layout.layers:
+            parts += layer.parts(offset)
+            offset += layer.theta.numel()
+        self._parts = (ctypes.c_int64 * (6 * len(parts)))(*chain.from_iterable(parts))
+        self._sources = ctypes.c_int64 * len(parts)
+        self._numbers = ctypes.c_int64 * len(layout.parameters)
+        self.addresses = self._numbers(*[parameter.data_ptr() for parameter in layout.parameters])
+        self.sizes = self._numbers(*[parameter.numel() for parameter in layout.parameters])
+
+    @classmethod
+    def of(cls, layout: Layout, tensors: list[Tensor]) -> Memory | None:
+        """Of a network whose parameters and flat ``tensors``, ``[N]``, compiled code can work on; else None."""
+        fits = all(x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in layout.parameters + tensors)
+        if kernels.library is None or not fits or any(len(x) != layout.numel for x in tensors):
+            return None
+        return cls(kernels.library, layout)
+
+    def gather(self, g: Tensor) -> list[bool] | None:
+        """Write all gradients into ``g``, ``[N]``, where there are some; return which parameters have one.
+
+        None where one is not finite, or not laid out as usual.
+        """
+        gradients: list[Tensor | None] = []
+        present = []
+        for parameter in self._layout.trunk:
+            gradients.append(parameter.grad)
+            present.append(parameter.grad is not None)
+        for layer in self._layout.layers:
+            if (own := layer.leaf_gradients()) is None:
+                return None
+            gradients += own
+            present.append(own[0] is not None)
+        sources = []
+        for gradient in gradients:
+            if gradient is None:
+                sources.append(0)
+            elif gradient.layout is torch.strided and gradient.is_contiguous():
+                sources.append(gradient.data_ptr())
+            else:
+                return None
+        squares: float = self.library.gather(len(sources), self._sources(*sources), self._parts, g.data_ptr())
+        return present if math.isfinite(squares) else None
+
+    def moving(self, present: list[bool]) -> ctypes.Array[ctypes.c_int64]:
+        """Addresses of the parameters, 0 for those that received no gradient."""
+        if all(present):
+            return self.addresses
+        return self._numbers(*[place * given for place, given in zip(self.addresses, present, strict=True)])
