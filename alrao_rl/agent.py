@@ -31,7 +31,7 @@ import alrao_rl
 from alrao_rl import recipes
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.runs import check_manifest, read_json, write_atomically
-from alrao_rl.sb3.extractors import image_extractor
+from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
 
 FORMAT = "alrao-rl agent 2"
 _HEADER = "alrao-rl"
@@ -87,8 +87,9 @@ def policy_kwargs(agent: recipes.Agent, observation_space: spaces.Space[Any]) ->
     if is_image_space(observation_space):
         # SB3's own extractor has ReLU whatever the agent's units are, and takes no small images.
         units = kwargs.get("activation_fn", nn.Tanh if agent.policy == "alrao" else nn.ReLU)
-        kwargs["features_extractor_class"] = image_extractor(observation_space)
-        kwargs["features_extractor_kwargs"] = {"activation_fn": units}
+        extractor = image_extractor(observation_space)
+        if extractor is not AlraoNatureCNN or units is not nn.ReLU:
+            kwargs |= {"features_extractor_class": extractor, "features_extractor_kwargs": {"activation_fn": units}}
     if agent.policy == "alrao":
         kwargs["alrao"] = recipes.alrao_options(agent)
     return kwargs

@@ -87,7 +87,9 @@ CASES = [
 @pytest.mark.parametrize(("algo", "policy", "space", "actions", "normalize"), CASES)
 def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actions, normalize):
     """In a fresh process, with SB3's own load."""
-    agent = make_agent(algo, policy, normalize_observations=normalize)
+    # Convolutions of SB3's own are those with ReLU.
+    options = {"policy_options": {"activation_fn": "relu"}} if policy == "stock" and space is IMAGE else {}
+    agent = make_agent(algo, policy, normalize_observations=normalize, **options)
     model = make_model(agent, space, ACTIONS[actions], steps=32)
     save_agent(model, agent, tmp_path / "agent", timestep=32)
     assert main([str(tmp_path), "--to", "sb3"]) == 0

@@ -31,7 +31,6 @@ def plain_copy(network: nn.Module) -> nn.Module:
     return plain
 
 
-@torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) -> None:
     """Move a plain copy towards its network: average ← average + w (network − average) at every s-th update.
 
@@ -50,7 +49,11 @@ def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) 
     stride = max(1, min(n_updates, window) // 100)
     if n_updates % stride:
         return
-    weight = max(10 * stride / (n_updates + 9 * stride), stride / window)
+    _move(average, network, max(10 * stride / (n_updates + 9 * stride), stride / window))
+
+
+@torch.no_grad()
+def _move(average: nn.Module, network: nn.Module, weight: float) -> None:
     mine: list[Tensor] = []
     theirs: list[Tensor] = []
     for name, module in average.named_modules():
