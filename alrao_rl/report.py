@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alrao_rl.errors import CommandLine, UserError, print_error, say
+from alrao_rl.errors import CommandLine, UserError, print_error, print_warning, say
 from alrao_rl.runs import read_json, read_run_file, write_atomically
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REFRESH = 30
 """Seconds between two looks of ``--watch``."""
 UNFINISHED = ("queued", "running", "interrupted")
+_NAMED = 5
+"""Broken runs that are named on the terminal."""
 MANIFEST = "files.json"
 """What a report consists of."""
 _PART = r"(figures|tables)/[\w.+-]+\.(svg|png|csv)"
@@ -87,6 +89,11 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     done, requested = study.finished(study.methods)
     size = len(files["report.html"]) / 1e6
     say(f"{out / 'report.html'}: {done} of {requested} reported runs finished, {size:.1f} MB")
+    broken = study.frame[study.frame.state == "broken"]
+    for path, error in list(zip(broken.path, broken.error, strict=True))[:_NAMED]:
+        print_warning(f"{path}: {error}")
+    if len(broken) > _NAMED:
+        print_warning(f"{len(broken) - _NAMED} more runs are broken: the report names them")
     running = study.frame.state.isin(UNFINISHED).any()
     return not running and not any(
         study.missing(m, env) for m in study.methods for env in study.envs if study.expects(m, env)

@@ -474,6 +474,17 @@ def test_every_algorithm_has_its_verdict(tmp_path):
     ]
 
 
+def test_broken_runs_are_named_at_once(tmp_path, capfd):
+    for seed in range(7):
+        (write(tmp_path, seed=seed) / "config.json").unlink()
+    write(tmp_path, seed=7)
+    make(tmp_path)
+    warnings = capfd.readouterr().err.splitlines()
+    assert len(warnings) == 6
+    assert all(line.startswith("warning: ") and line.endswith("config.json does not exist") for line in warnings[:5])
+    assert warnings[5] == "warning: 2 more runs are broken: the report names them"
+
+
 def test_only_broken_runs(tmp_path):
     (write(tmp_path) / "config.json").unlink()
     page, _ = make(tmp_path)
