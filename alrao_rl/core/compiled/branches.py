@@ -17,7 +17,7 @@ from torch import Tensor
 from alrao_rl.core.compiled import kernels
 from alrao_rl.core.mixtures import mix_logits
 
-MOST_WORK = 2**17
+MOST_WORK = 2**19
 """Multiplications up to which a product is no faster in torch, which starts it slowly and computes it well."""
 
 

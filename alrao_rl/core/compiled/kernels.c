@@ -28,24 +28,60 @@
 
 enum { LANES = 16 };
 
-/* LANES sums of n products: factors[i] · x[i · stride + lane]. */
-static inline void add_products(float *sums, int64_t n, const float *factors, const float *x, int64_t stride) {
-#ifdef __GNUC__
-    /* In variables of four numbers, as which compilers keep them in registers; of an array they do not see that. */
-    typedef float Four __attribute__((vector_size(16)));
-    Four a = {0}, b = {0}, c = {0}, d = {0};
-    for (int64_t i = 0; i < n; i++, factors++, x += stride) {
+/* Sums of n products, four times LANES of them: sums[row][lane] = Σ_i factors[row][i] · x[i · stride + lane].
+
+   In variables of a register's size, as which compilers keep them in registers; of an array they do not see that. */
+#if defined(__GNUC__)
+typedef float Four __attribute__((vector_size(16)));
+
+static inline void products_of_two(float *sums, int64_t n, const float *f, const float *g, const float *x, int64_t stride) {
+    Four a[4] = {{0}}, b[4] = {{0}};
+    for (int64_t i = 0; i < n; i++, x += stride) {
         Four v[4];
         memcpy(v, x, sizeof v);
-        a += *factors * v[0], b += *factors * v[1], c += *factors * v[2], d += *factors * v[3];
+        a[0] += f[i] * v[0], a[1] += f[i] * v[1], a[2] += f[i] * v[2], a[3] += f[i] * v[3];
+        b[0] += g[i] * v[0], b[1] += g[i] * v[1], b[2] += g[i] * v[2], b[3] += g[i] * v[3];
     }
-    Four all[4] = {a, b, c, d};
-    memcpy(sums, all, sizeof all);
+    memcpy(sums, a, sizeof a);
+    memcpy(sums + LANES, b, sizeof b);
+}
 #else
-    memset(sums, 0, LANES * sizeof(float));
-    for (int64_t i = 0; i < n; i++, factors++, x += stride)
-        for (int l = 0; l < LANES; l++) sums[l] += *factors * x[l];
+static inline void products_of_two(float *sums, int64_t n, const float *f, const float *g, const float *x, int64_t stride) {
+    memset(sums, 0, 2 * LANES * sizeof(float));
+    for (int64_t i = 0; i < n; i++, x += stride)
+        for (int l = 0; l < LANES; l++) sums[l] += f[i] * x[l], sums[LANES + l] += g[i] * x[l];
+}
 #endif
+
+#if defined(__GNUC__) && defined(__x86_64__)
+typedef float Eight __attribute__((vector_size(32)));
+
+__attribute__((target("avx2"))) static void products_wide(
+    float *sums, int64_t n, const float *const *factors, const float *x, int64_t stride
+) {
+    const float *f = factors[0], *g = factors[1], *h = factors[2], *k = factors[3];
+    Eight a = {0}, b = {0}, c = {0}, d = {0}, A = {0}, B = {0}, C = {0}, D = {0};
+    for (int64_t i = 0; i < n; i++, x += stride) {
+        Eight u, v;
+        memcpy(&u, x, sizeof u);
+        memcpy(&v, x + 8, sizeof v);
+        a += f[i] * u, A += f[i] * v, b += g[i] * u, B += g[i] * v;
+        c += h[i] * u, C += h[i] * v, d += k[i] * u, D += k[i] * v;
+    }
+    Eight all[8] = {a, A, b, B, c, C, d, D};
+    memcpy(sums, all, sizeof all);
+}
+#endif
+
+static void products(float *sums, int64_t n, const float *const *factors, const float *x, int64_t stride) {
+#if defined(__GNUC__) && defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) {
+        products_wide(sums, n, factors, x, stride);
+        return;
+    }
+#endif
+    products_of_two(sums, n, factors[0], factors[1], x, stride);
+    products_of_two(sums + 2 * LANES, n, factors[2], factors[3], x, stride);
 }
 
 static float total(const float *lanes) {
@@ -182,22 +218,44 @@ static inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES
 
 /* x, [B, I], to [B / LANES, I, LANES], so that sums over I run side by side for LANES data; what is missing is 0. */
 static void interleave(int64_t B, int64_t I, const float *x, float *lanes) {
-    for (int64_t first = 0; first < B; first += LANES)
-        for (int64_t i = 0; i < I; i++)
-            for (int64_t l = 0; l < LANES; l++) *lanes++ = first + l < B ? x[(first + l) * I + i] : 0;
+    for (int64_t first = 0; first < B; first += LANES, x += LANES * I) {
+        int64_t n = B - first < LANES ? B - first : LANES;
+        if (n < LANES) memset(lanes, 0, LANES * I * sizeof(float));
+        for (int64_t i = 0; i < I; i++, lanes += LANES)
+            if (n == LANES)
+                for (int64_t l = 0; l < LANES; l++) lanes[l] = x[l * I + i];
+            else
+                for (int64_t l = 0; l < n; l++) lanes[l] = x[l * I + i];
+    }
 }
 
-/* Outputs, [O, B], of rows of I weights and a bias for interleaved data. */
-static inline void outputs(
-    int64_t O, int64_t I, int64_t bias, int64_t B, const float *restrict rows, const float *restrict x, float *restrict y
+/* Outputs, [K, B], of K rows of I weights, and of a bias behind them, for interleaved data. */
+static void outputs(
+    int64_t K, int64_t stride, int64_t I, int64_t bias, int64_t B, const float *rows, const float *x, float *y
 ) {
-    for (int64_t o = 0; o < O; o++, rows += I + bias, y += B)
+    for (int64_t k = 0; k < K; k += 4) {
+        int64_t n = K - k < 4 ? K - k : 4;
+        const float *factors[4];
+        for (int64_t r = 0; r < 4; r++) factors[r] = rows + (k + (r < n ? r : n - 1)) * stride;
         for (int64_t first = 0; first < B; first += LANES) {
-            float sums[LANES];
-            add_products(sums, I, rows, x + first * I, LANES);
-            for (int l = 0; bias && l < LANES; l++) sums[l] += rows[I];
-            memcpy(y + first, sums, (B - first < LANES ? B - first : LANES) * sizeof(float));
+            float sums[4 * LANES];
+            int64_t size = (B - first < LANES ? B - first : LANES) * sizeof(float);
+            products(sums, I, factors, x + first * I, LANES);
+            for (int64_t r = 0; r < n; r++) {
+                for (int l = 0; bias && l < LANES; l++) sums[r * LANES + l] += factors[r][I];
+                memcpy(y + (k + r) * B + first, sums + r * LANES, size);
+            }
         }
+    }
+}
+
+/* Of all heads, [J · O, B]. */
+static void outputs_of_heads(Shape s, int64_t B, const float *theta, const float *x, float *y) {
+    int64_t columns = s.I + s.bias;
+    if (s.P == s.O * columns)
+        outputs(s.J * s.O, columns, s.I, s.bias, B, theta, x, y);
+    else
+        for (int64_t j = 0; j < s.J; j++) outputs(s.O, columns, s.I, s.bias, B, theta + j * s.P, x, y + j * s.O * B);
 }
 
 /* Outputs of the average, [O, B], and, if heads, of every head behind it: [1 + J, O, B]. */
@@ -210,25 +268,30 @@ EXPORT CLONES void linear_branches(
     if (!average) return;
     interleave(B, s.I, x, data);
     collapse(s, theta, weights, average);
-    outputs(s.O, s.I, s.bias, B, average, data, branches);
-    for (int64_t j = 0; heads && j < s.J; j++)
-        outputs(s.O, s.I, s.bias, B, theta + j * s.P, data, branches + (1 + j) * s.O * B);
+    outputs(s.O, s.I + s.bias, s.I, s.bias, B, average, data, branches);
+    if (heads) outputs_of_heads(s, B, theta, data, branches + s.O * B);
     free(average);
 }
 
 /* From the gradient g of K rows of outputs, [K, B], to those of the rows, [K, I], and biases, [K]. */
-static inline void row_gradients(int64_t K, int64_t I, int64_t B, const float *x, const float *g, float *rows, float *biases) {
-    memset(rows, 0, K * I * sizeof(float));
-    for (int64_t k = 0; k < K; k++) {
-        const float *of_row = g + k * B;
-        int64_t i = 0;
+static void row_gradients(int64_t K, int64_t I, int64_t B, const float *x, const float *g, float *rows, float *biases) {
+    for (int64_t k = 0; k < K; k += 4) {
+        int64_t n = K - k < 4 ? K - k : 4, i = 0;
+        const float *factors[4];
+        for (int64_t r = 0; r < 4; r++) factors[r] = g + (k + (r < n ? r : n - 1)) * B;
         for (; i + LANES <= I; i += LANES) {
-            add_products(rows + k * I + i, B, of_row, x + i, I);
+            float sums[4 * LANES];
+            products(sums, B, factors, x + i, I);
+            for (int64_t r = 0; r < n; r++) memcpy(rows + (k + r) * I + i, sums + r * LANES, LANES * sizeof(float));
         }
-        for (; i < I; i++)
-            for (int64_t b = 0; b < B; b++) rows[k * I + i] += of_row[b] * x[b * I + i];
-        biases[k] = 0;
-        for (int64_t b = 0; b < B; b++) biases[k] += of_row[b];
+        for (int64_t r = 0; r < n; r++) {
+            for (int64_t rest = i; rest < I; rest++) {
+                rows[(k + r) * I + rest] = 0;
+                for (int64_t b = 0; b < B; b++) rows[(k + r) * I + rest] += factors[r][b] * x[b * I + rest];
+            }
+            biases[k + r] = 0;
+            for (int64_t b = 0; b < B; b++) biases[k + r] += factors[r][b];
+        }
     }
 }
 
@@ -289,9 +352,9 @@ EXPORT CLONES void categorical_branches(
     if (!data) return;
     float *own = data + padded(B) * s.I, *most = own + s.J * size, *rest = most + B, *logs = rest + B;
     interleave(B, s.I, x, data);
+    outputs_of_heads(s, B, theta, data, own);
     for (int64_t j = 0; j < s.J; j++) {
         float *row = own + j * size;
-        outputs(s.O, s.I, s.bias, B, theta + j * s.P, data, row);
         logsumexp(s.O, B, B, row, NULL, most, rest);
         for (int64_t o = 0; o < s.O; o++)
             for (int64_t b = 0; b < B; b++) row[o * B + b] = row[o * B + b] - most[b] - rest[b];
