@@ -28,7 +28,7 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
         target: Path = kernels.library_path()
         try:
             _compile(kernels.SOURCE, target)
-            for other in {*target.parent.glob("_kernels-*")} - {target}:
+            for other in {*target.parent.glob(f"_kernels-*{target.suffix}")} - {target}:
                 other.unlink()
         except Exception as error:
             self.app.display_warning(f"alrao-rl without its compiled loops, and slower: {error}")
@@ -54,7 +54,10 @@ def _compile(source: Path, target: Path) -> None:
         objects = compiler.compile([os.path.relpath(source)], output_dir=folder, extra_postargs=flags)
         built = Path(folder, target.name)
         compiler.link_shared_object(objects, str(built), libraries=[] if windows else ["m"])
-        # Not over a library that a running process has loaded.
-        new = target.with_suffix(".new")
-        new.write_bytes(built.read_bytes())
-        new.replace(target)
+        # Not over a library that a running process has loaded, and whole after a power cut.
+        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".new", delete=False) as new:
+            new.write(built.read_bytes())
+            new.flush()
+            os.fsync(new.fileno())
+        Path(new.name).chmod(0o755)
+        Path(new.name).replace(target)

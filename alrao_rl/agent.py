@@ -88,7 +88,7 @@ def policy_kwargs(agent: recipes.Agent, observation_space: spaces.Space[Any]) ->
         # SB3's own extractor has ReLU whatever the agent's units are, and takes no small images.
         units = kwargs.get("activation_fn", nn.Tanh if agent.policy == "alrao" else nn.ReLU)
         extractor = image_extractor(observation_space)
-        if extractor is not AlraoNatureCNN or units is not nn.ReLU:
+        if agent.policy == "alrao" or extractor is not AlraoNatureCNN or units is not nn.ReLU:
             kwargs |= {"features_extractor_class": extractor, "features_extractor_kwargs": {"activation_fn": units}}
     if agent.policy == "alrao":
         kwargs["alrao"] = recipes.alrao_options(agent)

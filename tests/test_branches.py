@@ -164,3 +164,26 @@ def test_parameters_that_change_before_a_backward_pass_are_noticed():
         layer.theta.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["values", "categorical"])
+@pytest.mark.parametrize("width", [7, 9])
+def test_inputs_of_another_width_are_refused_as_by_torch(kind, width):
+    layer = heads(8, 3, 4, kind)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.randn(4, width))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.randn(4, width))
+
+
+@pytest.mark.parametrize("change", ["more heads", "fewer heads", "weights"])
+def test_parameters_of_another_size_are_not_read_as_the_old_ones(change):
+    layer = heads(8, 3, 4, "values")
+    layer(torch.randn(5, 8))
+    if change == "weights":
+        layer.averaging_weights.data = layer.averaging_weights.data[:2]
+    else:
+        theta = layer.theta.data
+        layer.theta.data = theta[:2] if change == "fewer heads" else theta.repeat(5, 1)
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(5, 8))

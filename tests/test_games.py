@@ -14,6 +14,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
@@ -149,7 +150,8 @@ def test_stock_agent_has_the_same_network(size, unit):
         agent = resolve(name, "CartPole-v1", [f"activation_fn={unit}", "buffer_size=10"]).agent
         networks.append(build(agent, env, seed=0).policy.q_net.features_extractor)
     alrao, stock = networks
-    assert type(alrao) is type(stock) is (AlraoMinAtarCNN if size == 10 else AlraoNatureCNN)
+    assert type(alrao) is (AlraoMinAtarCNN if size == 10 else AlraoNatureCNN)
+    assert type(stock) is (NatureCNN if (size, unit) == (40, "relu") else type(alrao))
     kinds = [[type(module) for module in network.modules() if not list(module.children())] for network in networks]
     assert kinds[0] == kinds[1]
     expected = {"tanh": nn.Tanh, "relu": nn.ReLU}[unit]

@@ -168,3 +168,64 @@ def test_trains_without_the_library():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@compiled
+@pytest.mark.parametrize("larger", [True, False])
+def test_a_parameter_of_another_size_is_refused_as_by_torch(larger):
+    net, optimizer = train("values", steps=2)
+    n = 500 if larger else 2
+    net[0].weight.data = torch.randn(17, n)
+
+    def update():
+        optimizer.zero_grad()
+        F.mse_loss(net(torch.randn(4, n)), torch.zeros(4, 3)).backward()
+        optimizer.step()
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            update()
+    assert optimizer._memory is None
+
+
+@compiled
+def test_a_gradient_left_from_a_smaller_parameter_is_not_read_beyond_its_end():
+    net, optimizer = train("values", steps=2)
+    old = net[0].weight.grad
+    F.mse_loss(net(torch.randn(4, 5)), torch.zeros(4, 3)).backward()
+    layout = optimizer._layout
+    memory, flat = Memory.of(layout, []), torch.zeros(layout.numel)
+    assert memory.gather(flat) is not None
+    weight, gradient = net[0].weight, net[0].weight.grad
+    del old
+    weight.grad = None
+    weight.data = weight.data[:1]
+    weight.grad = gradient[:1].clone()
+    assert memory.gather(flat) is None
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["mean", "categorical"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_rule_in_another_precision_is_left_to_torch(kind, dtype):
+    torch.manual_seed(0)
+    net, optimizer = train(kind, steps=3)
+    net[4].rule.to(dtype)
+    x, y = torch.randn(16, 5), torch.randint(0, 3, (16,))
+    for _ in range(5):
+        optimizer.zero_grad()
+        out = net(x)
+        loss = F.cross_entropy(out, y) if kind == "categorical" else F.mse_loss(out, F.one_hot(y, 3).float())
+        loss.backward()
+        optimizer.step()
+    weights = net[4].averaging_weights.detach()
+    assert weights.sum().item() == pytest.approx(1.0, abs=0.05)
+    assert weights.isfinite().all()
+
+
+@compiled
+def test_a_library_without_our_functions_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "_SIGNATURES", kernels._SIGNATURES | {"another": (None,)})
+    assert kernels._load() is None
+    monkeypatch.setattr(kernels, "library_path", lambda: tmp_path / "nothing.so")
+    assert kernels._load() is None

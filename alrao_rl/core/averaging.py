@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from alrao_rl.checks import construct, number
 from alrao_rl.core.compiled import kernels
+from alrao_rl.core.compiled.memory import can_read
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Heads that are alike differ by as much, and what is divided by its own spread makes a choice of it."""
@@ -77,6 +78,7 @@ class Uniform(nn.Module):
     uses = "nothing"
     compiled = False
     """Whether there is an :meth:`on_memory`."""
+    _n_kept = 0
 
     def __init__(self, rates: Tensor) -> None:
         super().__init__()
@@ -93,11 +95,7 @@ class Uniform(nn.Module):
         known: Tensor | None = getattr(evidence, self.uses, None)
         if known is None:
             return
-        if (
-            self.compiled
-            and kernels.library is not None
-            and all([x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in (weights, known)])
-        ):
+        if self.compiled and kernels.library is not None and self._can_read(weights, known):
             self.on_memory(kernels.library, weights, evidence)
         else:
             weights.copy_(self.on_tensors(weights, evidence))
@@ -109,6 +107,12 @@ class Uniform(nn.Module):
     def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
         """:meth:`update` by compiled code, on the CPU and in float32."""
         raise NotImplementedError
+
+    def _can_read(self, weights: Tensor, known: Tensor) -> bool:
+        """Whether compiled code can, these and all buffers."""
+        size = {"losses": 1 + self.n_heads, "gains": self.n_heads}.get(self.uses, self._n_kept)
+        fits = weights.numel() == self.n_heads and known.numel() == size
+        return fits and can_read(weights, known, *cast("dict[str, Tensor]", self._buffers).values())
 
     def _address(self, buffer: str) -> int:
         return cast(Tensor, self._buffers[buffer]).data_ptr()  # past nn.Module's search for attributes
@@ -305,6 +309,7 @@ class Whiteness(Uniform):
 
     def prepare(self, n_parameters: int) -> None:
         """Make room for the last gradient."""
+        self._n_kept = self.n_heads * n_parameters
         self.previous = torch.zeros(self.n_heads, n_parameters)
 
     def correlation(self) -> Tensor:

@@ -243,7 +243,7 @@ class OutputHeads(nn.Module):
     def _find(self) -> None:
         """Make the aliases, unless they are there."""
         theta, weights = self._parameters["theta"], self._parameters["averaging_weights"]
-        place = (theta.data_ptr(), theta.requires_grad, weights.data_ptr())  # type: ignore[union-attr]
+        place = (theta.data_ptr(), theta.requires_grad, weights.data_ptr(), theta.numel(), weights.numel())  # type: ignore[union-attr]
         if place == self._place:
             if (gradient := self._leaves[0].grad) is not None and gradient._version >= MANY_PASSES:
                 self._warn_of_passes()

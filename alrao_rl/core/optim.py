@@ -169,18 +169,18 @@ class Layout:
         self.trunk = [parameter for parameter in self.features.index if parameter.requires_grad]
         self.parameters = [*self.trunk, *(layer.theta for layer in layers)]
         lengths = [parameter.numel() for parameter in self.parameters]
-        self.numel, self._lengths = sum(lengths), lengths
+        self.numel, self.lengths = sum(lengths), lengths
         heads = [size for layer in layers for size in [layer.theta.shape[1]] * layer.n_heads]
         self.n_trunk = self.numel - sum(heads)
         self.sizes = torch.tensor([self.n_trunk, *heads])
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat vector that belong to each of ``parameters``, in their shapes."""
-        return [part.view(p.shape) for part, p in zip(flat.split(self._lengths), self.parameters, strict=True)]
+        return [part.view(p.shape) for part, p in zip(flat.split(self.lengths), self.parameters, strict=True)]
 
     def heads(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat vector that belong to each output layer, ``[J, P]`` each."""
-        parts = flat[self.n_trunk :].split(self._lengths[len(self.trunk) :])
+        parts = flat[self.n_trunk :].split(self.lengths[len(self.trunk) :])
         return [part.view(layer.theta.shape) for part, layer in zip(parts, self.layers, strict=True)]
 
     def rates(self, feature_rates: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._views: list[Tensor] = []
         self._version: list[tuple[int, int]] = []
         self._memory: Memory | None = None
-        self._places: list[tuple[int, bool]] = []
+        self._places: list[tuple[int, int, bool]] = []
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
         lr = number("lr", lr, 0, ends="[)")
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
@@ -375,7 +375,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
                 state[name] = torch.zeros(len(self._layout.sizes), device=feature_rates.device)
         if self._base.compiled:
             flat = [self._rates, *[state[name] for name in self._base.buffers]]
-            places = [(x.data_ptr(), x.is_contiguous()) for x in (*self._layout.parameters, *flat)]
+            places = [(x.data_ptr(), x.numel(), x.is_contiguous()) for x in (*self._layout.parameters, *flat)]
             if places != self._places:
                 self._places, self._memory = places, Memory.of(self._layout, flat)
         return state

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alrao_rl.core.compiled import kernels
+from alrao_rl.core.compiled.memory import can_read
 from alrao_rl.core.mixtures import mix_logits
 
 MOST_WORK = 2**19
@@ -44,15 +45,17 @@ class Kernel:
     @classmethod
     def of(cls, kind: str, theta: Tensor, weights: Tensor, *shape: int) -> Kernel | None:  # fmt: skip
         """The kernel for these parameters, if there is one."""
-        fits = all(x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in (theta, weights))
-        if kernels.library is None or not fits:
+        outputs, inputs, bias = shape
+        fits = len(theta) == len(weights) and theta.shape[1] >= outputs * (inputs + bias)
+        if kernels.library is None or not fits or not can_read(theta, weights):
             return None
         return cls(kernels.library, kind, theta, *shape)
 
     def serves(self, x: Tensor) -> bool:
         """Whether it is for these inputs."""
         return (
-            len(x) * self.inputs * self.outputs * (1 + self.n_heads) <= MOST_WORK
+            x.shape[1] == self.inputs
+            and x.shape[0] * self.inputs * self.outputs * (1 + self.n_heads) <= MOST_WORK
             and type(x) is Tensor
             and x.is_cpu
             and x.dtype is torch.float32

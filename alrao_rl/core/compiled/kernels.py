@@ -44,7 +44,8 @@ def _load() -> ctypes.CDLL | None:
     except OSError:
         return None
     for name, (result, *arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
+        if (function := getattr(library, name, None)) is None:
+            return None
         function.restype, function.argtypes = result, arguments
     return library
 

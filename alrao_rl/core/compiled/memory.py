@@ -1,4 +1,4 @@
-"""Where an optimizer's vectors lie."""
+"""What compiled code is told of memory, which it believes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from alrao_rl.core.optim import Layout
 
 
+def can_read(*tensors: Tensor) -> bool:
+    """Whether their memory is what compiled code takes it for: on the CPU, of float32, without gaps."""
+    return all([x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in tensors])
+
+
 class Memory:
     """Where parameters, and the parts of their flat gradient, lie, for compiled code: on the CPU and in float32."""
 
@@ -30,6 +35,7 @@ class Memory:
             parts += layer.parts(offset)
             offset += layer.theta.numel()
         self._parts = (ctypes.c_int64 * (6 * len(parts)))(*chain.from_iterable(parts))
+        self._part_sizes = [heads * rows * width for _, heads, _, rows, _, width in parts]
         self._sources = ctypes.c_int64 * len(parts)
         self._numbers = ctypes.c_int64 * len(layout.parameters)
         self.addresses = self._numbers(*[parameter.data_ptr() for parameter in layout.parameters])
@@ -38,8 +44,9 @@ class Memory:
     @classmethod
     def of(cls, layout: Layout, tensors: list[Tensor]) -> Memory | None:
         """Of a network whose parameters and flat ``tensors``, ``[N]``, compiled code can work on; else None."""
-        fits = all(x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in layout.parameters + tensors)
-        if kernels.library is None or not fits or any(len(x) != layout.numel for x in tensors):
+        sizes = [x.numel() for x in layout.parameters + tensors]
+        fits = sizes == [*layout.lengths, *[layout.numel for _ in tensors]]
+        if kernels.library is None or not fits or not can_read(*layout.parameters, *tensors):
             return None
         return cls(kernels.library, layout)
 
@@ -59,10 +66,10 @@ class Memory:
             gradients += own
             present.append(own[0] is not None)
         sources = []
-        for gradient in gradients:
+        for gradient, size in zip(gradients, self._part_sizes, strict=True):
             if gradient is None:
                 sources.append(0)
-            elif gradient.layout is torch.strided and gradient.is_contiguous():
+            elif gradient.layout is torch.strided and gradient.is_contiguous() and gradient.numel() == size:
                 sources.append(gradient.data_ptr())
             else:
                 return None
