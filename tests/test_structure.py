@@ -151,4 +151,4 @@ def test_code_lines_by_hand():
 def test_the_method_is_small():
     """The method and nothing else, its compiled loops apart: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 1100, sizes
+    assert sum(sizes.values()) < 1110, sizes
