@@ -192,13 +192,11 @@ def test_a_parameter_of_another_size_is_refused_as_by_torch(larger):
 @compiled
 def test_a_gradient_left_from_a_smaller_parameter_is_not_read_beyond_its_end():
     net, optimizer = train("values", steps=2)
-    old = net[0].weight.grad
     F.mse_loss(net(torch.randn(4, 5)), torch.zeros(4, 3)).backward()
     layout = optimizer._layout
     memory, flat = Memory.of(layout, []), torch.zeros(layout.numel)
     assert memory.gather(flat) is not None
     weight, gradient = net[0].weight, net[0].weight.grad
-    del old
     weight.grad = None
     weight.data = weight.data[:1]
     weight.grad = gradient[:1].clone()

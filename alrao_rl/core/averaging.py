@@ -78,7 +78,6 @@ class Uniform(nn.Module):
     uses = "nothing"
     compiled = False
     """Whether there is an :meth:`on_memory`."""
-    _n_kept = 0
 
     def __init__(self, rates: Tensor) -> None:
         super().__init__()
@@ -110,9 +109,11 @@ class Uniform(nn.Module):
 
     def _can_read(self, weights: Tensor, known: Tensor) -> bool:
         """Whether compiled code can, these and all buffers."""
-        size = {"losses": 1 + self.n_heads, "gains": self.n_heads}.get(self.uses, self._n_kept)
+        buffers = cast("dict[str, Tensor]", self._buffers)
+        sizes = {"losses": 1 + self.n_heads, "gains": self.n_heads}
+        size = buffers["previous"].numel() if self.uses == "gradient" else sizes[self.uses]
         fits = weights.numel() == self.n_heads and known.numel() == size
-        return fits and can_read(weights, known, *cast("dict[str, Tensor]", self._buffers).values())
+        return fits and can_read(weights, known, *buffers.values())
 
     def _address(self, buffer: str) -> int:
         return cast(Tensor, self._buffers[buffer]).data_ptr()  # past nn.Module's search for attributes
@@ -309,7 +310,6 @@ class Whiteness(Uniform):
 
     def prepare(self, n_parameters: int) -> None:
         """Make room for the last gradient."""
-        self._n_kept = self.n_heads * n_parameters
         self.previous = torch.zeros(self.n_heads, n_parameters)
 
     def correlation(self) -> Tensor:

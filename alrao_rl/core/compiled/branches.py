@@ -43,7 +43,7 @@ class Kernel:
         self._gradient = getattr(library, f"{kind}_gradient")
 
     @classmethod
-    def of(cls, kind: str, theta: Tensor, weights: Tensor, *shape: int) -> Kernel | None:  # fmt: skip
+    def of(cls, kind: str, theta: Tensor, weights: Tensor, *shape: int) -> Kernel | None:
         """The kernel for these parameters, if there is one."""
         outputs, inputs, bias = shape
         fits = len(theta) == len(weights) and theta.shape[1] >= outputs * (inputs + bias)

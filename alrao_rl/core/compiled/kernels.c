@@ -1,6 +1,6 @@
-/* The inner loops of an update on the CPU: the optimizer's, for float32, and the averaging rules'.
+/* The inner loops of an update on the CPU, for float32: the optimizer's, the output heads' and the averaging rules'.
 
-   What they compute is defined by the tensor operations of optim.py and averaging.py, which the tests hold them to, and
+   What they compute is defined by the tensor operations of optim.py, heads.py and averaging.py, which the tests hold them to, and
    which serve where these do not: on a GPU, in other precisions, where no compiler was at hand. A network of some
    thousand parameters is updated here in the time that torch takes to start two operations.
 
@@ -168,16 +168,14 @@ EXPORT CLONES float rmsprop(
 ) {
     float updates = 0;
     for (int64_t k = 0; k < n_segments; k++) steps[k] += 1;
-    for (int64_t k = 0; k < n_parameters; k++) {
+    float keep = (float)decay, take = (float)(1 - decay);
+    for (int64_t k = 0; k < n_parameters; v += sizes[k], g += sizes[k], rates += sizes[k], k++) {
         float *theta = (float *)(intptr_t)parameters[k];
-        float keep = (float)decay, take = (float)(1 - decay);
-        if (!theta)
-            ;
-        else if (inside)
+        if (!theta) continue;
+        if (inside)
             updates += rmsprop_part(sizes[k], theta, v, g, rates, keep, take, (float)eps, 1, (float)scale);
         else
             updates += rmsprop_part(sizes[k], theta, v, g, rates, keep, take, (float)eps, 0, (float)scale);
-        v += sizes[k], g += sizes[k], rates += sizes[k];
     }
     return updates;
 }
@@ -229,14 +227,19 @@ static void interleave(int64_t B, int64_t I, const float *x, float *lanes) {
     }
 }
 
+/* Where the next four of rows begin, of which n are left; the last one again for those that are missing. */
+static int64_t next_four(const float **four, int64_t n, const float *rows, int64_t stride) {
+    for (int64_t r = 0; r < 4; r++) four[r] = rows + (r < n ? r : n - 1) * stride;
+    return n < 4 ? n : 4;
+}
+
 /* Outputs, [K, B], of K rows of I weights, and of a bias behind them, for interleaved data. */
 static void outputs(
     int64_t K, int64_t stride, int64_t I, int64_t bias, int64_t B, const float *rows, const float *x, float *y
 ) {
     for (int64_t k = 0; k < K; k += 4) {
-        int64_t n = K - k < 4 ? K - k : 4;
         const float *factors[4];
-        for (int64_t r = 0; r < 4; r++) factors[r] = rows + (k + (r < n ? r : n - 1)) * stride;
+        int64_t n = next_four(factors, K - k, rows + k * stride, stride);
         for (int64_t first = 0; first < B; first += LANES) {
             float sums[4 * LANES];
             int64_t size = (B - first < LANES ? B - first : LANES) * sizeof(float);
@@ -276,9 +279,8 @@ EXPORT CLONES void linear_branches(
 /* From the gradient g of K rows of outputs, [K, B], to those of the rows, [K, I], and biases, [K]. */
 static void row_gradients(int64_t K, int64_t I, int64_t B, const float *x, const float *g, float *rows, float *biases) {
     for (int64_t k = 0; k < K; k += 4) {
-        int64_t n = K - k < 4 ? K - k : 4, i = 0;
         const float *factors[4];
-        for (int64_t r = 0; r < 4; r++) factors[r] = g + (k + (r < n ? r : n - 1)) * B;
+        int64_t n = next_four(factors, K - k, g + k * B, B), i = 0;
         for (; i + LANES <= I; i += LANES) {
             float sums[4 * LANES];
             products(sums, B, factors, x + i, I);
