@@ -11,6 +11,7 @@ whatever loss an algorithm computes comes out as J + 1 losses, and ``backward()`
   is and the heads' branches detached, otherwise it would receive J + 1 gradients.
 * Tensors of the same output layer combine branch by branch. Losses of different layers add, subtract and stack branch
   by branch; in any other operation the detached one contributes its average, and two differentiable ones are an error.
+* Of ``gather`` along the outputs is only noted what was chosen, until somebody reads it: a loss takes both in one go.
 * Common operations work directly on the leading dimension; ``torch.vmap`` serves the rest.
 """
 
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from alrao_rl.compiled.losses import chosen_losses
 
 
 class HeadwiseError(RuntimeError):
@@ -41,6 +44,8 @@ class HeadwiseTensor(torch.Tensor):
 
     branches: Tensor
     layers: frozenset[Any]
+    choice: tuple[Tensor, Tensor, int] | None = None
+    """While nobody has read ``branches``: those they are gathered from, the index, and its version."""
     told = False
     """Whether a loss function has told the layer more of this loss than its value."""
     free = False
@@ -50,6 +55,15 @@ class HeadwiseTensor(torch.Tensor):
     def wrap(branches: Tensor, layers: Iterable[Any]) -> HeadwiseTensor:
         """Make a headwise tensor of ``branches`` that belongs to the given output layers (usually one)."""
         return _wrap(branches, frozenset(layers))
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "branches" or (chosen := _chosen(self)) is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        source, index = chosen
+        with torch.enable_grad():
+            self.branches = source.gather(2, index.expand(len(source), -1, -1))
+        self.choice = None
+        return self.branches
 
     @property
     def average(self) -> Tensor:
@@ -336,7 +350,27 @@ def _gather(func: Any, args: Any, kwargs: Any) -> Any:
     if type(x) is not HeadwiseTensor or type(index) is not Tensor or x.branches.dim() < 2:
         return _by_vmap(func, args, kwargs)
     branches = x.branches
+    if (
+        branches.dim() == 3
+        and dim in (1, -1)
+        and index.shape == (branches.shape[1], 1)
+        and index.dtype is torch.int64
+        and torch.is_grad_enabled()
+    ):
+        result = HeadwiseTensor()
+        result.layers, result.choice = x.layers, (branches, index, index._version)
+        return result
     return _wrap(branches.gather(_shift(dim), index.expand(len(branches), *index.shape)), x.layers)
+
+
+def _chosen(x: Any) -> tuple[Tensor, Tensor] | None:
+    """Of a choice that nobody has read, branches ``[1 + n_heads, n, K]`` and index ``[n, 1]``."""
+    if (choice := getattr(x, "choice", None)) is None:
+        return None
+    branches, index, version = choice
+    if index._version != version:
+        raise RuntimeError("the index of gather() was modified in place before what it chose was read")
+    return branches, index
 
 
 def _shift(dim: Any) -> Any:
@@ -412,6 +446,10 @@ def _matmul(func: Any, args: Any, kwargs: Any) -> Any:
     return _elementwise(torch.matmul, args[::-1] if func.__name__ == "__rmatmul__" else args, kwargs)
 
 
+_DEFAULTS: tuple[dict[str, float], ...] = {}, {"beta": 1.0}, {"delta": 1.0}
+"""Options of regression losses that change nothing."""
+
+
 def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     """Regression losses: also tell the output layers by how much each branch missed its label.
 
@@ -422,14 +460,17 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     if len(values) < 2:
         values.append(options.pop("target"))
     reduction = options.pop("reduction", "mean")
+    first, label = values if type(values[0]) is HeadwiseTensor else reversed(values)  # they ask not which is the label
+    chosen = _chosen(first) if reduction == "mean" and options in _DEFAULTS else None
+    if chosen is not None and (found := chosen_losses(func.__name__, *chosen, label)) is not None:
+        return _with_residuals(found[0], first, lambda: found[1])
     squares = func.__name__ == "mse_loss"
-    first, label = values if type(values[0]) is HeadwiseTensor else reversed(values)
     if (
         type(first) is HeadwiseTensor
         and type(label) is Tensor
         and not label.requires_grad
         and label.shape == first.branches.shape[1:]
-    ):  # the commonest case: these losses do not ask which of the two is the label
+    ):
         left, right = first.branches, label if squares else label.expand_as(first.branches)
     else:
         values, _, first = _resolve(func, values, {})
@@ -442,14 +483,17 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     losses = (left - right).square() if squares else func(left, right, **options, reduction="none")
     if reduction != "none":
         losses = getattr(_rows(losses), reduction)(1)
+    if squares and reduction == "mean":
+        return _with_residuals(losses, first, losses.detach)
+    return _with_residuals(losses, first, lambda: _rows((left.detach() - right.detach()).square()).mean(1))
+
+
+def _with_residuals(losses: Tensor, first: HeadwiseTensor, mean_squares: Callable[[], Tensor]) -> HeadwiseTensor:
+    """A regression loss whose layers, where they judge by it, are told the mean squared residuals."""
     result = _wrap(losses, first.layers)
     for layer in first.layers:
         if layer.rule.uses == "losses":
-            if squares and reduction == "mean":
-                squared = losses.detach()
-            else:
-                squared = _rows((left.detach() - right.detach()).square()).mean(1)
-            layer.watch(losses, squared)
+            layer.watch(losses, mean_squares())
             result.told = True
     return result
 

@@ -7,8 +7,8 @@ from torch import nn
 
 import alrao_rl.core.heads
 import alrao_rl.core.optim
+from alrao_rl.compiled import kernels
 from alrao_rl.core import AlraoOptimizer, Output, convert
-from alrao_rl.core.compiled import kernels
 
 
 def train(kind, steps=90):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from alrao_rl.core import AlraoOptimizer, HeadwiseTensor, Output, OutputHeads, convert
-from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
+from alrao_rl.mixtures import mix_bernoulli, mix_logits
 
 
 def heads(kind="values", n_heads=3, n_out=3, rule="uniform", **options):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from alrao_rl.compiled import kernels
 from alrao_rl.core import AlraoOptimizer, Output, convert
-from alrao_rl.core.compiled import kernels
-from alrao_rl.core.compiled.memory import Memory
+from alrao_rl.core.layout import Memory
 
 ROOT = Path(__file__).parent.parent
 compiled = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
@@ -163,7 +163,7 @@ def test_trains_on_after_parameters_have_left_for_other_memory(change):
 def test_trains_without_the_library():
     """As where it could not be built: an installed package without a compiler."""
     script = (
-        "from alrao_rl.core.compiled import kernels; kernels.library = None\n"
+        "from alrao_rl.compiled import kernels; kernels.library = None\n"
         "from stable_baselines3 import A2C; from alrao_rl import AlraoPolicy\n"
         "A2C(AlraoPolicy, 'CartPole-v1', device='cpu').learn(50)\n"
     )

@@ -19,7 +19,9 @@ ALLOWED = {
     "interruption.py": set(),
     "provenance.py": {"alrao_rl.__version__"},
     "checks.py": {"alrao_rl.errors"},
-    "headwise.py": {"torch"},
+    "mixtures.py": {"torch"},
+    "compiled": {"torch", "alrao_rl.compiled", "alrao_rl.mixtures"},
+    "headwise.py": {"torch", "alrao_rl.compiled"},
     # Formats and records know nothing of what they hold.
     "ring.py": {"numpy"},
     "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors", "alrao_rl.ring"},
@@ -30,7 +32,10 @@ ALLOWED = {
     "rows.py": {"alrao_rl.errors", "alrao_rl.runs"},
     "tracking.py": {"numpy", "stable_baselines3", "alrao_rl.errors", "alrao_rl.runs"},
     "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder", "alrao_rl.ring"},
-    "core": {"torch", "typing_extensions", "alrao_rl.core", "alrao_rl.headwise", "alrao_rl.checks"},
+    "core": {
+        *("torch", "typing_extensions"),
+        *(f"alrao_rl.{name}" for name in ("checks", "mixtures", "compiled", "headwise", "core")),
+    },
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
     "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
     "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
@@ -38,7 +43,10 @@ ALLOWED = {
         *("numpy", "pandas", "matplotlib", "jinja2"),
         *(f"alrao_rl.{name}" for name in ("checks", "errors", "load", "provenance", "runs", "stats", "_report")),
     },
-    "sb3": {"torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib", "alrao_rl.core", "alrao_rl.sb3"},
+    "sb3": {
+        *("torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib"),
+        *(f"alrao_rl.{name}" for name in ("mixtures", "core", "sb3")),
+    },
 }
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
@@ -149,6 +157,6 @@ def test_code_lines_by_hand():
 
 
 def test_the_method_is_small():
-    """The method and nothing else, its compiled loops apart: a limit so that it does not grow unnoticed."""
+    """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 1110, sizes
+    assert sum(sizes.values()) < 1160, sizes

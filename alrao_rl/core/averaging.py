@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from alrao_rl.checks import construct, number
-from alrao_rl.core.compiled import kernels
-from alrao_rl.core.compiled.memory import can_read
+from alrao_rl.compiled import kernels
+from alrao_rl.compiled.memory import can_read
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Heads that are alike differ by as much, and what is divided by its own spread makes a choice of it."""

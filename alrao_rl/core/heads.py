@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from alrao_rl.checks import one_of
+from alrao_rl.compiled.branches import Branches, Kernel
 from alrao_rl.core.averaging import Evidence, make_rule
-from alrao_rl.core.compiled.branches import Branches, Kernel
-from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
 from alrao_rl.headwise import HeadwiseTensor
+from alrao_rl.mixtures import mix_bernoulli, mix_logits
 
 
 def all_finite(tensor: Tensor) -> bool:

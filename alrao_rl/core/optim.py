@@ -22,9 +22,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from typing_extensions import override
 
 from alrao_rl.checks import number
-from alrao_rl.core.compiled.memory import Memory
 from alrao_rl.core.heads import OutputHeads, all_finite
-from alrao_rl.core.rates import FeatureMap
+from alrao_rl.core.layout import Layout, Memory
 
 if TYPE_CHECKING:
     from alrao_rl.core.config import AlraoConfig
@@ -155,64 +154,6 @@ BASES: dict[str, type[Base]] = {
     "sgd": Sgd,
     "feature-normalized": FeatureNormalized,
 }
-
-
-class Layout:
-    """Where every parameter lies in the flat vector of N numbers, and which learning rate it has.
-
-    Segment 0 is the trunk; then comes one segment for every head of every output layer.
-    """
-
-    def __init__(self, network: nn.Module, layers: list[OutputHeads]) -> None:
-        self.layers = layers
-        self.features = FeatureMap(network, skip=layers)
-        self.trunk = [parameter for parameter in self.features.index if parameter.requires_grad]
-        self.parameters = [*self.trunk, *(layer.theta for layer in layers)]
-        lengths = [parameter.numel() for parameter in self.parameters]
-        self.numel, self.lengths = sum(lengths), lengths
-        heads = [size for layer in layers for size in [layer.theta.shape[1]] * layer.n_heads]
-        self.n_trunk = self.numel - sum(heads)
-        self.sizes = torch.tensor([self.n_trunk, *heads])
-
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """The parts of a flat vector that belong to each of ``parameters``, in their shapes."""
-        return [part.view(p.shape) for part, p in zip(flat.split(self.lengths), self.parameters, strict=True)]
-
-    def heads(self, flat: Tensor) -> list[Tensor]:
-        """The parts of a flat vector that belong to each output layer, ``[J, P]`` each."""
-        parts = flat[self.n_trunk :].split(self.lengths[len(self.trunk) :])
-        return [part.view(layer.theta.shape) for part, layer in zip(parts, self.layers, strict=True)]
-
-    def rates(self, feature_rates: Tensor) -> Tensor:
-        """The learning rate of every entry, ``[N]``, from those of the trunk's features, ``[n_features]``."""
-        trunk = [feature_rates[self._index(parameter).to(feature_rates.device)] for parameter in self.trunk]
-        heads = [layer.rates[:, None].expand_as(layer.theta).reshape(-1) for layer in self.layers]
-        return torch.cat([*trunk, *heads])
-
-    def _index(self, parameter: nn.Parameter) -> Tensor:
-        return self.features.index[parameter].expand(parameter.shape).reshape(-1)
-
-    def spread(self, per_segment: Tensor) -> Tensor:
-        """One number for every segment to one for every entry: ``[S]`` to ``[N]``."""
-        self.sizes = self.sizes.to(per_segment.device)
-        return torch.repeat_interleave(per_segment, self.sizes, output_size=self.numel)
-
-    def feature_mean(self, flat: Tensor) -> Tensor:
-        """Replace every entry by the mean over its feature, ``[N]`` to ``[N]``; a head is one feature."""
-        index, count = self._feature_index(flat.device)
-        sums = torch.zeros_like(count).index_add_(0, index, flat)
-        return (sums / count)[index]
-
-    def _feature_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        cached: tuple[Tensor, Tensor] | None = getattr(self, "_cache", None)
-        if cached is None or cached[0].device != device:
-            n, heads = self.features.n_features, self.sizes[1:].cpu()
-            index = torch.cat(
-                [*(self._index(p) for p in self.trunk), n + torch.arange(len(heads)).repeat_interleave(heads)]
-            )
-            count = torch.bincount(index, minlength=n + len(heads)).clamp_min(1).float()
-            cached = self._cache = index.to(device), count.to(device)
-        return cached
 
 
 class AlraoOptimizer(torch.optim.Optimizer):

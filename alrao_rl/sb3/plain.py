@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from alrao_rl.core import OutputHeads
-from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
+from alrao_rl.mixtures import mix_bernoulli, mix_logits
 
 
 class Mixture(nn.Module):

@@ -523,3 +523,34 @@ EXPORT void whiteness(
     for (int64_t j = 0; j < J; j++) weights[j] = (float)(flow[j] / sum);
     free(flow);
 }
+
+/* --- losses ------------------------------------------------------------------------------------------------------- */
+
+/* The mean regression loss of every branch, its gradient, and the mean square of what was missed.
+
+   Of outputs [n_branches, n, n_columns] with these strides, of which `index` chooses one column for each of n rows, and n
+   labels. Up to the distance `bound` from its label an output loses d²/(2·bound), beyond it |d| − bound/2; where the
+   bound is infinite, d². The gradient, which lies as the outputs do, is 0 before. Return whether there is a column for
+   every index; else nothing was done. */
+EXPORT int chosen_losses(
+    int64_t n_branches, int64_t n, int64_t n_columns, const int64_t *strides, const float *outputs,
+    const int64_t *index, const float *labels, float bound, float *losses, float *squares, float *gradient
+) {
+    const float each = 1.0f / (float)n, near = isinf(bound) ? 1.0f : 0.5f / bound;
+    for (int64_t i = 0; i < n; i++)
+        if (index[i] < 0 || index[i] >= n_columns) return 0;
+    for (int64_t branch = 0; branch < n_branches; branch++) {
+        float lost[LANES] = {0}, missed[LANES] = {0};
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t place = branch * strides[0] + i * strides[1] + index[i] * strides[2];
+            const float d = outputs[place] - labels[i], beyond = fabsf(d) - bound;
+            const int far = beyond >= 0; /* and not what is no number, which is to show in loss and gradient */
+            lost[i % LANES] += far ? beyond + 0.5f * bound : near * d * d;
+            missed[i % LANES] += d * d;
+            gradient[place] = each * (far ? (d > 0 ? 1.0f : -1.0f) : 2 * near * d);
+        }
+        losses[branch] = total(lost) * each;
+        squares[branch] = total(missed) * each;
+    }
+    return 1;
+}

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alrao_rl.core.compiled import kernels
-from alrao_rl.core.compiled.memory import can_read
-from alrao_rl.core.mixtures import mix_logits
+from alrao_rl.compiled import kernels
+from alrao_rl.compiled.memory import can_read, is_plain
+from alrao_rl.mixtures import mix_logits
 
 MOST_WORK = 2**19
 """Multiplications up to which a product is no faster in torch, which starts it slowly and computes it well."""
@@ -56,9 +56,7 @@ class Kernel:
         return (
             x.shape[1] == self.inputs
             and x.shape[0] * self.inputs * self.outputs * (1 + self.n_heads) <= MOST_WORK
-            and type(x) is Tensor
-            and x.is_cpu
-            and x.dtype is torch.float32
+            and is_plain(x)
             and not torch.is_autocast_enabled("cpu")
         )
 

@@ -1,0 +1,93 @@
+"""Mean regression losses of chosen outputs, those of the actions that DQN took, as one node of the graph.
+
+For the CPU and float32. Torch needs four operations and their gradients, and for a batch of a hundred numbers takes
+longer to start them than to compute them. Here the gradient is found with the losses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alrao_rl.compiled import kernels
+from alrao_rl.compiled.memory import is_plain
+
+_BOUNDS = {"mse_loss": math.inf, "smooth_l1_loss": 1.0, "huber_loss": 1.0}
+"""Where each loss, as it is by default, becomes linear."""
+
+
+def chosen_losses(name: str, outputs: Tensor, index: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean loss of each of B branches, ``[B]``, with its gradient, and mean squared residual, ``[B]``, without one.
+
+    Args:
+        name: of a loss in ``torch.nn.functional``.
+        outputs: of every branch, ``[B, n, K]``.
+        index: which of the K outputs of every row is meant, ``[n, 1]``.
+        labels: ``[n, 1]``, without a gradient.
+
+    None where this is for torch to do.
+
+    Raises:
+        RuntimeError: an index is none of a column.
+    """
+    if (
+        kernels.library is None
+        or name not in _BOUNDS
+        or not is_plain(outputs)
+        or not is_plain(labels)
+        or labels.requires_grad
+        or labels.shape != index.shape
+    ):
+        return None
+    losses: tuple[Tensor, Tensor] = _ChosenLosses.apply(outputs, index, labels, name)
+    return losses
+
+
+class _ChosenLosses(torch.autograd.Function):
+    """``apply(outputs, index, labels, name)``: see :func:`chosen_losses`."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, index: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Compute losses, squares and, for later, the gradient."""
+        assert kernels.library is not None
+        n_branches, n, n_columns = outputs.shape
+        losses, squares = outputs.new_empty(n_branches), outputs.new_empty(n_branches)
+        held, gradient = outputs, torch.zeros_like(outputs)
+        if gradient.stride() != held.stride():  # of outputs with gaps
+            held = held.contiguous()
+            gradient = torch.zeros_like(held)
+        index, labels = index.contiguous(), labels.contiguous()
+        found = kernels.library.chosen_losses(
+            n_branches, n, n_columns, (ctypes.c_int64 * 3)(*held.stride()), held.data_ptr(), index.data_ptr(),
+            labels.data_ptr(), _BOUNDS[name], losses.data_ptr(), squares.data_ptr(), gradient.data_ptr(),
+        )  # fmt: skip
+        if not found:
+            raise RuntimeError(f"index of gather() is out of bounds: it is to choose one of {n_columns} outputs")
+        ctx.save_for_backward(outputs, gradient)
+        ctx.rest = index, labels, name
+        ctx.mark_non_differentiable(squares)
+        ctx.set_materialize_grads(False)
+        return losses, squares
+
+    @staticmethod
+    def backward(ctx: Any, of_losses: Tensor | None, of_squares: None) -> Any:
+        """Gradient of the outputs."""
+        outputs, gradient = ctx.saved_tensors
+        if of_losses is None:
+            return None, None, None, None
+        if torch.is_grad_enabled():  # somebody will differentiate this once more
+            losses = _by_torch(outputs, *ctx.rest)
+            return *torch.autograd.grad(losses, outputs, of_losses, create_graph=True), None, None, None
+        return gradient * of_losses.view(-1, 1, 1), None, None, None
+
+
+def _by_torch(outputs: Tensor, index: Tensor, labels: Tensor, name: str) -> Tensor:
+    """The losses, ``[B]``, by operations that have gradients themselves."""
+    chosen = outputs.gather(2, index.expand(len(outputs), -1, -1))
+    losses: Tensor = getattr(F, name)(chosen, labels.expand_as(chosen), reduction="none")
+    return losses.flatten(1).mean(1)

@@ -1,0 +1,190 @@
+"""Compiled regression losses are torch's, in value and gradient, also of what gather() chose."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from alrao_rl.compiled import kernels, losses
+from alrao_rl.core import HeadwiseTensor, OutputHeads
+
+pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+
+NAMES = ("mse_loss", "smooth_l1_loss", "huber_loss")
+LAYER = OutputHeads(nn.Linear(2, 3), 3, (1e-3, 1e-1), rule="uniform")
+
+
+def found(function, *tensors):
+    """Value of every branch and its gradient by each of ``tensors``, for a weight of each branch."""
+    tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    value = function(*tensors)
+    value.backward(torch.linspace(-1, 2, len(value)))
+    return [value.detach(), *[tensor.grad for tensor in tensors]]
+
+
+def by_torch(name, outputs, index, labels):
+    chosen = outputs.gather(2, index.expand(len(outputs), *index.shape))
+    return getattr(F, name)(chosen, labels.expand_as(chosen), reduction="none").flatten(1).mean(1)
+
+
+def compiled(name, *tensors):
+    return losses.chosen_losses(name, *tensors)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(n=st.integers(1, 40), columns=st.integers(1, 5), branches=st.integers(1, 11), seed=st.integers(0, 99))
+def test_value_and_gradient(name, n, columns, branches, seed):
+    torch.manual_seed(seed)
+    outputs, index, labels = 2 * torch.randn(branches, n, columns), torch.randint(columns, (n, 1)), torch.randn(n, 1)
+    fast, slow = (found(lambda x, one=one: one(name, x, index, labels), outputs) for one in (compiled, by_torch))
+    torch.testing.assert_close(fast, slow)
+    squares = losses.chosen_losses(name, outputs, index, labels)[1]
+    assert not squares.requires_grad
+    torch.testing.assert_close(squares, by_torch("mse_loss", outputs, index, labels))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("view", ["plain", "transposed", "with gaps", "expanded"])
+def test_layouts(name, view):
+    torch.manual_seed(0)
+    rows, columns = 6, 3
+    source, make = {
+        "plain": (torch.randn(4, rows, columns), lambda x: x),
+        "transposed": (torch.randn(4, columns, rows), lambda x: x.transpose(1, 2)),
+        "with gaps": (torch.randn(4, rows, 2 * columns), lambda x: x[..., ::2]),
+        "expanded": (torch.randn(4, 1, columns), lambda x: x.expand(4, rows, columns)),
+    }[view]
+    index, labels = torch.randint(columns, (2 * rows, 1))[::2], torch.randn(rows, 2)[:, :1]
+    fast, slow = (found(lambda x, one=one: one(name, make(x), index, labels), source) for one in (compiled, by_torch))
+    torch.testing.assert_close(fast, slow)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_the_bound_and_without_numbers(name):
+    """On the bound, far beyond it, and where an output or a label is not a number."""
+    outputs = torch.tensor([0.0, 1.0, -1.0, 1e30, math.inf, -math.inf, math.nan]).view(-1, 1, 1)
+    for label in (0.0, math.inf, math.nan):
+        rest = torch.tensor([[0]]), torch.tensor([[label]])
+        fast, slow = (found(lambda x, one=one, rest=rest: one(name, x, *rest), outputs) for one in (compiled, by_torch))
+        torch.testing.assert_close(fast, slow, equal_nan=True)
+
+
+def test_a_mean_of_nothing_is_not_a_number():
+    nothing = torch.zeros(0, 1)
+    assert compiled("mse_loss", torch.zeros(3, 0, 2), nothing.long(), nothing).isnan().all()
+
+
+def test_second_derivatives():
+    """``create_graph`` differentiates what the gradient was computed from."""
+    torch.manual_seed(0)
+    index, labels = torch.tensor([[0], [2]]), torch.randn(2, 1)
+    outputs = torch.randn(4, 2, 3, requires_grad=True)
+    value = compiled("mse_loss", outputs, index, labels)
+    (gradient,) = torch.autograd.grad(value.sum(), outputs, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), outputs)
+    torch.testing.assert_close(second, torch.zeros(4, 2, 3).scatter(2, index.expand(4, 2, 1), 1.0))
+
+
+def test_batches_of_gradients():
+    """Jacobians, which pass many gradients at once."""
+    outputs, rest = torch.randn(3, 5, 2), (torch.randint(2, (5, 1)), torch.randn(5, 1))
+    fast, slow = (
+        torch.autograd.functional.jacobian(lambda x, one=one: one("huber_loss", x, *rest), outputs, vectorize=True)
+        for one in (compiled, by_torch)
+    )
+    torch.testing.assert_close(fast, slow)
+
+
+def test_left_to_torch():
+    outputs, index, labels = torch.randn(3, 5, 2), torch.randint(2, (5, 1)), torch.randn(5, 1)
+    for name, *tensors in (
+        ("l1_loss", outputs, index, labels),
+        ("mse_loss", outputs.double(), index, labels.double()),
+        ("mse_loss", outputs, index, labels.clone().requires_grad_()),
+        ("mse_loss", outputs, index, nn.Parameter(labels)),
+        ("mse_loss", outputs, index, torch.randn(5)),
+    ):
+        assert losses.chosen_losses(name, *tensors) is None
+
+
+def test_an_index_out_of_bounds():
+    for wrong in (-1, 3):
+        with pytest.raises(RuntimeError, match=r"out of bounds.*3 outputs"):
+            compiled("mse_loss", torch.randn(2, 1, 3), torch.tensor([[wrong]]), torch.zeros(1, 1))
+
+
+def test_headwise_losses_use_it(monkeypatch):
+    """Label in front or behind; without the library the same numbers."""
+
+    def computed():
+        outputs = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        q, index = HeadwiseTensor.wrap(outputs, [LAYER]), torch.tensor([[0], [1], [2], [1], [0]])
+        value = F.smooth_l1_loss(q.gather(1, index), torch.ones(5, 1)) + F.mse_loss(
+            torch.ones(5, 1), q.gather(1, index)
+        )
+        value.backward()
+        return value.branches.detach(), outputs.grad
+
+    calls, apply = [], losses._ChosenLosses.apply
+    monkeypatch.setattr(losses._ChosenLosses, "apply", lambda *args: calls.append(args[-1]) or apply(*args))
+    fast = computed()
+    assert calls == ["smooth_l1_loss", "mse_loss"]
+    monkeypatch.setattr(kernels, "library", None)
+    torch.testing.assert_close(fast, computed())
+    assert len(calls) == 2
+
+
+def test_evidence_of_the_layer(monkeypatch):
+    """Rules that go by losses are told the same mean squared residuals either way."""
+
+    def told():
+        torch.manual_seed(0)
+        layer = OutputHeads(nn.Linear(2, 3), 4, (1e-3, 1e-1), rule="switch")
+        F.smooth_l1_loss(layer(torch.randn(5, 2)).gather(1, torch.ones(5, 1).long()), torch.randn(5, 1)).backward()
+        return layer.evidence.residual
+
+    fast = told()
+    monkeypatch.setattr(kernels, "library", None)
+    torch.testing.assert_close(fast, told())
+
+
+class TestChoice:
+    """gather() along the outputs is put off until it is read."""
+
+    def q(self):
+        self.outputs = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        return HeadwiseTensor.wrap(self.outputs, [LAYER])
+
+    index = torch.tensor([[0], [1], [2], [1], [0]])
+
+    def test_read_without_gradients_first(self):
+        """Logging it under no_grad does not cut it off the graph."""
+        chosen = self.q().gather(1, self.index)
+        with torch.no_grad():
+            mean = chosen.mean().item()
+        (chosen * 2).sum().backward()
+        assert mean == pytest.approx(self.outputs[0].gather(1, self.index).mean().item())
+        assert self.outputs.grad.sum() == 4 * 5 * 2
+
+    def test_an_index_that_has_changed_since(self):
+        index = self.index.clone()
+        chosen = self.q().gather(1, index)
+        index.zero_()
+        with pytest.raises(RuntimeError, match="modified in place"):
+            F.mse_loss(chosen, torch.ones(5, 1))
+        with pytest.raises(RuntimeError, match="modified in place"):
+            chosen.sum()
+
+    def test_attributes(self):
+        chosen = self.q().gather(-1, self.index)
+        assert chosen.choice is not None
+        assert chosen.shape == (5, 1)
+        assert chosen.choice is None
+        torch.testing.assert_close(chosen.branches, self.outputs.gather(2, self.index.expand(4, 5, 1)))
+        assert not hasattr(chosen, "nothing")
+        with pytest.raises(AttributeError, match=r"HeadwiseTensor.*'nothing'"):
+            _ = chosen.nothing
