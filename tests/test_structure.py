@@ -45,7 +45,7 @@ ALLOWED = {
     },
     "sb3": {
         *("torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib"),
-        *(f"alrao_rl.{name}" for name in ("mixtures", "core", "sb3")),
+        *(f"alrao_rl.{name}" for name in ("mixtures", "compiled", "core", "sb3")),
     },
 }
 # Modules in the order of the imports: none imports one to its right.

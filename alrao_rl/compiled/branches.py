@@ -18,7 +18,7 @@ from alrao_rl.compiled import kernels
 from alrao_rl.compiled.memory import can_read, is_plain
 from alrao_rl.mixtures import mix_logits
 
-MOST_WORK = 2**19
+MOST_WORK = 2**20
 """Multiplications up to which a product is no faster in torch, which starts it slowly and computes it well."""
 
 
@@ -78,15 +78,14 @@ class Kernel:
         self._branches(self._shape, len(x), *place, heads, out.data_ptr())
 
     def gradients(
-        self, x: Tensor, theta: Tensor, weights: Tensor, branches: Tensor | None, gradient: Tensor
+        self, x: Tensor, rows: torch.Size, theta: Tensor, weights: Tensor, branches: Tensor | None, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From the gradient of the branches those of x, of the heads' weights and biases, and of a.
+        """From the gradient of the branches those of x, of the heads' weights, ``rows``, and biases, and of a.
 
         Without linear ``branches`` the last is 0.
         """
         x, gradient = x.contiguous(), gradient.contiguous()
-        n = self.n_heads * self.outputs
-        of_x, of_rows, of_biases = torch.empty_like(x), x.new_empty((n, self.inputs)), x.new_empty((n, 1))
+        of_x, of_rows, of_biases = torch.empty_like(x), x.new_empty(rows), x.new_empty((*rows[:-1], 1))
         of_weights = torch.empty_like(weights)
         tensors = theta, weights, x, branches, gradient, of_x, of_rows, of_biases, of_weights
         self._gradient(self._shape, len(x), *[None if tensor is None else tensor.data_ptr() for tensor in tensors])
@@ -119,10 +118,7 @@ class Branches(torch.autograd.Function):
         needed = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():  # somebody will differentiate this once more
             return *_by_torch(kernel.is_categorical, needed, (x, weight, bias, weights), gradient), None, None
-        of_x, of_weight, of_bias, of_weights = kernel.gradients(x, theta, weights, branches, gradient)
-        if weight.dim() == 3:
-            of_weight = of_weight.view(weight.shape)
-            of_bias = of_bias if bias is None else of_bias.view(bias.shape)
+        of_x, of_weight, of_bias, of_weights = kernel.gradients(x, weight.shape, theta, weights, branches, gradient)
         return (
             of_x if needed[0] else None,
             of_weight if needed[1] else None,

@@ -199,6 +199,25 @@ static inline float exponential(float x) {
     return (p * r * r + r + 1.0f) * power.number;
 }
 
+/* log x to 1e-7, of x from 1 on, likewise (coefficients: Cephes, logf); NaN stays. */
+static inline float logarithm(float x) {
+    union { float number; int32_t bits; } whole = {x}, part;
+    /* x = 2^n · (1 + r) with 1 + r in [√½, √2), whose bits begin at those of √½. */
+    int32_t n = (whole.bits - 0x3F3504F3) >> 23;
+    part.bits = whole.bits - (int32_t)((uint32_t)n << 23);
+    float r = part.number - 1.0f, z = r * r, e = (float)n, p = 7.0376836292e-2f;
+    p = p * r - 1.1514610310e-1f;
+    p = p * r + 1.1676998740e-1f;
+    p = p * r - 1.2420140846e-1f;
+    p = p * r + 1.4249322787e-1f;
+    p = p * r - 1.6668057665e-1f;
+    p = p * r + 2.0000714765e-1f;
+    p = p * r - 2.4999993993e-1f;
+    p = p * r + 3.3333331174e-1f;
+    p = p * r * z + e * -2.12194440e-4f - 0.5f * z;
+    return r + p + e * 0.693359375f + (x - x);
+}
+
 /* How the parameters of J heads lie in theta: P numbers each, of them first O rows of I weights and, maybe, a bias. */
 typedef struct {
     int64_t J, P, O, I, bias;
@@ -341,7 +360,7 @@ static void logsumexp(
         float add = shift ? shift[k] : 0;
         for (int64_t b = 0; b < B; b++) rest[b] += exponential(row[b] + add - most[b]);
     }
-    for (int64_t b = 0; b < B; b++) rest[b] = logf(rest[b]);
+    for (int64_t b = 0; b < B; b++) rest[b] = logarithm(rest[b]);
 }
 
 /* Log-probabilities of the mixture of heads of O classes and, if heads, of every head behind it: [1 + J, O, B]. */
@@ -553,4 +572,46 @@ EXPORT int chosen_losses(
         squares[branch] = total(missed) * each;
     }
     return 1;
+}
+
+/* --- densities ---------------------------------------------------------------------------------------------------- */
+
+/* Log-densities of actions, [B, K], under K independent Gaussians of every branch: means, [n, B, K] with these strides,
+   and log σ, [n, K], to [n, B]. */
+EXPORT void gaussian_log_prob(
+    int64_t n, int64_t B, int64_t K, const int64_t *strides, const float *mean, const float *log_std,
+    const float *actions, float *log_prob
+) {
+    for (int64_t branch = 0; branch < n; branch++, log_std += K, log_prob += B) {
+        float constant = 0.918938533f * (float)K; /* ½ log 2π each */
+        for (int64_t k = 0; k < K; k++) constant += log_std[k];
+        for (int64_t b = 0; b < B; b++) log_prob[b] = -constant;
+        for (int64_t k = 0; k < K; k++) {
+            const float *centre = mean + branch * strides[0] + k * strides[2], precision = exponential(-log_std[k]);
+            for (int64_t b = 0; b < B; b++) {
+                float z = (actions[b * K + k] - centre[b * strides[1]]) * precision;
+                log_prob[b] -= 0.5f * z * z;
+            }
+        }
+    }
+}
+
+/* From their gradient, [n, B], those of the means, which lie as the means do, and of log σ. */
+EXPORT void gaussian_gradient(
+    int64_t n, int64_t B, int64_t K, const int64_t *strides, const float *mean, const float *log_std,
+    const float *actions, const float *g, float *of_mean, float *of_log_std
+) {
+    for (int64_t branch = 0; branch < n; branch++, g += B)
+        for (int64_t k = 0; k < K; k++) {
+            const int64_t start = branch * strides[0] + k * strides[2];
+            const float precision = exponential(-log_std[branch * K + k]);
+            float sums[LANES] = {0};
+            for (int64_t b = 0; b < B; b++) {
+                const int64_t place = start + b * strides[1];
+                float z = (actions[b * K + k] - mean[place]) * precision;
+                of_mean[place] = g[b] * z * precision;
+                sums[b % LANES] += g[b] * (z * z - 1);
+            }
+            of_log_std[branch * K + k] = total(sums);
+        }
 }

@@ -182,7 +182,8 @@ class OutputHeads(nn.Module):
         if self._extra_shape is None:
             raise AttributeError("this output layer has no extra parameter")
         theta, weights = self._usable()
-        average = self._extra(weights @ theta)
+        held = self._leaves[-1].detach() if self._place and theta is self._held[0] else self._extra(theta)
+        average = (weights @ held.flatten(1)).view(self._extra_shape)
         if not torch.is_grad_enabled():
             return average
         return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), self._layers)

@@ -17,6 +17,7 @@ from stable_baselines3.common.distributions import (
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
+from alrao_rl.compiled.densities import gaussian_log_prob
 from alrao_rl.core import on_branches
 
 
@@ -82,16 +83,11 @@ class LeanGaussian(DiagGaussianDistribution):
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-densities of actions: ``[B, K]`` to ``[B]``."""
-        constant = 0.5 * math.log(2 * math.pi) * self.action_dim
         if type(actions) is not Tensor or actions.requires_grad:  # not mere labels, the same for all branches
+            constant = 0.5 * math.log(2 * math.pi) * self.action_dim
             z = (actions - self.mean) * (-self.log_std).exp()
             return z.square().sum(-1) * -0.5 - (self.log_std.sum() + constant)
-
-        def log_density(mean: Tensor, log_std: Tensor) -> Tensor:
-            z = (actions - mean) * log_std.neg().exp().unsqueeze(-2)
-            return z.square().sum(-1) * -0.5 - (log_std.sum(-1, keepdim=True) + constant)
-
-        return on_branches(log_density, self.mean, self.log_std)
+        return on_branches(lambda mean, log_std: gaussian_log_prob(mean, log_std, actions), self.mean, self.log_std)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, ``[B]``."""

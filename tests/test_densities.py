@@ -1,0 +1,101 @@
+"""Compiled log-densities are those of torch's Normal, in value and gradient."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Normal
+
+from alrao_rl.compiled import densities, kernels
+from alrao_rl.compiled.densities import gaussian_log_prob
+
+pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+
+
+def normal(mean, log_std, actions):
+    return Normal(mean, log_std.exp().unsqueeze(-2).expand_as(mean)).log_prob(actions).sum(-1)
+
+
+def found(function, mean, log_std, actions):
+    """Value and both gradients, for a random weight of each."""
+    mean, log_std = (x.detach().clone().requires_grad_() for x in (mean, log_std))
+    value = function(mean, log_std, actions)
+    value.backward(torch.linspace(-1, 2, value.numel()).view_as(value))
+    return value.detach(), mean.grad, log_std.grad
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """No other way than compiled code."""
+    monkeypatch.setattr(densities, "_by_torch", None)
+
+
+@given(
+    branches=st.sampled_from([(), (1,), (11,)]),
+    n=st.integers(0, 40),
+    k=st.integers(1, 7),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    seed=st.integers(0, 99),
+)
+def test_value_and_gradients(branches, n, k, scale, seed):
+    torch.manual_seed(seed)
+    inputs = torch.randn(*branches, n, k), scale * torch.randn(*branches, k), torch.randn(n, k)
+    fast = found(gaussian_log_prob, *inputs)
+    torch.testing.assert_close(fast, found(normal, *inputs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast, found(densities._by_torch, *inputs), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(gaussian_log_prob(*inputs), fast[0])
+
+
+def test_by_hand(compiled):
+    """Half a nat for a deviation of one σ, and σ = e: log p = −½ − 1 − ½ log 2π."""
+    value = gaussian_log_prob(torch.zeros(1, 1), torch.ones(1), torch.full((1, 1), torch.e))
+    assert value.item() == pytest.approx(-1.5 - 0.9189385)
+
+
+@pytest.mark.parametrize("view", ["transposed", "with gaps", "expanded"])
+def test_layouts(view, compiled):
+    torch.manual_seed(0)
+    source, make = {
+        "transposed": (torch.randn(4, 3, 6), lambda x: x.transpose(1, 2)),
+        "with gaps": (torch.randn(4, 6, 6), lambda x: x[..., ::2]),
+        "expanded": (torch.randn(4, 1, 3), lambda x: x.expand(4, 6, 3)),
+    }[view]
+    log_std, actions = torch.randn(3, 4), torch.randn(6, 6)[:, ::2]
+    fast, slow = (
+        found(lambda x, s, a, one=one: one(make(x), s.t(), a), source, log_std, actions)
+        for one in (gaussian_log_prob, normal)
+    )
+    torch.testing.assert_close(fast, slow)
+
+
+def test_what_is_no_number_shows(compiled):
+    value, of_mean, of_log_std = found(
+        gaussian_log_prob, torch.tensor([[[torch.nan]], [[0.0]]]), torch.tensor([[0.0], [torch.nan]]), torch.ones(1, 1)
+    )
+    assert value.isnan().all()
+    assert of_mean.isnan().all()
+    assert of_log_std.isnan().all()
+
+
+def test_second_derivatives():
+    """∂²/∂μ² = −1/σ², also where σ is held."""
+    mean, log_std, actions = torch.zeros(2, 3, 1, requires_grad=True), torch.tensor([[0.0], [1.0]]), torch.ones(3, 1)
+    for held in (log_std, log_std.clone().requires_grad_()):
+        (gradient,) = torch.autograd.grad(gaussian_log_prob(mean, held, actions).sum(), mean, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sum(), mean)
+        torch.testing.assert_close(second, -torch.exp(-2 * log_std).unsqueeze(-1).expand(2, 3, 1))
+
+
+def test_left_to_torch(monkeypatch):
+    """Other precisions, many numbers, actions that are learned."""
+    monkeypatch.setattr(densities, "_forward", None)
+    mean, log_std, actions = torch.randn(2, 5, 3), torch.randn(2, 3), torch.randn(5, 3)
+    for tensors in (
+        (mean.double(), log_std.double(), actions.double()),
+        (mean, log_std, actions.clone().requires_grad_()),
+        (mean, log_std, torch.randn(3)),
+    ):
+        torch.testing.assert_close(gaussian_log_prob(*tensors), normal(*tensors))
+    monkeypatch.setattr(densities, "MOST_NUMBERS", 29)
+    torch.testing.assert_close(gaussian_log_prob(mean, log_std, actions), normal(mean, log_std, actions))
