@@ -44,8 +44,8 @@ class HeadwiseTensor(torch.Tensor):
 
     branches: Tensor
     layers: frozenset[Any]
-    choice: tuple[Tensor, Tensor, int] | None = None
-    """While nobody has read ``branches``: those they are gathered from, the index, and its version."""
+    choice: tuple[Tensor, Tensor] | None = None
+    """Until ``branches`` are read: those they are gathered from, ``[1 + n_heads, n, K]``, and the index, ``[n, 1]``."""
     told = False
     """Whether a loss function has told the layer more of this loss than its value."""
     free = False
@@ -57,10 +57,10 @@ class HeadwiseTensor(torch.Tensor):
         return _wrap(branches, frozenset(layers))
 
     def __getattr__(self, name: str) -> Any:
-        if name != "branches" or (chosen := _chosen(self)) is None:
+        if name != "branches" or self.choice is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        source, index = chosen
-        with torch.enable_grad():
+        source, index = self.choice
+        with torch.inference_mode(False), torch.enable_grad():  # a loss may need it after who only looks at it
             self.branches = source.gather(2, index.expand(len(source), -1, -1))
         self.choice = None
         return self.branches
@@ -355,22 +355,14 @@ def _gather(func: Any, args: Any, kwargs: Any) -> Any:
         and dim in (1, -1)
         and index.shape == (branches.shape[1], 1)
         and index.dtype is torch.int64
+        and index.device == branches.device
+        and not index._is_zerotensor()
         and torch.is_grad_enabled()
     ):
         result = HeadwiseTensor()
-        result.layers, result.choice = x.layers, (branches, index, index._version)
+        result.layers, result.choice = x.layers, (branches, index.clone())  # whose owner may write into it
         return result
     return _wrap(branches.gather(_shift(dim), index.expand(len(branches), *index.shape)), x.layers)
-
-
-def _chosen(x: Any) -> tuple[Tensor, Tensor] | None:
-    """Of a choice that nobody has read, branches ``[1 + n_heads, n, K]`` and index ``[n, 1]``."""
-    if (choice := getattr(x, "choice", None)) is None:
-        return None
-    branches, index, version = choice
-    if index._version != version:
-        raise RuntimeError("the index of gather() was modified in place before what it chose was read")
-    return branches, index
 
 
 def _shift(dim: Any) -> Any:
@@ -461,8 +453,8 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
         values.append(options.pop("target"))
     reduction = options.pop("reduction", "mean")
     first, label = values if type(values[0]) is HeadwiseTensor else reversed(values)  # they ask not which is the label
-    chosen = _chosen(first) if reduction == "mean" and options in _DEFAULTS else None
-    if chosen is not None and (found := chosen_losses(func.__name__, *chosen, label)) is not None:
+    choice = getattr(first, "choice", None) if reduction == "mean" and options in _DEFAULTS else None
+    if choice is not None and (found := chosen_losses(func.__name__, choice, label)) is not None:
         return _with_residuals(found[0], first, lambda: found[1])
     squares = func.__name__ == "mse_loss"
     if (

@@ -187,3 +187,16 @@ def test_parameters_of_another_size_are_not_read_as_the_old_ones(change):
         layer.theta.data = theta[:2] if change == "fewer heads" else theta.repeat(5, 1)
     with pytest.raises(RuntimeError):
         layer(torch.randn(5, 8))
+
+
+@pytest.mark.parametrize("kind", ["values", "categorical"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_batches_of_gradients(kind, bias):
+    """Jacobians, which pass many gradients at once."""
+    layer, x = heads(6, 3, 4, kind, bias), torch.randn(5, 6)
+    at_once, one_by_one = (
+        torch.autograd.functional.jacobian(lambda x: layer(x).branches, x, vectorize=vectorize)
+        for vectorize in (True, False)
+    )
+    assert layer._kernel is not None
+    torch.testing.assert_close(at_once, one_by_one)

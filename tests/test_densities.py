@@ -87,6 +87,52 @@ def test_second_derivatives():
         torch.testing.assert_close(second, -torch.exp(-2 * log_std).unsqueeze(-1).expand(2, 3, 1))
 
 
+def test_an_input_that_depends_on_the_other():
+    """With ``create_graph`` too, what reaches the mean by way of σ is counted once."""
+    torch.manual_seed(0)
+    source, actions = torch.randn(4, 2, requires_grad=True), torch.randn(4, 2)
+
+    def gradient(function):
+        mean = source * 1
+        value = function(mean, mean.mean(0) * 0.3, actions).sum()
+        (first,) = torch.autograd.grad(value, source, create_graph=True)
+        return first, torch.autograd.grad(first.square().sum(), source)[0]
+
+    torch.testing.assert_close(gradient(gaussian_log_prob), gradient(normal))
+
+
+def test_batches_of_gradients():
+    """Jacobians, which pass many gradients at once."""
+    log_std, actions = torch.randn(2), torch.randn(4, 2)
+    fast, slow = (
+        torch.autograd.functional.jacobian(
+            lambda m, one=one: one(m, log_std, actions), torch.randn(4, 2) * 0, vectorize=True
+        )
+        for one in (gaussian_log_prob, normal)
+    )
+    torch.testing.assert_close(fast, slow)
+
+
+def test_tangents():
+    """Forward-mode derivatives are torch's."""
+    mean, log_std, actions = torch.zeros(4, 2), torch.zeros(2), torch.ones(4, 2)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(mean, torch.ones_like(mean))
+        tangent = torch.autograd.forward_ad.unpack_dual(gaussian_log_prob(dual, log_std, actions)).tangent
+    torch.testing.assert_close(tangent, torch.full((4,), 2.0))
+
+
+def test_a_trace_sees_it():
+    class Density(torch.nn.Module):
+        def forward(self, mean, log_std, actions):
+            return gaussian_log_prob(mean, log_std, actions)
+
+    with torch.no_grad():
+        traced = torch.jit.trace(Density(), (torch.zeros(4, 2), torch.zeros(2), torch.ones(4, 2)))
+        inputs = torch.randn(4, 2), torch.randn(2), torch.randn(4, 2)
+        torch.testing.assert_close(traced(*inputs), normal(*inputs))
+
+
 def test_left_to_torch(monkeypatch):
     """Other precisions, many numbers, actions that are learned."""
     monkeypatch.setattr(densities, "_forward", None)

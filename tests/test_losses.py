@@ -32,7 +32,8 @@ def by_torch(name, outputs, index, labels):
 
 
 def compiled(name, *tensors):
-    return losses.chosen_losses(name, *tensors)[0]
+    outputs, index, labels = tensors
+    return losses.chosen_losses(name, (outputs, index), labels)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +43,7 @@ def test_value_and_gradient(name, n, columns, branches, seed):
     outputs, index, labels = 2 * torch.randn(branches, n, columns), torch.randint(columns, (n, 1)), torch.randn(n, 1)
     fast, slow = (found(lambda x, one=one: one(name, x, index, labels), outputs) for one in (compiled, by_torch))
     torch.testing.assert_close(fast, slow)
-    squares = losses.chosen_losses(name, outputs, index, labels)[1]
+    squares = losses.chosen_losses(name, (outputs, index), labels)[1]
     assert not squares.requires_grad
     torch.testing.assert_close(squares, by_torch("mse_loss", outputs, index, labels))
 
@@ -101,14 +102,17 @@ def test_batches_of_gradients():
 
 def test_left_to_torch():
     outputs, index, labels = torch.randn(3, 5, 2), torch.randint(2, (5, 1)), torch.randn(5, 1)
-    for name, *tensors in (
-        ("l1_loss", outputs, index, labels),
-        ("mse_loss", outputs.double(), index, labels.double()),
-        ("mse_loss", outputs, index, labels.clone().requires_grad_()),
-        ("mse_loss", outputs, index, nn.Parameter(labels)),
-        ("mse_loss", outputs, index, torch.randn(5)),
+    for name, *tensors, odd in (
+        ("l1_loss", outputs, labels),
+        ("mse_loss", outputs.double(), labels.double()),
+        ("mse_loss", outputs, labels.clone().requires_grad_()),
+        ("mse_loss", outputs, nn.Parameter(labels)),
+        ("mse_loss", outputs, torch.randn(5)),
+        ("mse_loss", outputs, torch._efficientzerotensor(5, 1)),
+        ("mse_loss", outputs, torch._neg_view(labels)),
+        ("mse_loss", outputs, labels.to_sparse()),
     ):
-        assert losses.chosen_losses(name, *tensors) is None
+        assert losses.chosen_losses(name, (tensors[0], index), odd) is None
 
 
 def test_an_index_out_of_bounds():
@@ -170,14 +174,31 @@ class TestChoice:
         assert mean == pytest.approx(self.outputs[0].gather(1, self.index).mean().item())
         assert self.outputs.grad.sum() == 4 * 5 * 2
 
-    def test_an_index_that_has_changed_since(self):
-        index = self.index.clone()
-        chosen = self.q().gather(1, index)
-        index.zero_()
-        with pytest.raises(RuntimeError, match="modified in place"):
-            F.mse_loss(chosen, torch.ones(5, 1))
-        with pytest.raises(RuntimeError, match="modified in place"):
-            chosen.sum()
+    def test_read_in_inference_mode_first(self):
+        chosen = self.q().gather(1, self.index)
+        with torch.inference_mode():
+            assert chosen.mean().item() == pytest.approx(self.outputs[0].gather(1, self.index).mean().item())
+        F.mse_loss(chosen, torch.ones(5, 1)).backward()
+        assert self.outputs.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize("shared", [False, True], ids=["a tensor", "memory of numpy"])
+    def test_an_index_that_is_written_over(self, shared):
+        """What was chosen stays chosen."""
+        memory = self.index.clone().numpy()
+        index = torch.from_numpy(memory)
+        chosen, again = self.q().gather(1, index), self.q().gather(1, index)
+        expected = self.outputs.gather(2, self.index.expand(4, 5, 1)).detach()
+        if shared:
+            memory[:] = 0
+        else:
+            index.zero_()
+        torch.testing.assert_close(chosen.branches.detach(), expected)
+        value = F.mse_loss(again, torch.ones(5, 1)).branches.detach()
+        torch.testing.assert_close(value, (expected - 1).square().mean((1, 2)))
+
+    def test_an_index_from_elsewhere(self):
+        """On another device it is torch's to judge."""
+        assert self.q().gather(1, self.index.to("meta")).choice is None
 
     def test_attributes(self):
         chosen = self.q().gather(-1, self.index)

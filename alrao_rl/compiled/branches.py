@@ -9,13 +9,14 @@ operations for the rest.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alrao_rl.compiled import kernels
-from alrao_rl.compiled.memory import can_read, is_plain
+from alrao_rl.compiled.memory import can_read, differentiate, is_plain
 from alrao_rl.mixtures import mix_logits
 
 MOST_WORK = 2**20
@@ -116,8 +117,9 @@ class Branches(torch.autograd.Function):
         x, weight, branches = ctx.saved_tensors
         bias, weights, theta, kernel = ctx.rest
         needed = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():  # somebody will differentiate this once more
-            return *_by_torch(kernel.is_categorical, needed, (x, weight, bias, weights), gradient), None, None
+        if torch.is_grad_enabled() or not is_plain(gradient):  # somebody will differentiate this once more
+            inputs = x, weight, torch.zeros(()) if bias is None else bias, weights
+            return *differentiate(partial(_by_torch, kernel.is_categorical), inputs, needed, gradient), None, None
         of_x, of_weight, of_bias, of_weights = kernel.gradients(x, weight.shape, theta, weights, branches, gradient)
         return (
             of_x if needed[0] else None,
@@ -129,21 +131,15 @@ class Branches(torch.autograd.Function):
         )
 
 
-def _by_torch(is_categorical: bool, needed: Any, inputs: tuple[Any, ...], gradient: Tensor) -> list[Tensor | None]:
-    """What the compiled gradient is, by operations that have gradients themselves."""
-    x, weight, bias, weights = inputs
+def _by_torch(is_categorical: bool, x: Tensor, weight: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
+    """The branches by operations that have gradients themselves; no bias is one of 0."""
 
-    def outputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        product = weight.flatten(0, -2) @ x.t()
-        product = product if bias is None else product + bias.flatten(0, -2)
+    def outputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        product = weight.flatten(0, -2) @ x.t() + (bias.flatten(0, -2) if bias.dim() else bias)
         return product.view(len(weights), -1, len(x))
 
-    held = outputs(x, weight.detach(), None if bias is None else bias.detach())
+    held = outputs(x, weight.detach(), bias.detach())
     own = outputs(x.detach(), weight, bias)
     if is_categorical:
-        branches = torch.cat([mix_logits(held, weights).unsqueeze(0), own.log_softmax(1)])
-    else:
-        branches = torch.cat([(weights.view(-1, 1, 1) * held).sum(0, keepdim=True), own])
-    wanted = [one for one, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(branches, wanted, gradient, create_graph=True))
-    return [next(found) if need else None for need in needed]
+        return torch.cat([mix_logits(held, weights).unsqueeze(0), own.log_softmax(1)])
+    return torch.cat([(weights.view(-1, 1, 1) * held).sum(0, keepdim=True), own])

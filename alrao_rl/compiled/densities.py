@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alrao_rl.compiled import kernels
-from alrao_rl.compiled.memory import is_plain
+from alrao_rl.compiled.memory import differentiate, is_plain
 
 MOST_NUMBERS = 2**16
 """Means up to which torch is no faster, which starts slowly and computes well."""
@@ -35,7 +35,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
         kernels.library is None
         or not all(map(is_plain, (mean, log_std, actions)))
         or mean.numel() > MOST_NUMBERS
-        or len(branches) > 1
+        or mean.dim() not in (2, 3)
         or actions.shape != mean.shape[-2:]
         or log_std.shape != (*branches, mean.shape[-1])
         or actions.requires_grad
@@ -81,10 +81,9 @@ class _GaussianLogProb(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Gradients of mean and log σ."""
         mean, log_std, actions = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody will differentiate this once more
-            inputs = [x for x, needed in zip((mean, log_std), ctx.needs_input_grad[:2], strict=True) if needed]
-            found = iter(torch.autograd.grad(_by_torch(mean, log_std, actions), inputs, gradient, create_graph=True))
-            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None
+        if torch.is_grad_enabled() or not is_plain(gradient):  # somebody will differentiate this once more
+            needed = ctx.needs_input_grad[:2]
+            return *differentiate(lambda m, s: _by_torch(m, s, actions), (mean, log_std), needed, gradient), None
         assert kernels.library is not None
         of_mean, log_std, actions = torch.empty_like(mean), log_std.contiguous(), actions.contiguous()
         if of_mean.stride() != mean.stride():  # of means with gaps

@@ -503,7 +503,8 @@ EXPORT void exponentiated_gradient(
     }
     variance = toward(moments[1], variance, decay);
     moments[0] = (float)square, moments[1] = (float)variance, moments[2] = (float)correction;
-    double spread = sqrt(variance / (1 - correction)), scale = spread ? beta / spread : 0;
+    /* Of gains whose squares are beneath what 32 bits hold nothing is known. */
+    double scale = (float)variance >= FLT_MIN ? beta / sqrt(variance / (1 - correction)) : 0;
     for (int64_t j = 0; j < J; j++) {
         advantage[j] = weights[j] * exp(within(advantage[j] * scale, clip));
         sum += advantage[j];
@@ -587,7 +588,7 @@ EXPORT void gaussian_log_prob(
         for (int64_t k = 0; k < K; k++) constant += log_std[k];
         for (int64_t b = 0; b < B; b++) log_prob[b] = -constant;
         for (int64_t k = 0; k < K; k++) {
-            const float *centre = mean + branch * strides[0] + k * strides[2], precision = exponential(-log_std[k]);
+            const float *centre = mean + branch * strides[0] + k * strides[2], precision = expf(-log_std[k]);
             for (int64_t b = 0; b < B; b++) {
                 float z = (actions[b * K + k] - centre[b * strides[1]]) * precision;
                 log_prob[b] -= 0.5f * z * z;
@@ -604,7 +605,7 @@ EXPORT void gaussian_gradient(
     for (int64_t branch = 0; branch < n; branch++, g += B)
         for (int64_t k = 0; k < K; k++) {
             const int64_t start = branch * strides[0] + k * strides[2];
-            const float precision = exponential(-log_std[branch * K + k]);
+            const float precision = expf(-log_std[branch * K + k]);
             float sums[LANES] = {0};
             for (int64_t b = 0; b < B; b++) {
                 const int64_t place = start + b * strides[1];

@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alrao_rl.compiled import kernels
-from alrao_rl.compiled.memory import is_plain
+from alrao_rl.compiled.memory import differentiate, is_plain
 
 _BOUNDS = {"mse_loss": math.inf, "smooth_l1_loss": 1.0, "huber_loss": 1.0}
 """Where each loss, as it is by default, becomes linear."""
 
 
-def chosen_losses(name: str, outputs: Tensor, index: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+def chosen_losses(name: str, choice: tuple[Tensor, Tensor], labels: Tensor) -> tuple[Tensor, Tensor] | None:
     """Mean loss of each of B branches, ``[B]``, with its gradient, and mean squared residual, ``[B]``, without one.
 
     Args:
         name: of a loss in ``torch.nn.functional``.
-        outputs: of every branch, ``[B, n, K]``.
-        index: which of the K outputs of every row is meant, ``[n, 1]``.
+        choice: outputs of every branch, ``[B, n, K]``, and which of the K of every row is meant, ``[n, 1]``, both on
+            one device.
         labels: ``[n, 1]``, without a gradient.
 
     None where this is for torch to do.
@@ -35,6 +35,7 @@ def chosen_losses(name: str, outputs: Tensor, index: Tensor, labels: Tensor) -> 
     Raises:
         RuntimeError: an index is none of a column.
     """
+    outputs, index = choice
     if (
         kernels.library is None
         or name not in _BOUNDS
@@ -81,8 +82,8 @@ class _ChosenLosses(torch.autograd.Function):
         if of_losses is None:
             return None, None, None, None
         if torch.is_grad_enabled():  # somebody will differentiate this once more
-            losses = _by_torch(outputs, *ctx.rest)
-            return *torch.autograd.grad(losses, outputs, of_losses, create_graph=True), None, None, None
+            rest = ctx.rest
+            return *differentiate(lambda x: _by_torch(x, *rest), (outputs,), (True,), of_losses), None, None, None
         return gradient * of_losses.view(-1, 1, 1), None, None, None
 
 

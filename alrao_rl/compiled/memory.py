@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def can_read(*tensors: Tensor) -> bool:
@@ -12,7 +15,31 @@ def can_read(*tensors: Tensor) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether this is a tensor of numbers, float32 and on the CPU, and not what a transform of torch.func passes."""
+    """Whether this is a tensor of float32 on the CPU that says with its memory what it is, and all of it.
+
+    Not what transforms of torch.func, forward-mode derivatives or a trace are to see through.
+    """
     return (
-        type(x) is Tensor and x.is_cpu and x.dtype is torch.float32 and not torch._C._are_functorch_transforms_active()
+        type(x) is Tensor
+        and x.is_cpu
+        and x.dtype is torch.float32
+        and torch._C._has_storage(x)
+        and not x.is_neg()
+        and not x._is_zerotensor()
+        and not torch._C._is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )
+
+
+def differentiate(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], needed: Sequence[bool], gradient: Tensor
+) -> list[Tensor | None]:
+    """Gradients of ``function`` by operations of torch, which have gradients themselves: those that are ``needed``."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Of aliases: an input may depend on another one, and what reaches it so is not for this node to tell.
+        aliases = [x.view_as(x) if need else x.detach() for x, need in zip(inputs, needed, strict=True)]
+        wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(function(*aliases), wanted, gradient, create_graph=create_graph))
+    return [next(found) if need else None for need in needed]

@@ -265,6 +265,8 @@ class ExponentiatedGradient(Uniform):
         advantage = gain - weights.dot(gain)
         advantage.masked_fill_(advantage.abs() <= rounding, 0.0)
         variance.lerp_(weights.dot(advantage.square()), 1 - self.decay)
+        # Of gains whose squares are beneath what 32 bits hold nothing is known.
+        advantage.masked_fill_(variance < torch.finfo(variance.dtype).tiny, 0.0)
         spread = (variance / (1 - correction)).sqrt_()
         exponent = advantage.div_(spread).mul_(self.beta / self.reuse).nan_to_num_(0.0).clamp_(-self.clip, self.clip)
         updated = exponent.exp_().mul_(weights)
