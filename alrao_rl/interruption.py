@@ -75,10 +75,6 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.disarm()
-
-    def disarm(self) -> None:
-        """Heed no more signals: from here on the command is at its end anyway."""
         global _current
         with self._lock:
             if not self._armed:

@@ -267,9 +267,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
             subject = Subject(folder, env_folder(recipe), _label(recipe, args), args.seed, args.quiet)
             with contextlib.closing(callback), tracked(model, args.track, subject):
                 model.learn(recipe.timesteps, callback=callback)
-            # What was asked for on the last steps comes too late.
-            interruption.disarm()
-            if interruption.raised:  # the environment has caught it
+            # What is asked for from here on, or was on the last steps, comes too late.
+            if not interruption.stop_in_order():  # the environment has caught it
                 raise KeyboardInterrupt
             folder.finish(timesteps=model.num_timesteps, **callback.result())
         except UserError:

@@ -15,6 +15,7 @@ from common import ENVIRON, ROOT, arguments, command, same_files
 import alrao_rl.train
 from alrao_rl.checkpoint import CheckpointError
 from alrao_rl.interruption import Interruption
+from alrao_rl.runs import RunFolder
 from alrao_rl.train import main
 from alrao_rl.training import TrainingCallback
 
@@ -332,6 +333,22 @@ def test_too_late(tmp_path, capfd, monkeypatch):
     assert status(tmp_path)["state"] == "finished"
 
 
+def test_while_it_finishes(tmp_path, capfd, monkeypatch):
+    """A run that has trained to its end is put in order, whatever comes meanwhile."""
+    finish = RunFolder.finish
+
+    def interrupted(self, **result):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        finish(self, **result)
+
+    monkeypatch.setattr(RunFolder, "finish", interrupted)
+    assert main([*SHORT, "--out", str(tmp_path)]) == 0
+    assert capfd.readouterr().err == ""
+    assert status(tmp_path)["state"] == "finished"
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_disk_is_full(tmp_path, capfd, monkeypatch):
     """An earlier checkpoint serves, and this is no failure of the run."""
     out = tmp_path / "run"
@@ -372,6 +389,7 @@ def test_keyboard_interrupt_of_another_source(tmp_path, capfd, monkeypatch):
 SCRIPT = """
 import os, signal, sys, time
 from alrao_rl.interruption import Interruption
+from alrao_rl.runs import RunFolder
 with Interruption({patience}, {limit}, lambda: print("last words", flush=True)) as interruption:
     print("ready", flush=True)
     {body}
@@ -402,7 +420,7 @@ def clockwork(body, patience=0.5, limit=1.0):
         ("try:\n        time.sleep(60)\n    except KeyboardInterrupt: print('raised')", "raised\nafter\n", 0),
         (SWALLOW, "caught\nlast words\n", 143),
         ("interruption.stop_in_order(); time.sleep(60)", "last words\n", 143),
-        ("interruption.disarm(); time.sleep(60)", "", -signal.SIGTERM),
+        ("interruption.__exit__(); time.sleep(60)", "", -signal.SIGTERM),
     ],
 )
 def test_after_a_signal(body, said, code):
