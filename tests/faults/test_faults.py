@@ -24,11 +24,15 @@ def test_fault(trial, full, record, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
     before = processor_seconds()
-    missed = None
+    missed: Exception | None = None
     try:
         result = run(number, place) or Result()
     except Missed as reason:
         missed, result = reason, Result(detail=str(reason))
+    except Exception as error:  # a trial that breaks has not reached the figure
+        missed, result = error, Result(detail=f"{type(error).__name__}: {error}")
     record.add(fault.name, subject, number, missed is None, result, processor_seconds() - before)
+    if missed and not isinstance(missed, Missed):
+        raise missed
     if missed and subject == OURS:
         pytest.fail(str(missed), pytrace=False)
