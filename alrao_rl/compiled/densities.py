@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alrao_rl.compiled import kernels
-from alrao_rl.compiled.memory import differentiate, is_plain
+from alrao_rl.compiled.memory import differentiate, is_plain, with_room
 
 MOST_NUMBERS = 2**16
 """Means up to which torch is no faster, which starts slowly and computes well."""
@@ -85,10 +85,11 @@ class _GaussianLogProb(torch.autograd.Function):
             needed = ctx.needs_input_grad[:2]
             return *differentiate(lambda m, s: _by_torch(m, s, actions), (mean, log_std), needed, gradient), None
         assert kernels.library is not None
-        of_mean, log_std, actions = torch.empty_like(mean), log_std.contiguous(), actions.contiguous()
-        if of_mean.stride() != mean.stride():  # of means with gaps
-            mean = mean.contiguous()
-            of_mean = torch.empty_like(mean)
+        (mean, of_mean), log_std, actions = (
+            with_room(mean, torch.empty_like),
+            log_std.contiguous(),
+            actions.contiguous(),
+        )
         of_log_std = torch.empty_like(log_std)
         tensors = mean, log_std, actions, gradient.contiguous(), of_mean, of_log_std
         kernels.library.gaussian_gradient(*_shape(mean), *[x.data_ptr() for x in tensors])

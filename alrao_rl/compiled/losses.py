@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alrao_rl.compiled import kernels
-from alrao_rl.compiled.memory import differentiate, is_plain
+from alrao_rl.compiled.memory import differentiate, is_plain, with_room
 
 _BOUNDS = {"mse_loss": math.inf, "smooth_l1_loss": 1.0, "huber_loss": 1.0}
 """Where each loss, as it is by default, becomes linear."""
@@ -58,10 +58,7 @@ class _ChosenLosses(torch.autograd.Function):
         assert kernels.library is not None
         n_branches, n, n_columns = outputs.shape
         losses, squares = outputs.new_empty(n_branches), outputs.new_empty(n_branches)
-        held, gradient = outputs, torch.zeros_like(outputs)
-        if gradient.stride() != held.stride():  # of outputs with gaps
-            held = held.contiguous()
-            gradient = torch.zeros_like(held)
+        held, gradient = with_room(outputs, torch.zeros_like)
         index, labels = index.contiguous(), labels.contiguous()
         found = kernels.library.chosen_losses(
             n_branches, n, n_columns, (ctypes.c_int64 * 3)(*held.stride()), held.data_ptr(), index.data_ptr(),

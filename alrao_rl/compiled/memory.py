@@ -32,6 +32,15 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
+def with_room(x: Tensor, make: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """``x``, copied where it has gaps, and what ``make`` (``torch.zeros_like``) makes of it, laid out alike."""
+    room = make(x)
+    if room.stride() != x.stride():
+        x = x.contiguous()
+        room = make(x)
+    return x, room
+
+
 def differentiate(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], needed: Sequence[bool], gradient: Tensor
 ) -> list[Tensor | None]:
