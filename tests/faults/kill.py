@@ -69,10 +69,11 @@ def kill_at_random(number: int, place: Path) -> Result:
             time.sleep(draw.uniform(0, seconds))
             killed = time.perf_counter()
             process.send_signal(signal.SIGKILL)
-            if process.wait() == -signal.SIGKILL:
-                break
+            process.wait()
+        if not (facts / "final.json").exists():
+            break
     else:
-        raise Missed("the run was always over before it was killed")
+        raise Missed("training was always over before the kill")
     log = read_log(facts)
     again = place / "again"
     said = finish(run_command(again, algo, env, out, 60))
