@@ -1,5 +1,7 @@
 """Compiled log-densities are those of torch's Normal, in value and gradient."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -82,9 +84,10 @@ def test_second_derivatives():
     """∂²/∂μ² = −1/σ², also where σ is held."""
     mean, log_std, actions = torch.zeros(2, 3, 1, requires_grad=True), torch.tensor([[0.0], [1.0]]), torch.ones(3, 1)
     for held in (log_std, log_std.clone().requires_grad_()):
-        (gradient,) = torch.autograd.grad(gaussian_log_prob(mean, held, actions).sum(), mean, create_graph=True)
+        value = (gaussian_log_prob(mean, held, actions) * torch.tensor([[1.0], [2.0]])).sum()
+        (gradient,) = torch.autograd.grad(value, mean, create_graph=True)
         (second,) = torch.autograd.grad(gradient.sum(), mean)
-        torch.testing.assert_close(second, -torch.exp(-2 * log_std).unsqueeze(-1).expand(2, 3, 1))
+        torch.testing.assert_close(second, -torch.tensor([1.0, 2 * math.exp(-2)]).view(2, 1, 1).expand(2, 3, 1))
 
 
 def test_an_input_that_depends_on_the_other():
@@ -145,3 +148,54 @@ def test_left_to_torch(monkeypatch):
         torch.testing.assert_close(gaussian_log_prob(*tensors), normal(*tensors))
     monkeypatch.setattr(densities, "MOST_NUMBERS", 29)
     torch.testing.assert_close(gaussian_log_prob(mean, log_std, actions), normal(mean, log_std, actions))
+
+
+# --- importance weights ---------------------------------------------------------------------------------------------
+
+WAYS = pytest.mark.parametrize("way", [gaussian_log_prob, densities._by_torch], ids=["compiled", "torch"])
+
+
+@WAYS
+def test_a_head_counts_by_its_density_beside_that_of_the_average(way):
+    """By hand, at an action one σ beside the average's mean: A2C's gradient of (μ_j, log σ_j) is A·w·(z/σ_j, z² − 1).
+
+    Heads: the average's own density; σ_j = ½, with a density 2·exp(−(4 − 1)/2) times as large; as far off again, with a
+    mean at the action: exp(½) times; σ_j = 1/100 there: 100·exp(½) times, which counts as 10.
+    """
+    mean = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]).view(5, 1, 1).requires_grad_()
+    log_std = torch.tensor([1.0, 1.0, 0.5, 1.0, 0.01]).log().view(5, 1).requires_grad_()
+    advantage = 3.0
+    (advantage * way(mean, log_std, torch.ones(1, 1))).sum().backward()
+    w = 2 * math.exp(-1.5)
+    torch.testing.assert_close(mean.grad.flatten() / advantage, torch.tensor([1.0, 1.0, w * 4, 0.0, 0.0]))
+    expected = torch.tensor([0.0, 0.0, w * 3, -math.exp(0.5), -10.0])
+    torch.testing.assert_close(log_std.grad.flatten() / advantage, expected)
+
+
+@WAYS
+def test_a_loss_with_the_ratio_in_it_stays_as_it_is(way):
+    """PPO's: ratios to the density at the time of acting have gradients of their own."""
+    torch.manual_seed(0)
+    inputs, old = (torch.randn(11, 8, 2), 0.3 * torch.randn(11, 2), torch.randn(8, 2)), torch.randn(8) - 3
+    advantage = torch.randn(8)
+
+    def gradients(function):
+        mean, log_std = (x.detach().clone().requires_grad_() for x in inputs[:2])
+        ratio = (function(mean, log_std, inputs[2]) - old).exp()
+        (-torch.min(advantage * ratio, advantage * ratio.clamp(0.8, 1.2)).mean(1)).sum().backward()
+        return mean.grad, log_std.grad
+
+    torch.testing.assert_close(gradients(way), gradients(normal))
+
+
+def test_expected_gradients_are_those_of_on_policy_actions():
+    """A constant advantage teaches nothing on average, however far a head is from the policy that acted.
+
+    Without weights, log σ_j of a head with σ_j = ½ would fall at a rate of (σ/σ_j)² − 1 = 3 times the constant.
+    """
+    torch.manual_seed(0)
+    mean = torch.tensor([0.0, 0.5]).view(2, 1, 1).expand(2, 40_000, 1).clone().requires_grad_()
+    log_std = torch.tensor([[0.0], [math.log(0.5)]], requires_grad=True)
+    (-gaussian_log_prob(mean, log_std, torch.randn(40_000, 1)).mean(1)).sum().backward()
+    assert abs(log_std.grad[1].item()) < 0.05
+    assert abs(mean.grad[1].sum().item()) < 0.05

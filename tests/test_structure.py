@@ -107,6 +107,17 @@ def test_import_is_light():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("algo", ["dqn", "a2c", "ppo"])
+def test_start_loads_no_compiler(algo):
+    """Torch's compiler and its computer algebra take longer to load than all of SB3."""
+    script = (
+        f"import sys; from alrao_rl.train import main; main(['--algo', '{algo}', '--env', 'CartPole-v1', '--dry-run']);"
+        "heavy = {'sympy', 'torch._dynamo', 'pandas', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_statistics_need_no_torch():
     """People's notebooks load results and compare them without waiting for torch."""
     script = (

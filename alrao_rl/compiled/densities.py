@@ -1,6 +1,11 @@
 """Log-densities of actions under Gaussians, of all branches at once, as one node of the graph.
 
 For the CPU and float32. Torch needs ten operations and their gradients, and takes longer to start than to compute them.
+
+Heads learn from actions of the average, not of their own. Where the loss does not allow for that (A2C's −A log π_j;
+PPO's has the ratio π_j/π in it) a head's log-density counts by min(π_j/π, 10): off-policy actor-critic (Degris, White
+and Sutton, arXiv 1205.4839) with the truncation of V-trace (Espeholt et al., arXiv 1802.01561). Without it −A log π_j
+has no bound as σ_j falls, and the smaller σ_j, the larger is the gradient.
 """
 
 from __future__ import annotations
@@ -17,13 +22,36 @@ from alrao_rl.compiled.memory import differentiate, is_plain, with_room
 
 MOST_NUMBERS = 2**16
 """Means up to which torch is no faster, which starts slowly and computes well."""
+MOST_RATIO = 10.0
+"""Bound of π_j/π."""
+
+
+def importance_weighted(log_prob: Tensor) -> Tensor:
+    """The same log-densities; gradients of those that get the average's count by min(π_j/π, 10).
+
+    A loss that is linear in the log-density has the same gradient for all branches, one with the ratio in it has not,
+    but where the densities are the same.
+
+    Args:
+        log_prob: ``[1 + J, B]``, the average's first; without branches, ``[B]``, nothing happens.
+    """
+    if log_prob.dim() < 2 or not log_prob.requires_grad:
+        return log_prob
+    held = log_prob.detach()
+
+    def weigh(gradient: Tensor) -> Tensor:
+        ratio = (held - held[:1]).fmin(held.new_tensor(MOST_RATIO).log()).exp()
+        return torch.where(gradient == gradient[:1], gradient * ratio, gradient)
+
+    log_prob.register_hook(weigh)
+    return log_prob
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
-    """Log-densities under K independent Gaussians.
+    """Log-densities under K independent Gaussians; those of heads :func:`importance_weighted`.
 
     Args:
-        mean: ``[…, B, K]``, with at most one dimension of branches in front.
+        mean: ``[…, B, K]``, with at most one dimension of branches in front, the average's first.
         log_std: log σ, ``[…, K]``.
         actions: the same for all branches, ``[B, K]``, without a gradient.
 
@@ -50,7 +78,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
 def _by_torch(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     z = (actions - mean) * log_std.neg().exp().unsqueeze(-2)
     constant = 0.5 * math.log(2 * math.pi) * actions.shape[-1]
-    return z.square().sum(-1) * -0.5 - (log_std.sum(-1, keepdim=True) + constant)
+    return importance_weighted(z.square().sum(-1) * -0.5 - (log_std.sum(-1, keepdim=True) + constant))
 
 
 def _shape(mean: Tensor) -> tuple[int, int, int, Any]:
@@ -74,23 +102,22 @@ class _GaussianLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
         """Compute the log-densities."""
-        ctx.save_for_backward(mean, log_std, actions)
-        return _forward(mean, log_std, actions)
+        log_prob = _forward(mean, log_std, actions)
+        ctx.save_for_backward(mean, log_std, actions, log_prob)
+        return log_prob
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Gradients of mean and log σ."""
-        mean, log_std, actions = ctx.saved_tensors
+        mean, log_std, actions, log_prob = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_plain(gradient):  # somebody will differentiate this once more
             needed = ctx.needs_input_grad[:2]
             return *differentiate(lambda m, s: _by_torch(m, s, actions), (mean, log_std), needed, gradient), None
         assert kernels.library is not None
-        (mean, of_mean), log_std, actions = (
-            with_room(mean, torch.empty_like),
-            log_std.contiguous(),
-            actions.contiguous(),
-        )
-        of_log_std = torch.empty_like(log_std)
-        tensors = mean, log_std, actions, gradient.contiguous(), of_mean, of_log_std
-        kernels.library.gaussian_gradient(*_shape(mean), *[x.data_ptr() for x in tensors])
+        mean, of_mean = with_room(mean, torch.empty_like)
+        log_std, actions, gradient = log_std.contiguous(), actions.contiguous(), gradient.contiguous()
+        of_log_std, weighted = torch.empty_like(log_std), torch.empty_like(gradient)
+        inputs = (x.data_ptr() for x in (mean, log_std, actions, log_prob))
+        outputs = (x.data_ptr() for x in (gradient, weighted, of_mean, of_log_std))
+        kernels.library.gaussian_gradient(*_shape(mean), *inputs, math.log(MOST_RATIO), *outputs)
         return of_mean, of_log_std, None

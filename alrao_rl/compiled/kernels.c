@@ -597,12 +597,20 @@ EXPORT void gaussian_log_prob(
     }
 }
 
-/* From their gradient, [n, B], those of the means, which lie as the means do, and of log σ. */
+/* From their gradient, [n, B], those of the means, which lie as the means do, and of log σ. A branch whose gradient is
+   the first one's counts by the ratio of its density to the first one's, most at most; weighted, [n, B], is for that. */
 EXPORT void gaussian_gradient(
     int64_t n, int64_t B, int64_t K, const int64_t *strides, const float *mean, const float *log_std,
-    const float *actions, const float *g, float *of_mean, float *of_log_std
+    const float *actions, const float *log_prob, float log_most, const float *g, float *weighted, float *of_mean,
+    float *of_log_std
 ) {
-    for (int64_t branch = 0; branch < n; branch++, g += B)
+    for (int64_t branch = 0; branch < n; branch++)
+        for (int64_t b = 0; b < B; b++) {
+            const int64_t i = branch * B + b;
+            const int alike = branch > 0 && g[i] == g[b];
+            weighted[i] = alike ? g[i] * expf(fminf(log_prob[i] - log_prob[b], log_most)) : g[i];
+        }
+    for (int64_t branch = 0; branch < n; branch++, weighted += B)
         for (int64_t k = 0; k < K; k++) {
             const int64_t start = branch * strides[0] + k * strides[2];
             const float precision = expf(-log_std[branch * K + k]);
@@ -610,8 +618,8 @@ EXPORT void gaussian_gradient(
             for (int64_t b = 0; b < B; b++) {
                 const int64_t place = start + b * strides[1];
                 float z = (actions[b * K + k] - mean[place]) * precision;
-                of_mean[place] = g[b] * z * precision;
-                sums[b % LANES] += g[b] * (z * z - 1);
+                of_mean[place] = weighted[b] * z * precision;
+                sums[b % LANES] += weighted[b] * (z * z - 1);
             }
             of_log_std[branch * K + k] = total(sums);
         }

@@ -13,11 +13,12 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     Distribution,
+    StateDependentNoiseDistribution,
 )
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
-from alrao_rl.compiled.densities import gaussian_log_prob
+from alrao_rl.compiled.densities import gaussian_log_prob, importance_weighted
 from alrao_rl.core import on_branches
 
 
@@ -27,6 +28,8 @@ def lean(distribution: Distribution) -> Distribution:
         return LeanCategorical(distribution.action_dim)
     if type(distribution) is DiagGaussianDistribution:
         return LeanGaussian(distribution.action_dim)
+    if type(distribution) is StateDependentNoiseDistribution:
+        distribution.__class__ = WeightedStateDependentNoise
     return distribution
 
 
@@ -106,3 +109,11 @@ class LeanGaussian(DiagGaussianDistribution):
     def mode(self) -> Tensor:
         """Most likely actions, ``[B, K]``."""
         return self.mean
+
+
+class WeightedStateDependentNoise(StateDependentNoiseDistribution):
+    """SB3's own, heads :func:`~alrao_rl.compiled.densities.importance_weighted`."""
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-densities of actions: ``[B, K]`` to ``[B]``."""
+        return on_branches(importance_weighted, super().log_prob(actions))
