@@ -22,6 +22,7 @@ from alrao_rl.compiled.memory import differentiate, is_plain, with_room
 
 MOST_NUMBERS = 2**16
 """Means up to which torch is no faster, which starts slowly and computes well."""
+_Strides = ctypes.c_int64 * 3
 MOST_RATIO = 10.0
 """Bound of π_j/π."""
 
@@ -61,7 +62,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     branches = mean.shape[:-2]
     if (
         kernels.library is None
-        or not all(map(is_plain, (mean, log_std, actions)))
+        or not is_plain(mean, log_std, actions)
         or mean.numel() > MOST_NUMBERS
         or mean.dim() not in (2, 3)
         or actions.shape != mean.shape[-2:]
@@ -84,7 +85,7 @@ def _by_torch(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
 def _shape(mean: Tensor) -> tuple[int, int, int, Any]:
     """Numbers of branches, data and Gaussians, and the strides of all three."""
     strides = mean.stride() if mean.dim() == 3 else (0, *mean.stride())
-    return mean.shape[:-2].numel(), *mean.shape[-2:], (ctypes.c_int64 * 3)(*strides)
+    return len(mean) if mean.dim() == 3 else 1, *mean.shape[-2:], _Strides(*strides)
 
 
 def _forward(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:

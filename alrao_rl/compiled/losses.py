@@ -39,8 +39,7 @@ def chosen_losses(name: str, choice: tuple[Tensor, Tensor], labels: Tensor) -> t
     if (
         kernels.library is None
         or name not in _BOUNDS
-        or not is_plain(outputs)
-        or not is_plain(labels)
+        or not is_plain(outputs, labels)
         or labels.requires_grad
         or labels.shape != index.shape
     ):

@@ -14,22 +14,24 @@ def can_read(*tensors: Tensor) -> bool:
     return all([x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() for x in tensors])
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether this is a tensor of float32 on the CPU that says with its memory what it is, and all of it.
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether these are tensors of float32 on the CPU that say with their memory what they are, and all of it.
 
     Not what transforms of torch.func, forward-mode derivatives or a trace are to see through.
     """
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and x.dtype is torch.float32
-        and torch._C._has_storage(x)
-        and not x.is_neg()
-        and not x._is_zerotensor()
-        and not torch._C._is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
+    if torch._C._is_tracing() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    for x in tensors:
+        if (
+            type(x) is not Tensor
+            or not x.is_cpu
+            or x.dtype is not torch.float32
+            or not torch._C._has_storage(x)
+            or x.is_neg()
+            or x._is_zerotensor()
+        ):
+            return False
+    return True
 
 
 def with_room(x: Tensor, make: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

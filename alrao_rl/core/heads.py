@@ -61,6 +61,7 @@ class OutputHeads(nn.Module):
 
     theta: nn.Parameter
     rates: Tensor
+    _flat_extra: Tensor
     _held: tuple[Tensor, Tensor]
     _kernel: Kernel | None = None
     _leaves: list[Tensor]
@@ -182,11 +183,10 @@ class OutputHeads(nn.Module):
         if self._extra_shape is None:
             raise AttributeError("this output layer has no extra parameter")
         theta, weights = self._usable()
-        held = self._leaves[-1].detach() if self._place and theta is self._held[0] else self._extra(theta)
-        average = (weights @ held.flatten(1)).view(self._extra_shape)
+        average = weights @ (self._flat_extra if self._place and theta is self._held[0] else theta[:, self._n_matrix :])
         if not torch.is_grad_enabled():
-            return average
-        return HeadwiseTensor.wrap(torch.cat([average.unsqueeze(0), self._leaves[-1]]), self._layers)
+            return average.view(self._extra_shape)
+        return HeadwiseTensor.wrap(torch.cat([average.view(1, *self._extra_shape), self._leaves[-1]]), self._layers)
 
     def _average(self, x: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
         """Φ as a function of the features and of a, the heads' parameters held.
@@ -259,6 +259,7 @@ class OutputHeads(nn.Module):
         parts = [part for part in self._matrix if part is not None]
         if self._extra_shape is not None:
             parts.append(self._extra(self._held[0]))
+            self._flat_extra = self._held[0][:, self._n_matrix :]
         self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
         self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
         self._layers = frozenset([self])
@@ -275,7 +276,7 @@ class OutputHeads(nn.Module):
             setattr(self._evidence, name, None if value is None else value.to(self.theta))
 
     def __getstate__(self) -> dict[str, Any]:
-        aliases = ("_held", "_matrix", "_leaves", "_weights", "_layers", "_kernel")
+        aliases = ("_held", "_matrix", "_flat_extra", "_leaves", "_weights", "_layers", "_kernel")
         state = {key: value for key, value in self.__dict__.items() if key not in aliases}
         return state | {"_place": (), "_evidence": self.evidence}
 
