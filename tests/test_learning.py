@@ -1,10 +1,11 @@
 """Learning, last and least: with the shipped recipes, no learning rate given, every algorithm solves CartPole.
 
-And DQN learns from images.
+And DQN learns from images, the recurrent agent from what it remembers, the masked one among actions that change.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -47,6 +48,36 @@ def test_cartpole(algo):
     stop = StopAtGoal(make_env(recipe, seed=1_000, training=False, n_envs=1), interval)
     model.learn(budget, callback=stop)
     assert max(stop.returns) >= GOAL, stop.returns
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("algo", "env", "interval", "budget"),
+    [("qrdqn", "CartPole-v1", 2_500, 50_000), ("recurrent-ppo", "CartPoleNoVel-v1", 10_000, 100_000)],
+)
+def test_contrib(algo, env, interval, budget):
+    pytest.importorskip("sb3_contrib")
+    recipe = recipes.resolve(algo, env)
+    model = build(recipe.agent, make_env(recipe, seed=0, training=True), seed=0)
+    stop = StopAtGoal(make_env(recipe, seed=1_000, training=False, n_envs=1), interval)
+    model.learn(budget, callback=stop)
+    assert max(stop.returns) >= GOAL, stop.returns
+
+
+@pytest.mark.slow
+def test_masked_actions():
+    """Name the state, one of 20, where 15 that change at every step cannot be named: 100 is perfect, by chance 20."""
+    pytest.importorskip("sb3_contrib")
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.envs import InvalidActionEnvDiscrete
+    from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
+
+    from alrao_rl import AlraoMaskablePolicy
+
+    np.random.seed(0)  # the environment's masks
+    env = InvalidActionEnvDiscrete(dim=20, n_invalid_actions=15)
+    model = MaskablePPO(AlraoMaskablePolicy, env, gamma=0.4, seed=0, device="cpu").learn(8_000)
+    assert evaluate_masked(model, env, n_eval_episodes=20, warn=False)[0] >= 90
 
 
 @pytest.mark.long

@@ -153,7 +153,14 @@ class OutputHeads(nn.Module):
             flat = None if offset is None else offset.reshape(-1, self.out_features)
             output = self.forward(features.reshape(-1, self.in_features), flat)
             return output.reshape(*features.shape[:-1], self.out_features)
-        theta, weights = self._usable()
+        return self._forward(features, offset, *self._usable())
+
+    def with_extra(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The averaged outputs, ``[B, I]`` to ``[B, O]``, and :meth:`averaged_extra`, in one look at the parameters."""
+        usable = self._usable()
+        return self._forward(features, None, *usable), self._averaged_extra(*usable)
+
+    def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
         kernel = self._kernel if offset is None and self._place and theta is self._held[0] else None
         if kernel is not None and kernel.serves(features):
             if not torch.is_grad_enabled():
@@ -182,7 +189,10 @@ class OutputHeads(nn.Module):
         """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
         if self._extra_shape is None:
             raise AttributeError("this output layer has no extra parameter")
-        theta, weights = self._usable()
+        return self._averaged_extra(*self._usable())
+
+    def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
+        assert self._extra_shape is not None
         average = weights @ (self._flat_extra if self._place and theta is self._held[0] else theta[:, self._n_matrix :])
         if not torch.is_grad_enabled():
             return average.view(self._extra_shape)

@@ -28,7 +28,7 @@ class LeanSequential(nn.Sequential):
             return super().forward(input)
         for module in self._modules.values():
             kind = type(module)
-            if _is_hooked(module):
+            if is_hooked(module):
                 input = module(input)
             elif kind is nn.Linear and (weight := module._parameters.get("weight")) is not None:
                 input = nn.functional.linear(input, weight, module._parameters.get("bias"))
@@ -58,8 +58,8 @@ def are_features(obs: PyTorchObs, space: spaces.Space[Any], extractor: BaseFeatu
         and obs.dim() == 2
         and obs.dtype is torch.float32
         and len(space.shape) == 1
-        and not _is_hooked(extractor)
-        and not _is_hooked(extractor.flatten)
+        and not is_hooked(extractor)
+        and not is_hooked(extractor.flatten)
         and not _has_any_global_hook()
     )
 
@@ -74,8 +74,8 @@ def make_lean(network: nn.Module) -> None:
 _LEAN: dict[type, type] = {nn.Sequential: LeanSequential, QNetwork: LeanQNetwork}
 
 
-def _is_hooked(module: Any) -> bool:
-    """Whether somebody hooked in, or gave this very module another ``forward``, by hand or by ``compile()``."""
+def is_hooked(module: Any) -> bool:
+    """Whether somebody hooked into this module, or gave it another ``forward``, by hand or by ``compile()``."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

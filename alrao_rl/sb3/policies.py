@@ -13,20 +13,22 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
 from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.optim import BASES
-from alrao_rl.sb3.distributions import lean
+from alrao_rl.sb3.distributions import LeanGaussian, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
 from alrao_rl.sb3.iterate_average import follow, plain_copy
-from alrao_rl.sb3.lean import are_features, make_lean
+from alrao_rl.sb3.lean import are_features, is_hooked, make_lean
 
 Options = Mapping[str, Any] | AlraoConfig | None
 
@@ -230,6 +232,18 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
         ):
             return obs
         return super().extract_features(obs, features_extractor)
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        """As in SB3; a Gaussian's mean and log σ in one go."""
+        heads = self._modules.get("action_net")
+        if (
+            type(self.action_dist) is not LeanGaussian
+            or type(heads) is not OutputHeads
+            or is_hooked(heads)
+            or _has_any_global_hook()
+        ):
+            return super()._get_action_dist_from_latent(latent_pi)
+        return self.action_dist.proba_distribution(*heads.with_extra(latent_pi))
 
     def _init(self, gain: float) -> Any:
         return partial(self.init_weights, gain=gain) if self.ortho_init else None
