@@ -55,6 +55,7 @@ static inline void products_of_two(float *sums, int64_t n, const float *f, const
 
 #if defined(__GNUC__) && defined(__x86_64__)
 typedef float Eight __attribute__((vector_size(32)));
+typedef float Anywhere __attribute__((vector_size(32), aligned(4), may_alias));
 
 __attribute__((target("avx2"))) static void products_wide(
     float *sums, int64_t n, const float *const *factors, const float *x, int64_t stride
@@ -68,8 +69,9 @@ __attribute__((target("avx2"))) static void products_wide(
         a += f[i] * u, A += f[i] * v, b += g[i] * u, B += g[i] * v;
         c += h[i] * u, C += h[i] * v, d += k[i] * u, D += k[i] * v;
     }
-    Eight all[8] = {a, A, b, B, c, C, d, D};
-    memcpy(sums, all, sizeof all);
+    /* Each by itself: of an array of them, even one that is made here, compilers keep all in memory. */
+    Anywhere *to = (Anywhere *)sums;
+    to[0] = a, to[1] = A, to[2] = b, to[3] = B, to[4] = c, to[5] = C, to[6] = d, to[7] = D;
 }
 #endif
 
@@ -325,6 +327,28 @@ static inline void input_gradient(
             for (int64_t i = 0; i < I; i++) of_x[b * I + i] += g[k * B + b] * rows[i];
 }
 
+/* The same of many rows, where sums in registers are worth turning g around, into [B, K]. */
+static void input_gradient_of_many(
+    int64_t K, int64_t I, int64_t stride, int64_t B, const float *rows, const float *g, float *restrict turned,
+    float *restrict of_x
+) {
+    for (int64_t k = 0; k < K; k++)
+        for (int64_t b = 0; b < B; b++) turned[b * K + k] = g[k * B + b];
+    for (int64_t b = 0; b < B; b += 4) {
+        const float *factors[4];
+        int64_t n = next_four(factors, B - b, turned + b * K, K), i = 0;
+        for (; i + LANES <= I; i += LANES) {
+            float sums[4 * LANES];
+            products(sums, K, factors, rows + i, stride);
+            for (int64_t r = 0; r < n; r++)
+                for (int l = 0; l < LANES; l++) of_x[(b + r) * I + i + l] += sums[r * LANES + l];
+        }
+        for (int64_t r = 0; r < n; r++)
+            for (int64_t rest = i; rest < I; rest++)
+                for (int64_t k = 0; k < K; k++) of_x[(b + r) * I + rest] += factors[r][k] * rows[k * stride + rest];
+    }
+}
+
 /* From the gradient g of branches, [1 + J, O, B], to those of x, [B, I], of the heads' weights, [J, O, I], and biases,
    [J, O], and, unless branches is 0, of the averaging weights, [J]. */
 EXPORT CLONES void linear_gradient(
@@ -395,7 +419,8 @@ EXPORT CLONES void categorical_gradient(
     const float *g, float *restrict of_x, float *of_rows, float *of_biases, float *of_weights
 ) {
     const Shape s = *shape;
-    int64_t size = s.O * B;
+    int64_t size = s.O * B, columns = s.I + s.bias;
+    int at_once = s.P == s.O * columns;
     float *own = malloc((2 * s.J * size + 2 * B) * sizeof(float));
     if (!own) return;
     float *through = own + s.J * size, *restrict sums = through + s.J * size, *restrict sums_through = sums + B;
@@ -421,9 +446,10 @@ EXPORT CLONES void categorical_gradient(
                 mine[i] = of_head[i] - p * sums[b];
                 passing[i] -= p * sums_through[b];
             }
-        input_gradient(s.O, s.I, s.I + s.bias, B, theta + j * s.P, passing, of_x);
+        if (!at_once) input_gradient(s.O, s.I, columns, B, theta + j * s.P, passing, of_x);
     }
     row_gradients(s.J * s.O, s.I, B, x, own, of_rows, of_biases);
+    if (at_once) input_gradient_of_many(s.J * s.O, s.I, columns, B, theta, through, own, of_x);
     free(own);
 }
 
