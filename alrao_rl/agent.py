@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -286,10 +287,18 @@ def check_device(device: str, what: str = "device") -> None:
         ) from None
 
 
+def _holds_logs(path: Path) -> bool:
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+        return {"config.json", "episodes.csv"} <= set(file.namelist())
+    return False
+
+
 def agent_path(run: str | Path, which: str = "agent") -> Path:
     """The file of an agent; arguments as for :func:`load_agent`."""
     path = Path(run)
     if path.suffix == ".zip":
+        if _holds_logs(path):
+            raise UserError(f"{path} holds the logs of a run of a sweep, for its report, and no agent")
         raise UserError(
             f"{path} is Stable-Baselines3's own format: load it with the algorithm, as in DQN.load({str(path)!r})"
         )

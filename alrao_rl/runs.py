@@ -270,12 +270,23 @@ class RunFolder:
 
     def append(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         """Append rows to a CSV log."""
-        csv.writer(self._files[name], lineterminator="\n").writerows(rows)
+        with self._naming(name):
+            csv.writer(self._files[name], lineterminator="\n").writerows(rows)
 
     def flush(self) -> None:
         """Hand what was appended to the operating system."""
-        for file in self._files.values():
-            file.flush()
+        for name, file in self._files.items():
+            with self._naming(name):
+                file.flush()
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Name the log that could not be written: an open file's errors do not."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path / name)
+            raise
 
     def pack(self) -> Path:
         """Keep what reports are made of as one small file beside the folder, ``seed-N.zip``; return its path.

@@ -218,7 +218,11 @@ def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:
                 f"--name is {name!r}, expected a word such as first-sweep; another place is chosen with --out DIR"
             )
         root = Path("results", name)
-    if root.exists() and not root.is_dir():
+    try:
+        occupied = root.exists() and not root.is_dir()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{root} cannot be used: {error.strerror}; choose another --name or --out") from None
+    if occupied:
         raise UserError(f"{root} is no folder: choose another --name or --out")
     return root
 

@@ -20,7 +20,16 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import provenance, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
-from alrao_rl.runs import AGENTS, CHECKPOINT, TRACEBACK, RunFolder, check_manifest, differences, write_atomically
+from alrao_rl.runs import (
+    AGENTS,
+    CHECKPOINT,
+    MANIFEST,
+    TRACEBACK,
+    RunFolder,
+    check_manifest,
+    differences,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from alrao_rl.checkpoint import Checkpoints, Saved
@@ -306,9 +315,12 @@ def _begin(
         print_warning(f"the checkpoint {path} is not used: {reason}")
 
     def fits(state: dict[str, Any]) -> str | None:
-        if changed := list(differences(state["config"], config)):
-            return f"it is of another configuration ({'; '.join(changed[:3])})"
-        return folder.changed(state["logs"])
+        try:
+            if changed := list(differences(state["config"], config)):
+                return f"it is of another configuration ({'; '.join(changed[:3])})"
+            return folder.changed(state["logs"])
+        except (AttributeError, KeyError, TypeError) as error:
+            return f"its state is not that of a run ({type(error).__name__}: {first_line(error)})"
 
     saved = checkpoints.newest(complain, fits)
     if saved is None:
@@ -348,6 +360,11 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
         )
     finished = (folder.status() or {}).get("state") == "finished"
     if finished:
+        if not (folder.path / MANIFEST).is_file():
+            raise UserError(
+                f"{folder.path} says that it is finished and has no {MANIFEST}, with which a run ends: it is damaged, "
+                "choose another folder with --out"
+            )
         check_manifest(folder.path)
         weights = [name for name in AGENTS if name.endswith(".safetensors") and (folder.path / name).exists()]
         if weights:  # what notebooks do not wait for
@@ -362,7 +379,7 @@ def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:
 
 
 def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
-    """Leave the reason in the folder; what is no mere exception, such as ``sys.exit``, goes on."""
+    """Leave the reason in the folder, and say it; also where an environment has called ``sys.exit``."""
     reason = f"{type(error).__name__}: {error}".removesuffix(": ")
     try:
         folder.set_status("failed", reason=reason, timestep=timestep)
@@ -370,7 +387,7 @@ def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
         more = f"see {folder.path / TRACEBACK}"
     except OSError as problem:  # a full disk, or a folder that is gone, may be what stopped the run
         more = f"nothing can be written to {folder.path} ({problem.strerror})"
-    if not isinstance(error, Exception):
+    if not isinstance(error, (Exception, SystemExit)):
         raise error
     print_error(f"the run failed at step {timestep}: {type(error).__name__}: {first_line(error)}; {more}")
     return 1

@@ -176,7 +176,8 @@ class TrainingCallback(AlraoCallback):
             try:
                 self._save()
             except CheckpointError as error:
-                print_warning(f"{error}; the one before serves")
+                serves = "; the one before serves" if self.checkpoints.last_step() else ""
+                print_warning(f"{error}{serves}")
         raise KeyboardInterrupt
 
     def _continue(self, saved: Saved) -> None:

@@ -173,6 +173,10 @@ def test_no_run_and_what_is_no_agent(tmp_path, capfd):
     (tmp_path / "agent.safetensors").write_bytes(b"x" * 100)
     assert "is not an agent of alrao-rl, or it is truncated" in refused(capfd, tmp_path, "--to", "sb3")
     assert "m.zip is Stable-Baselines3's own format" in refused(capfd, tmp_path / "m.zip", "--to", "sb3")
+    with zipfile.ZipFile(tmp_path / "seed-0.zip", "w") as file:
+        for name in ("config.json", "status.json", "episodes.csv"):
+            file.writestr(name, "")
+    assert "seed-0.zip holds the logs of a run of a sweep" in refused(capfd, tmp_path / "seed-0.zip", "--to", "sb3")
 
 
 @pytest.mark.parametrize("name", ["m.zip", "m_vecnormalize.pkl"])
@@ -220,6 +224,7 @@ GRAPHS = [
     ("a2c", "alrao", OBSERVATIONS["discrete"], "multi-discrete", False),
     ("ppo", "alrao", RAW, "multi-binary", False),
     *(("ppo", policy, RAW, "box", True) for policy in ("alrao", "stock")),
+    *(("a2c", policy, RAW, "sde", False) for policy in ("alrao", "stock")),
     ("ppo", "alrao", DICT, "discrete", True),
 ]
 
@@ -229,6 +234,8 @@ def test_onnx_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, acti
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     agent = make_agent(algo, policy, normalize_observations=normalize)
+    if actions == "sde":
+        actions, agent.hyperparameters["use_sde"] = "box", True
     save_agent(make_model(agent, space, ACTIONS[actions], steps=32), agent, tmp_path / "agent", timestep=32)
     for _ in range(2):  # its own file it replaces
         assert main([str(tmp_path), "--to", "onnx"]) == 0

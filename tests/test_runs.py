@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,17 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
     assert "heads.csv is shorter" in folder.changed(logs | {"heads.csv": {"bytes": 10_000}})
     (tmp_path / "episodes.csv").unlink()
     assert "episodes.csv is shorter" in folder.changed(logs)
+
+
+def test_log_that_cannot_be_written_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    with Path("/dev/full").open("w") as full:
+        folder._files["episodes.csv"] = full
+        folder.append("episodes.csv", [(1, 2.0, 3)])
+        with pytest.raises(OSError, match=r"No space left on device.*episodes\.csv"):
+            folder.flush()
+        folder._files.clear()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # what is left is written where there is room
 
 
 def test_manifest_of_a_finished_run(tmp_path):

@@ -1,6 +1,7 @@
 """``python -m alrao_rl.train``: the run folder, its states, its errors."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 from common import one_error
 
-from alrao_rl import runs
+from alrao_rl import load_results, runs
+from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.envs import make_env
 from alrao_rl.recipes import names, resolve
 from alrao_rl.runs import COLUMNS
@@ -36,11 +38,12 @@ class Tiny(gym.Env):
     metadata = {"render_modes": []}
     action_space = spaces.Discrete(2)
 
-    def __init__(self, image=False, fail_at=-1, wait_at=-1, wait_for="", refuse=False):
+    def __init__(self, image=False, fail_at=-1, wait_at=-1, wait_for="", refuse=False, exit_at=-1):
         if refuse:
             raise OSError("no licence\\nfound")
         self.observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8) if image else spaces.Box(-1.0, 1.0, (2,))
         self.fail_at, self.wait_at, self.wait_for, self.total = fail_at, wait_at, wait_for, 0
+        self.exit_at = exit_at
 
     def _observe(self):
         return self.np_random.integers(0, 2, self.observation_space.shape).astype(self.observation_space.dtype)
@@ -57,6 +60,8 @@ class Tiny(gym.Env):
         self.total += 1
         if self.total == self.fail_at:
             raise ValueError(f"broken at step {self.total}\\nwith a second line")
+        if self.total == self.exit_at:
+            raise SystemExit(0)
         while self.total == self.wait_at and not pathlib.Path(self.wait_for).exists():
             time.sleep(0.02)
         return self._observe(), float(action), self.steps == 5, False, {}
@@ -90,6 +95,12 @@ def run(*args, cwd, path=()):
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def configuration_of(args):
+    """What ``config.json`` says of a command, its provenance apart."""
+    parsed = parser().parse_args(args)
+    return configuration(from_arguments(parsed), parsed)
 
 
 def refused(capfd, *args):
@@ -281,11 +292,30 @@ def test_status_that_was_edited(finished, tmp_path, capfd, edit):
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     edit(status)
     (tmp_path / "run" / "status.json").write_text(json.dumps(status))
-    (tmp_path / "run" / "sha256.json").unlink()  # which would tell first
+    manifest = json.loads((tmp_path / "run" / "sha256.json").read_text())  # which would tell first
+    manifest["status.json"] = hashlib.sha256((tmp_path / "run" / "status.json").read_bytes()).hexdigest()
+    (tmp_path / "run" / "sha256.json").write_text(json.dumps(manifest))
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "status.json is not as a finished run leaves it" in lines[0]
+
+
+def test_status_of_an_unfinished_run_that_says_it_is_finished(finished, tmp_path, capfd):
+    """What it has left, its checkpoints above all, stays."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "sha256.json").unlink()
+    (tmp_path / "run" / "checkpoint").mkdir()
+    (tmp_path / "run" / "status.json").write_text('{"state": "finished"}')
+    for more in ([], ["--quiet"]):
+        assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run"), *more]) == 2
+        assert "says that it is finished and has no sha256.json" in capfd.readouterr().err
+    assert (tmp_path / "run" / "checkpoint").is_dir()
+    (row,) = load_results(tmp_path).to_dict("records")
+    assert (row["state"], row["error"]) == (
+        "broken",
+        "status.json is not as a finished run leaves it: it has no timesteps",
+    )
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
@@ -385,6 +415,24 @@ def test_failing_environment(tiny, tmp_path, capfd):
     # What happened until then is on disk.
     assert [row["timestep"] for row in rows(out / "episodes.csv")] == ["5", "10", "15", "20", "25", "30", "35"]
     assert "env.kwargs.fail_at: 37 -> 0" in refused(capfd, *args, "--env-kwargs", "fail_at=0")
+
+
+def test_environment_that_exits(tiny, tmp_path, capfd):
+    """Whoever chains commands by their exit status goes no further."""
+    out = tmp_path / "run"
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "1000", *DQN, "--out", str(out), "--quiet"]
+    assert main([*args, "--env-kwargs", "exit_at=37"]) == 1
+    assert "error: the run failed at step 36: SystemExit: 0; see" in capfd.readouterr().err
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+
+
+def test_checkpoint_of_something_else(tmp_path, capfd):
+    """Whole, by its hashes, and no state of a run: it is passed over, and the run begins anew."""
+    Checkpoints(tmp_path / "checkpoint").save(100, {"step": 100})
+    (tmp_path / "config.json").write_text(json.dumps(configuration_of(CARTPOLE)))
+    assert main([*CARTPOLE, "--out", str(tmp_path), "--quiet"]) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "is not used: its state is not that of a run (KeyError: 'config')" in line
 
 
 def test_environment_that_cannot_be_reset_or_made(tiny, tmp_path, capfd):
@@ -603,7 +651,7 @@ def test_run_folder_whose_files_are_damaged(tmp_path, capfd):
 def test_a_folder_where_a_file_of_the_run_belongs(tmp_path, capfd, name):
     args = ["--algo", "ppo", "--env", "CartPole-v1", "--timesteps", "10"]
     (tmp_path / name).mkdir()
-    config = configuration(from_arguments(parser().parse_args(args)), parser().parse_args(args))
+    config = configuration_of(args)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "cannot" in refused(capfd, *args, "--out", tmp_path)
 

@@ -61,7 +61,8 @@ class Acting(nn.Module):
                 mean, variance = (torch.as_tensor(np.asarray(one), dtype=torch.float64) for one in statistics[key])
                 self.register_buffer(f"mean_{number}", mean)
                 self.register_buffer(f"std_{number}", (variance + 1e-8).sqrt())
-        self.policy = copy.deepcopy(policy)
+        # Without the distribution: it may hold noise for exploration, of which no copy can be made.
+        self.policy = copy.deepcopy(policy, {id(getattr(policy, "action_dist", self)): None})
         replace_heads(self.policy, _averaged)
         self.requires_grad_(False).eval()
         space = policy.action_space
