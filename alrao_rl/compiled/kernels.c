@@ -30,20 +30,20 @@ enum { LANES = 16 };
 
 /* Sums of n products, four times LANES of them: sums[row][lane] = Σ_i factors[row][i] · x[i · stride + lane].
 
-   In variables of a register's size, as which compilers keep them in registers; of an array they do not see that. */
+   In variables of a register's size, each loaded and stored by itself: an array of them compilers keep in memory. */
 #if defined(__GNUC__)
 typedef float Four __attribute__((vector_size(16)));
+typedef float FourAnywhere __attribute__((vector_size(16), aligned(4), may_alias));
 
 static inline void products_of_two(float *sums, int64_t n, const float *f, const float *g, const float *x, int64_t stride) {
-    Four a[4] = {{0}}, b[4] = {{0}};
+    Four a = {0}, b = {0}, c = {0}, d = {0}, A = {0}, B = {0}, C = {0}, D = {0};
     for (int64_t i = 0; i < n; i++, x += stride) {
-        Four v[4];
-        memcpy(v, x, sizeof v);
-        a[0] += f[i] * v[0], a[1] += f[i] * v[1], a[2] += f[i] * v[2], a[3] += f[i] * v[3];
-        b[0] += g[i] * v[0], b[1] += g[i] * v[1], b[2] += g[i] * v[2], b[3] += g[i] * v[3];
+        const FourAnywhere *v = (const FourAnywhere *)x;
+        a += f[i] * v[0], b += f[i] * v[1], c += f[i] * v[2], d += f[i] * v[3];
+        A += g[i] * v[0], B += g[i] * v[1], C += g[i] * v[2], D += g[i] * v[3];
     }
-    memcpy(sums, a, sizeof a);
-    memcpy(sums + LANES, b, sizeof b);
+    FourAnywhere *to = (FourAnywhere *)sums;
+    to[0] = a, to[1] = b, to[2] = c, to[3] = d, to[4] = A, to[5] = B, to[6] = C, to[7] = D;
 }
 #else
 static inline void products_of_two(float *sums, int64_t n, const float *f, const float *g, const float *x, int64_t stride) {
@@ -55,7 +55,7 @@ static inline void products_of_two(float *sums, int64_t n, const float *f, const
 
 #if defined(__GNUC__) && defined(__x86_64__)
 typedef float Eight __attribute__((vector_size(32)));
-typedef float Anywhere __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float EightAnywhere __attribute__((vector_size(32), aligned(4), may_alias));
 
 __attribute__((target("avx2"))) static void products_wide(
     float *sums, int64_t n, const float *const *factors, const float *x, int64_t stride
@@ -63,14 +63,11 @@ __attribute__((target("avx2"))) static void products_wide(
     const float *f = factors[0], *g = factors[1], *h = factors[2], *k = factors[3];
     Eight a = {0}, b = {0}, c = {0}, d = {0}, A = {0}, B = {0}, C = {0}, D = {0};
     for (int64_t i = 0; i < n; i++, x += stride) {
-        Eight u, v;
-        memcpy(&u, x, sizeof u);
-        memcpy(&v, x + 8, sizeof v);
-        a += f[i] * u, A += f[i] * v, b += g[i] * u, B += g[i] * v;
-        c += h[i] * u, C += h[i] * v, d += k[i] * u, D += k[i] * v;
+        const EightAnywhere *v = (const EightAnywhere *)x;
+        a += f[i] * v[0], A += f[i] * v[1], b += g[i] * v[0], B += g[i] * v[1];
+        c += h[i] * v[0], C += h[i] * v[1], d += k[i] * v[0], D += k[i] * v[1];
     }
-    /* Each by itself: of an array of them, even one that is made here, compilers keep all in memory. */
-    Anywhere *to = (Anywhere *)sums;
+    EightAnywhere *to = (EightAnywhere *)sums;
     to[0] = a, to[1] = A, to[2] = b, to[3] = B, to[4] = c, to[5] = C, to[6] = d, to[7] = D;
 }
 #endif
