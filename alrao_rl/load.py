@@ -150,8 +150,6 @@ class _Run:
             if (named := _seed(path)) not in (None, self.config["seed"]):
                 raise UserError(f"{path / 'config.json'} is of seed {self.config['seed']}, not {named} as its folder")
             if self.status["state"] == "finished":
-                if "timesteps" not in self.status:
-                    raise UserError("status.json is not as a finished run leaves it: it has no timesteps")
                 check_manifest(path)
             if self.status["state"] != "queued":
                 self.steps, self.returns = _episodes(path / "episodes.csv", self.status["state"] == "finished")

@@ -213,16 +213,13 @@ def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:
         root: Path = args.out
     else:
         name = given.setdefault("name", "sweep")
-        if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
+        is_word = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
+        if not is_word or len(name.encode()) > 200:  # a file system takes 255 bytes
             raise UserError(
                 f"--name is {name!r}, expected a word such as first-sweep; another place is chosen with --out DIR"
             )
         root = Path("results", name)
-    try:
-        occupied = root.exists() and not root.is_dir()
-    except OSError as error:  # a name that is too long
-        raise UserError(f"{root} cannot be used: {error.strerror}; choose another --name or --out") from None
-    if occupied:
+    if root.exists() and not root.is_dir():
         raise UserError(f"{root} is no folder: choose another --name or --out")
     return root
 
