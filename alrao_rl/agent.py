@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +30,7 @@ from torch import nn
 import alrao_rl
 from alrao_rl import recipes
 from alrao_rl.errors import UserError, first_line, suggest
-from alrao_rl.runs import check_manifest, read_json, write_atomically
+from alrao_rl.runs import check_manifest, read_json, read_run_file, write_atomically
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
 
 FORMAT = "alrao-rl agent 2"
@@ -288,8 +287,8 @@ def check_device(device: str, what: str = "device") -> None:
 
 
 def _holds_logs(path: Path) -> bool:
-    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
-        return {"config.json", "episodes.csv"} <= set(file.namelist())
+    with contextlib.suppress(OSError):
+        return all(read_run_file(path, name) is not None for name in ("config.json", "episodes.csv"))
     return False
 
 

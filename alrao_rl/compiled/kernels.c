@@ -294,24 +294,32 @@ EXPORT CLONES void linear_branches(
     free(average);
 }
 
-/* From the gradient g of K rows of outputs, [K, B], to those of the rows, [K, I], and biases, [K]. */
-static void row_gradients(int64_t K, int64_t I, int64_t B, const float *x, const float *g, float *rows, float *biases) {
-    for (int64_t k = 0; k < K; k += 4) {
+/* The product of f, [m, n], and n rows of I numbers, which begin stride apart: [m, I]. */
+static void multiply(
+    int64_t m, int64_t n, int64_t I, int64_t stride, const float *f, const float *rows, float *restrict product
+) {
+    for (int64_t k = 0; k < m; k += 4) {
         const float *factors[4];
-        int64_t n = next_four(factors, K - k, g + k * B, B), i = 0;
+        int64_t some = next_four(factors, m - k, f + k * n, n), i = 0;
         for (; i + LANES <= I; i += LANES) {
             float sums[4 * LANES];
-            products(sums, B, factors, x + i, I);
-            for (int64_t r = 0; r < n; r++) memcpy(rows + (k + r) * I + i, sums + r * LANES, LANES * sizeof(float));
+            products(sums, n, factors, rows + i, stride);
+            for (int64_t r = 0; r < some; r++) memcpy(product + (k + r) * I + i, sums + r * LANES, LANES * sizeof(float));
         }
-        for (int64_t r = 0; r < n; r++) {
+        for (int64_t r = 0; r < some; r++)
             for (int64_t rest = i; rest < I; rest++) {
-                rows[(k + r) * I + rest] = 0;
-                for (int64_t b = 0; b < B; b++) rows[(k + r) * I + rest] += factors[r][b] * x[b * I + rest];
+                product[(k + r) * I + rest] = 0;
+                for (int64_t j = 0; j < n; j++) product[(k + r) * I + rest] += factors[r][j] * rows[j * stride + rest];
             }
-            biases[k + r] = 0;
-            for (int64_t b = 0; b < B; b++) biases[k + r] += factors[r][b];
-        }
+    }
+}
+
+/* From the gradient g of K rows of outputs, [K, B], to those of the rows, [K, I], and biases, [K]. */
+static void row_gradients(int64_t K, int64_t I, int64_t B, const float *x, const float *g, float *rows, float *biases) {
+    multiply(K, B, I, I, g, x, rows);
+    for (int64_t k = 0; k < K; k++) {
+        biases[k] = 0;
+        for (int64_t b = 0; b < B; b++) biases[k] += g[k * B + b];
     }
 }
 
@@ -322,28 +330,6 @@ static inline void input_gradient(
     for (int64_t k = 0; k < K; k++, rows += stride)
         for (int64_t b = 0; b < B; b++)
             for (int64_t i = 0; i < I; i++) of_x[b * I + i] += g[k * B + b] * rows[i];
-}
-
-/* The same of many rows, where sums in registers are worth turning g around, into [B, K]. */
-static void input_gradient_of_many(
-    int64_t K, int64_t I, int64_t stride, int64_t B, const float *rows, const float *g, float *restrict turned,
-    float *restrict of_x
-) {
-    for (int64_t k = 0; k < K; k++)
-        for (int64_t b = 0; b < B; b++) turned[b * K + k] = g[k * B + b];
-    for (int64_t b = 0; b < B; b += 4) {
-        const float *factors[4];
-        int64_t n = next_four(factors, B - b, turned + b * K, K), i = 0;
-        for (; i + LANES <= I; i += LANES) {
-            float sums[4 * LANES];
-            products(sums, K, factors, rows + i, stride);
-            for (int64_t r = 0; r < n; r++)
-                for (int l = 0; l < LANES; l++) of_x[(b + r) * I + i + l] += sums[r * LANES + l];
-        }
-        for (int64_t r = 0; r < n; r++)
-            for (int64_t rest = i; rest < I; rest++)
-                for (int64_t k = 0; k < K; k++) of_x[(b + r) * I + rest] += factors[r][k] * rows[k * stride + rest];
-    }
 }
 
 /* From the gradient g of branches, [1 + J, O, B], to those of x, [B, I], of the heads' weights, [J, O, I], and biases,
@@ -446,7 +432,11 @@ EXPORT CLONES void categorical_gradient(
         if (!at_once) input_gradient(s.O, s.I, columns, B, theta + j * s.P, passing, of_x);
     }
     row_gradients(s.J * s.O, s.I, B, x, own, of_rows, of_biases);
-    if (at_once) input_gradient_of_many(s.J * s.O, s.I, columns, B, theta, through, own, of_x);
+    if (at_once) { /* g turned around, into [B, J · O], for sums in registers */
+        for (int64_t k = 0; k < s.J * s.O; k++)
+            for (int64_t b = 0; b < B; b++) own[b * s.J * s.O + k] = through[k * B + b];
+        multiply(B, s.J * s.O, s.I, columns, own, theta, of_x);
+    }
     free(own);
 }
 

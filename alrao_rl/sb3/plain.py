@@ -27,10 +27,10 @@ class Mixture(nn.Module):
     def __init__(self, heads: OutputHeads) -> None:
         super().__init__()
         self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
-        self.all = empty_linear(heads, heads.n_heads, bias=True)
-        bias = torch.zeros(self.shape) if heads.bias is None else heads.bias
+        self.all = empty_linear(heads, heads.n_heads)
         self.all.weight.data = heads.weight.detach().reshape(-1, heads.in_features).clone()
-        self.all.bias.data = bias.detach().reshape(-1).clone()
+        if heads.bias is not None:
+            self.all.bias.data = heads.bias.detach().reshape(-1).clone()
         self.register_buffer("weights", heads.averaging_weights.detach().clone())
 
     def forward(self, features: Tensor) -> Tensor:
@@ -119,12 +119,11 @@ def replace_heads(network: nn.Module, plain: Callable[[OutputHeads], nn.Module])
                 module._modules[name] = plain(child)
 
 
-def empty_linear(heads: OutputHeads, copies: int = 1, bias: bool | None = None) -> nn.Linear:
+def empty_linear(heads: OutputHeads, copies: int = 1) -> nn.Linear:
     """A ``Linear`` of the shape, type and place of so many heads in a row, to be filled."""
-    bias = heads.bias is not None if bias is None else bias
     # Its own initialisation must leave no trace. Not skip_init, which loads sympy: most of a second of every start.
     with torch.random.fork_rng(devices=()):
-        layer = nn.Linear(heads.in_features, copies * heads.out_features, bias)
+        layer = nn.Linear(heads.in_features, copies * heads.out_features, heads.bias is not None)
     return layer.to(heads.weight)
 
 
