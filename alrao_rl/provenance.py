@@ -18,24 +18,37 @@ from alrao_rl import __version__
 PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
 
 
-def versions() -> dict[str, str]:
-    """Those of alrao-rl and the packages that decide on what a run computes."""
-    return {"alrao-rl": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+def versions(*classes: type) -> dict[str, str]:
+    """Those of alrao-rl, of the packages that decide on what every run computes, and of those that define ``classes``.
+
+    A class that no installed package has, such as one of a file of the user's own, adds nothing.
+    """
+    found = {"alrao-rl": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    modules = {one.__module__.partition(".")[0] for one in classes} - {name.replace("-", "_") for name in found}
+    if modules:
+        # Not for every run: it takes half a second.
+        packages = importlib.metadata.packages_distributions()
+        further = sorted({name for module in modules for name in packages.get(module, ())} - found.keys())
+        found |= {name: importlib.metadata.version(name) for name in further}
+    return found
 
 
-def current(command: str, device: str) -> dict[str, Any]:
+def current(command: str, device: str, loops: str, *classes: type) -> dict[str, Any]:
     """What a run that begins now is made with.
 
     Args:
         command: that makes it.
         device: torch device that it uses.
+        loops: what computes small heads, ``compiled`` or ``torch``, which round differently.
+        classes: of the algorithm and of the environments.
     """
     return {
         "command": command,
-        "versions": versions(),
+        "versions": versions(*classes),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
+        "loops": loops,
         "git_commit": _git_commit(),
     }
 
@@ -50,12 +63,12 @@ def stretches(provenance: object) -> list[Mapping[str, Any]]:
 
 
 def mismatches(provenance: object, step: int, now: Mapping[str, Any]) -> list[str]:
-    """In which versions, and device, a checkpoint was made otherwise: ``torch: 2.13.0 -> 2.14.0``.
+    """In which versions, device and loops a checkpoint was made otherwise: ``torch: 2.13.0 -> 2.14.0``.
 
     Args:
         provenance: of its run.
         step: its timestep.
-        now: what it would be continued with; only the device and versions that are named there are compared.
+        now: what it would be continued with; only the versions, device and loops that are named there are compared.
     """
     last = _until(provenance, step)
     before = last[-1] if last else {}
@@ -81,8 +94,10 @@ def _until(provenance: object, step: int) -> list[Mapping[str, Any]]:
 
 def _compared(facts: Mapping[str, Any]) -> dict[str, Any]:
     found = facts.get("versions")
-    device = {"device": facts["device"]} if "device" in facts else {}
-    return {**(found if isinstance(found, Mapping) else {}), **device}
+    return {
+        **(found if isinstance(found, Mapping) else {}),
+        **{name: facts[name] for name in ("device", "loops") if name in facts},
+    }
 
 
 def _git_commit() -> str | None:

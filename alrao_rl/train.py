@@ -82,8 +82,8 @@ def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument(
         "--allow-mismatch", action="store_true",
-        help="continue from a checkpoint that other versions or another device made, and note it in config.json; never "
-        "from one of another configuration, which would be neither run",
+        help="continue from a checkpoint that other versions, another device or other loops made, and note it in "
+        "config.json; never from one of another configuration, which would be neither run",
     )  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     """Train into the run folder, from its last checkpoint on if there is one.
 
     A finished run prints its summary, another configuration there is refused. So are, unless ``--allow-mismatch`` is
-    given, other versions and another device than the checkpoint was made with. A configuration is never changed on the
+    given, other versions, device and loops than the checkpoint was made with. A configuration is never changed on the
     way: schedules and evaluations are fractions of the timesteps, and the run would be neither the one nor the other.
 
     Returns:
@@ -252,6 +252,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
     from alrao_rl.agent import build, check_device
+    from alrao_rl.compiled import kernels
     from alrao_rl.envs import make_env
     from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
@@ -260,7 +261,13 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     _limit_threads()
     env = make_env(recipe, args.seed, training=True)
     model = build(recipe.agent, env, args.seed, args.device)
-    made_with = provenance.current(shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]), str(model.device))
+    made_with = provenance.current(
+        shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
+        str(model.device),
+        "torch" if kernels.library is None else "compiled",
+        type(model),
+        *map(type, env.get_attr("unwrapped")),
+    )
     interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
     callback = TrainingCallback(
         recipe, folder, args.seed, args.eval_episodes, args.quiet, config, args.checkpoint_interval, interruption

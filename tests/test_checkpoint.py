@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 import torch
 from common import ENVIRON, arguments, bits, command, differing, dying, flip, same_files
+from gymnasium.envs.classic_control import CartPoleEnv
+from stable_baselines3 import DQN
 
 import alrao_rl.training
 from alrao_rl import checkpoint, ring, snapshot
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
+from alrao_rl.compiled import kernels
 from alrao_rl.envs import make_one
 from alrao_rl.errors import UserError
-from alrao_rl.provenance import continued, mismatches, stretches
+from alrao_rl.provenance import continued, mismatches, stretches, versions
 from alrao_rl.recipes import load_environment
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
 from alrao_rl.ring import Ring
@@ -440,12 +443,16 @@ def test_another_version(interrupted, broken, train, capfd, monkeypatch):
     """It is refused with the difference, and nothing is touched; allowed, every stretch is on record."""
     config = json.loads((broken / "config.json").read_text())
     config["provenance"]["versions"] |= {"torch": "1.0", "numpy": "1.1"}
-    config["provenance"]["device"] = "cuda"
+    config["provenance"] |= {"device": "cuda", "loops": "others"}
     (broken / "config.json").write_text(json.dumps(config))
     begun = config["provenance"]
     before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
     assert main([*PPO_RUN, "--checkpoint-interval", "1", "--out", str(broken)]) == 2
-    changed = f"(torch: 1.0 -> {version('torch')}, numpy: 1.1 -> {version('numpy')}, device: cuda -> cpu)"
+    loops = "torch" if kernels.library is None else "compiled"
+    changed = (
+        f"(torch: 1.0 -> {version('torch')}, numpy: 1.1 -> {version('numpy')}, device: cuda -> cpu, "
+        f"loops: others -> {loops})"
+    )
     err = capfd.readouterr().err
     assert err.startswith(
         f"error: {broken}/checkpoint/step-000000000896 was made with something else {changed}: --allow-mismatch "
@@ -488,6 +495,14 @@ def test_stretches():
     assert [one["versions"]["torch"] for one in stretches(third)] == ["a", "b", "c"]
     assert continued(third, 8, b) == second
     assert continued(None, 5, a) == {"continued": [{"timestep": 5, **a}]}
+
+
+def test_versions_of_what_a_run_is_made_of():
+    """Besides what every run needs, the packages of its algorithm and environments; a user's own files have none."""
+    own = type("Own", (), {"__module__": "nowhere_installed"})
+    always = versions()
+    assert versions(DQN, CartPoleEnv, own) == always
+    assert versions(pytest.Session, DQN) == always | {"pytest": version("pytest")}
     assert stretches({"continued": [3, {"timestep": None}]}) == [{"continued": [3, {"timestep": None}]}]
 
 

@@ -11,9 +11,7 @@ import numpy as np
 import pandas as pd
 
 from alrao_rl._report.document import Block, Section, Table, Text, Verbatim, csv
-from alrao_rl._report.sections.words import (
-    plural,
-)
+from alrao_rl._report.sections.words import plural
 from alrao_rl._report.study import Study, clean
 from alrao_rl.errors import UserError
 from alrao_rl.provenance import stretches
@@ -58,10 +56,11 @@ def section(study: Study, command: str) -> Section:
 
 
 def _made_with(facts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Commit, Python, hardware and versions, all that occur."""
-    found: dict[str, set[str]] = {"git_commit": set(), "python": set(), "platform": set(), "device": set()}
+    """Commit, Python, hardware, loops and versions, all that occur."""
+    single = ("git_commit", "python", "platform", "device", "loops")
+    found: dict[str, set[str]] = {key: set() for key in single}
     for fact in facts:
-        for key, value in [*((key, fact.get(key)) for key in list(found)[:4]), *_table(fact.get("versions")).items()]:
+        for key, value in [*((key, fact.get(key)) for key in single), *_table(fact.get("versions")).items()]:
             found.setdefault(clean(key), set()).update([] if value is None else [clean(value)])
     return [[key.replace("_", " "), "; ".join(sorted(values)) or "not recorded"] for key, values in found.items()]
 
