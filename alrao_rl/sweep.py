@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,17 +378,17 @@ def drive(
     from alrao_rl.progress import Progress
 
     call, cwd = uuid.uuid4().hex, str(Path.cwd())
-    futures = {}
-    for number, run in enumerate(todo):
-        arguments = (
-            *run.cell.arguments, "--seed", str(run.seed), "--checkpoint-interval", str(args.checkpoint_interval),
-            *(["--allow-mismatch"] if args.allow_mismatch else []), *(("--track", *args.track) if args.track else ()),
-        )  # fmt: skip
-        task = worker.Task(call, arguments, str((root / run.folder).absolute()), cwd, args.run_timeout)
-        # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.
-        # Keys of one group are queued by the scheduler, and not given to workers before one has time for them.
-        key = (f"run-{call}", number)
-        futures[client.submit(worker.execute, task, key=key, pure=False, retries=0)] = run
+    more = ["--checkpoint-interval", str(args.checkpoint_interval)]
+    more += ["--allow-mismatch"] if args.allow_mismatch else []
+    more += ["--track", *args.track] if args.track else []
+    tasks = [
+        worker.Task(
+            call, (*run.cell.arguments, "--seed", str(run.seed), *more), str((root / run.folder).absolute()), cwd,
+            args.run_timeout,
+        )
+        for run in todo
+    ]  # fmt: skip
+    futures = dict(zip(give_out(client, worker.execute, tasks, f"run-{call}"), todo, strict=True))
     by_key = {future.key: run for future, run in futures.items()}
     pending = dict(futures)
     try:
@@ -406,6 +406,17 @@ def drive(
             client.cancel(list(pending), asynchronous=False)
             client.run(worker.stop, call)
         raise
+
+
+def give_out(client: Any, function: Callable[[Any], Any], tasks: Sequence[Any], name: str) -> list[Any]:
+    """A future for ``function`` of each task, begun in their order, each by a worker that has time for it.
+
+    At once: one by one, the scheduler would hand two to every worker before it sees that there are more, and the third
+    would wait behind the first, however long that takes.
+    """
+    # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.
+    futures: list[Any] = client.map(function, tasks, key=[(name, n) for n in range(len(tasks))], pure=False, retries=0)
+    return futures
 
 
 def _running(client: Any, by_key: Mapping[Any, Run]) -> tuple[list[Run], int]:

@@ -28,7 +28,7 @@ from alrao_rl.errors import UserError
 from alrao_rl.progress import Progress, time_left
 from alrao_rl.provenance import continued, versions
 from alrao_rl.runs import RunFolder
-from alrao_rl.sweep import main
+from alrao_rl.sweep import give_out, local_cluster, main
 from alrao_rl.train import main as train
 
 ODD = '''
@@ -545,6 +545,21 @@ def test_a_sweep(place, capfd):
     # Another length is another sweep.
     assert sweep(*args, "--timesteps", "200") == 2
     assert "timesteps: 300 -> 200" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_none_waits_behind_a_long_one():
+    """Tasks are begun in order, the third not by the worker that is at the first."""
+
+    def begun(pause):
+        now = time.time()
+        time.sleep(pause)
+        return now
+
+    with local_cluster(2) as client:
+        times = [future.result() for future in give_out(client, begun, [3.0] + [0.1] * 11, "test")]
+    assert times[1:] == sorted(times[1:])
+    assert times[-1] < times[0] + 3
 
 
 @pytest.mark.slow

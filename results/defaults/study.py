@@ -40,6 +40,9 @@ ALRAO: dict[str, list[str]] = {
     "whiteness, window 20": ['alrao.value_averaging={rule="whiteness", window=20}'],
     "switch": ["alrao.value_averaging=switch"],
     "whiteness, adam": ["alrao.value_averaging=whiteness", "alrao.base=adam"],
+    # Of the base, inside the root; the rest of the default.
+    "ε 1e-8": ["alrao.base_kwargs={eps=1e-8}"],
+    "ε 1e-6": ["alrao.base_kwargs={eps=1e-6}"],
 }
 # DQN's recipe divides observations by their root mean square.
 OBSERVATIONS = {
