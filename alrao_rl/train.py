@@ -59,8 +59,8 @@ def parser() -> CommandLine:
     p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
     p.add_argument("--timesteps", type=int, metavar="N", help="environment steps (default: the environment's budget)")
     p.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=TOML",
-        help="override a value: batch_size=64, alrao.n_heads=20, n_envs=4; repeatable",
+        "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=TOML",
+        help="override values: batch_size=64 alrao.n_heads=20 n_envs=4",
     )  # fmt: skip
     p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")

@@ -24,7 +24,7 @@ class ReferenceBase:
             memory["v"] = b2 * memory["v"] + (1 - b2) * g * g
             return (memory["m"] / (1 - b1**t)) / (math.sqrt(memory["v"] / (1 - b2**t)) + eps)
         if self.name == "rmsprop":
-            decay, eps = o.get("decay", 0.99), o.get("eps", 1e-5)
+            decay, eps = o.get("decay", 0.99), o.get("eps", 1e-8)
             memory["v"] = decay * memory["v"] + (1 - decay) * g * g
             v = memory["v"] / (1 - decay**t) if o.get("bias_correction", False) else memory["v"]
             return g / math.sqrt(v + eps) if o.get("eps_inside", True) else g / (math.sqrt(v) + eps)

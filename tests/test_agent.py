@@ -146,7 +146,8 @@ def test_normalized_agent_takes_raw_observations(tmp_path, observations, how):
     space = spaces.Box(100.0, 140.0, (3,)) if observations == "vector" else spaces.Dict(
         {"goal": spaces.Box(100.0, 140.0, (3,)), "n": spaces.Discrete(4), "image": IMAGE}
     )  # fmt: skip
-    agent = make_agent("ppo", normalize_observations=how)
+    # Slow units: actions at their bounds would not differ.
+    agent = make_agent("ppo", normalize_observations=how, alrao={"lr_range": [1e-6, 1e-3]})
     model = make_model(agent, space, ACTIONS["box"], steps=32)
     save_agent(model, agent, tmp_path / "agent")
     loaded = load_agent(tmp_path)

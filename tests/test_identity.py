@@ -122,7 +122,7 @@ def test_ppo(env_id, lr, steps):
 def test_a2c(env_id, steps):
     """A2C's own optimizer, torch's RMSprop: ε outside the root, no bias correction."""
     stock = run(A2C, "MlpPolicy", env_id, steps, {}, learning_rate=7e-4)
-    alrao = run(A2C, AlraoPolicy, env_id, steps, one_rate(7e-4, "rmsprop", eps_inside=False))
+    alrao = run(A2C, AlraoPolicy, env_id, steps, one_rate(7e-4, "rmsprop", eps=1e-5, eps_inside=False))
     assert_identical(alrao, stock, 7e-4)
 
 
@@ -137,7 +137,7 @@ def test_a2c_with_tensorflows_rmsprop(steps):
 
     kwargs = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
     stock = run(A2C, "MlpPolicy", "CartPole-v1", steps, kwargs, start_at_zero, learning_rate=7e-4)
-    alrao = run(A2C, AlraoPolicy, "CartPole-v1", steps, one_rate(7e-4, "rmsprop"))
+    alrao = run(A2C, AlraoPolicy, "CartPole-v1", steps, one_rate(7e-4, "rmsprop", eps=1e-5))
     assert_identical(alrao, stock, 7e-4)
 
 

@@ -478,7 +478,7 @@ def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd)
         for seed, state in states.items():
             folder = RunFolder(Path("results/sweep") / plan.Run(cell, seed).folder)
             folder.open()
-            folder.start(plan.Run(cell, seed).config | {"provenance": provenance.current("x", "cpu")})
+            folder.start(plan.Run(cell, seed).config | {"provenance": provenance.current("x", "cpu", "torch")})
             folder.set_status(state, reason="x")
             folder.close()
         if cell.agent == "dqn":

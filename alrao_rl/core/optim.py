@@ -98,7 +98,9 @@ class Adam(Base):
 class RmsProp(Base):
     """v ← ρv + (1−ρ)g², u = g/√(v + ε), or g/(√v + ε) with ε outside the root.
 
-    ε inside the root damps parameters with small gradients instead of amplifying them. Without bias correction, as
+    ε inside the root damps parameters with small gradients instead of amplifying them: with 1e-8, those whose root mean
+    square is below 1e-4. It has to lie below what a gradient comes to in a large network, where a norm clipped to c
+    leaves c/√N at most to each of N parameters, or all rates would shrink with the network. Without bias correction, as
     here by default, the first steps are larger: v starts at 0.
     """
 
@@ -106,7 +108,7 @@ class RmsProp(Base):
     buffers = ("square_avg",)
 
     def __init__(
-        self, decay: float = 0.99, eps: float = 1e-5, eps_inside: bool = True, bias_correction: bool = False
+        self, decay: float = 0.99, eps: float = 1e-8, eps_inside: bool = True, bias_correction: bool = False
     ) -> None:
         self.decay, self.eps = number("decay", decay, 0, 1, "[)"), number("eps", eps, 0, 1, "[)")
         self.eps_inside, self.bias_correction = eps_inside, bias_correction
