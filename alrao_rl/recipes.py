@@ -489,10 +489,10 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
         config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo in VALUES)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
-    options = {name: value for name, value in asdict(config).items() if value is not None}
-    options = {"head_max_grad_norm": "none", **options}
     base = {name: one.default for name, one in inspect.signature(BASES[config.base]).parameters.items()}
-    options |= {"lr_range": list(config.interval), "base_kwargs": {**base, **config.base_kwargs}}
+    options = {name: value for name, value in asdict(config).items() if value is not None}
+    options = {"head_max_grad_norm": "none", **options, "lr_range": list(config.interval)}
+    options["base_kwargs"] = base | options["base_kwargs"]
     return agent.model_copy(update={"alrao": AlraoOptions.model_validate(options)})
 
 

@@ -412,7 +412,7 @@ def give_out(client: Any, function: Callable[[Any], Any], tasks: Sequence[Any], 
     """A future for ``function`` of each task, begun in their order, each by a worker that has time for it.
 
     At once: one by one, the scheduler would hand two to every worker before it sees that there are more, and the third
-    would wait behind the first, however long that takes.
+    would wait behind the first, however long that takes. Two a worker or fewer it still hands out beforehand.
     """
     # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.
     futures: list[Any] = client.map(function, tasks, key=[(name, n) for n in range(len(tasks))], pure=False, retries=0)

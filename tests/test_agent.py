@@ -147,7 +147,7 @@ def test_normalized_agent_takes_raw_observations(tmp_path, observations, how):
         {"goal": spaces.Box(100.0, 140.0, (3,)), "n": spaces.Discrete(4), "image": IMAGE}
     )  # fmt: skip
     # Slow units: actions at their bounds would not differ.
-    agent = make_agent("ppo", normalize_observations=how, alrao={"lr_range": [1e-6, 1e-3]})
+    agent = make_agent("ppo", normalize_observations=how, alrao={"n_heads": 3, "seed": 1, "lr_range": [1e-6, 1e-3]})
     model = make_model(agent, space, ACTIONS["box"], steps=32)
     save_agent(model, agent, tmp_path / "agent")
     loaded = load_agent(tmp_path)

@@ -495,6 +495,7 @@ def test_stretches():
     assert [one["versions"]["torch"] for one in stretches(third)] == ["a", "b", "c"]
     assert continued(third, 8, b) == second
     assert continued(None, 5, a) == {"continued": [{"timestep": 5, **a}]}
+    assert stretches({"continued": [3, {"timestep": None}]}) == [{"continued": [3, {"timestep": None}]}]
 
 
 def test_versions_of_what_a_run_is_made_of():
@@ -503,7 +504,6 @@ def test_versions_of_what_a_run_is_made_of():
     always = versions()
     assert versions(DQN, CartPoleEnv, own) == always
     assert versions(pytest.Session, DQN) == always | {"pytest": version("pytest")}
-    assert stretches({"continued": [3, {"timestep": None}]}) == [{"continued": [3, {"timestep": None}]}]
 
 
 def no_space(*_):
