@@ -63,6 +63,13 @@ CASES = {
     "extra parameter": {"kind": "mean", "extra": True},
     "extra parameter without a bias": {"kind": "mean", "extra": True, "bias": False},
     "epsilon outside": {"kind": "values", "base_kwargs": {"eps_inside": False}},
+    "bias correction": {"kind": "values", "base_kwargs": {"bias_correction": True}},
+    "bias correction, others' segments": {
+        "kind": "mean",
+        "extra": True,
+        "freeze": True,
+        "base_kwargs": {"bias_correction": True, "decay": 0.5},
+    },
     "no clipping": {"kind": "categorical", "limit": None},
     "one head": {"kind": "values", "n_heads": 1},
     "many heads": {"kind": "categorical", "n_heads": 100, "steps": 10},
@@ -94,22 +101,30 @@ def test_trains_as_operations_on_tensors_do(case, monkeypatch):
 
 
 @compiled
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 1000])
-def test_update_by_hand(n):
-    """One parameter vector, no heads: θ − η g/√(v + ε) with v = 0.99 v + 0.01 g²."""
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("cuts", [[1], [15], [16], [17], [1000], [20, 1, 979], [0, 30, 3]], ids=str)
+def test_update_by_hand(cuts, correct):
+    """θ − η g/√(v̂ + ε) with v = 0.99 v + 0.01 g² and v̂ = v or v/(1 − 0.99^t), t = 4, 11, 18, … by segment."""
+    n = sum(cuts)
     g, v, rates, theta = torch.randn(n), torch.rand(n), torch.rand(n), torch.randn(n)
+    steps, lengths = 3 + 7 * torch.arange(len(cuts)), torch.tensor(cuts)
     new = 0.99 * v + 0.01 * g * g
-    expected = theta - 0.5 * rates * g / (new + 1e-5).sqrt()
-    address, size = (torch.tensor([x]) for x in (theta.data_ptr(), n))
-    steps = torch.tensor([3.0])
-    moved = kernels.library.rmsprop(
-        1, address.data_ptr(), size.data_ptr(), g.data_ptr(), rates.data_ptr(), v.data_ptr(), 1, steps.data_ptr(),
-        0.99, 1e-5, 1, 0.5,
-    )  # fmt: skip
-    assert steps.item() == 4
-    torch.testing.assert_close(v, new)
-    torch.testing.assert_close(theta, expected)
-    assert moved == pytest.approx(float((0.5 * rates * g / (new + 1e-5).sqrt()).sum()), rel=1e-3, abs=1e-3)
+    corrected = new / (1 - 0.99 ** (steps + 1).repeat_interleave(lengths)) if correct else new
+    taken = 0.5 * rates * g / (corrected + 1e-5).sqrt()
+    expected = theta - taken
+    for parameters in ([n], [n // 2, n - n // 2]):  # that a segment ends in, or that are in one
+        moving, square = theta.clone(), v.clone()
+        sizes = torch.tensor(parameters)
+        addresses = moving.data_ptr() + 4 * (sizes.cumsum(0) - sizes)
+        counted = steps.float()
+        moved = kernels.library.rmsprop(
+            len(sizes), addresses.data_ptr(), sizes.data_ptr(), g.data_ptr(), rates.data_ptr(), square.data_ptr(),
+            lengths.data_ptr(), counted.data_ptr(), 0.99, 1e-5, 1, correct, 0.5,
+        )  # fmt: skip
+        assert counted.tolist() == (steps + 1).tolist()
+        torch.testing.assert_close(square, new)
+        torch.testing.assert_close(moving, expected)
+        assert moved == pytest.approx(float(taken.sum()), rel=1e-3, abs=1e-3)
 
 
 @compiled

@@ -135,46 +135,61 @@ EXPORT void clip_rows(int64_t n_rows, int64_t width, float *g, float limit) {
 }
 
 static inline float rmsprop_entry(
-    float *theta, float *v, float g, float rate, float keep, float take, float eps, int inside, float scale
+    float *theta, float *v, float g, float rate, float keep, float take, float correct, float eps, int inside, float scale
 ) {
     *v = *v * keep + take * g * g;
-    float update = g / (inside ? sqrtf(*v + eps) : sqrtf(*v) + eps) * rate * scale;
+    float update = g / (inside ? sqrtf(*v * correct + eps) : sqrtf(*v * correct) + eps) * rate * scale;
     *theta -= update;
     return update;
 }
 
 static inline float rmsprop_part(
     int64_t n, float *restrict theta, float *restrict v, const float *restrict g, const float *restrict rates,
-    float keep, float take, float eps, int inside, float scale
+    float keep, float take, float correct, float eps, int inside, float scale
 ) {
     float lanes[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         for (int l = 0; l < LANES; l++)
             lanes[l] += rmsprop_entry(
-                theta + i + l, v + i + l, g[i + l], rates[i + l], keep, take, eps, inside, scale
+                theta + i + l, v + i + l, g[i + l], rates[i + l], keep, take, correct, eps, inside, scale
             );
     for (int l = 0; i < n; i++, l++)
-        lanes[l] += rmsprop_entry(theta + i, v + i, g[i], rates[i], keep, take, eps, inside, scale);
+        lanes[l] += rmsprop_entry(theta + i, v + i, g[i], rates[i], keep, take, correct, eps, inside, scale);
     return total(lanes);
 }
 
-/* An update of the parameters, but for those at 0, and one more step of every segment; return the sum of what was taken
-   off, not finite if one of it is not. */
+/* 1/(1 − decay^t). */
+static double bias_correction(double decay, int64_t t) {
+    double power = 1;
+    for (; t > 0; t >>= 1, decay *= decay)
+        if (t & 1) power *= decay;
+    return 1 / (1 - power);
+}
+
+/* An update of the parameters, but for those at 0, and one more step of every segment, which may have several parameters
+   or be a part of one; return the sum of what was taken off, not finite if one of it is not. */
 EXPORT CLONES float rmsprop(
     int64_t n_parameters, const int64_t *parameters, const int64_t *sizes, const float *g, const float *rates,
-    float *v, int64_t n_segments, float *steps, double decay, double eps, int inside, double scale
+    float *v, const int64_t *segments, float *steps, double decay, double eps, int inside, int correct_bias, double scale
 ) {
-    float updates = 0;
-    for (int64_t k = 0; k < n_segments; k++) steps[k] += 1;
-    float keep = (float)decay, take = (float)(1 - decay);
-    for (int64_t k = 0; k < n_parameters; v += sizes[k], g += sizes[k], rates += sizes[k], k++) {
+    float updates = 0, keep = (float)decay, take = (float)(1 - decay), correct = 1;
+    int64_t left = 0; /* of the segment */
+    for (int64_t k = 0; k < n_parameters; k++) {
         float *theta = (float *)(intptr_t)parameters[k];
-        if (!theta) continue;
-        if (inside)
-            updates += rmsprop_part(sizes[k], theta, v, g, rates, keep, take, (float)eps, 1, (float)scale);
-        else
-            updates += rmsprop_part(sizes[k], theta, v, g, rates, keep, take, (float)eps, 0, (float)scale);
+        for (int64_t rest = sizes[k], n; rest; rest -= n, left -= n, v += n, g += n, rates += n) {
+            for (; !left; left = *segments++, steps++) {
+                *steps += 1;
+                if (correct_bias) correct = (float)bias_correction(decay, (int64_t)*steps);
+            }
+            n = rest < left ? rest : left;
+            if (!theta) continue;
+            if (inside)
+                updates += rmsprop_part(n, theta, v, g, rates, keep, take, correct, (float)eps, 1, (float)scale);
+            else
+                updates += rmsprop_part(n, theta, v, g, rates, keep, take, correct, (float)eps, 0, (float)scale);
+            theta += n;
+        }
     }
     return updates;
 }

@@ -17,7 +17,7 @@ _INT, _DOUBLE, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[object, ...]] = {
     "gather": (ctypes.c_float, _INT, _POINTER, _POINTER, _POINTER),
     "clip_rows": (None, _INT, _INT, _POINTER, ctypes.c_float),
-    "rmsprop": (ctypes.c_float, _INT, *[_POINTER] * 5, _INT, _POINTER, _DOUBLE, _DOUBLE, ctypes.c_int, _DOUBLE),
+    "rmsprop": (ctypes.c_float, _INT, *[_POINTER] * 7, _DOUBLE, _DOUBLE, ctypes.c_int, ctypes.c_int, _DOUBLE),
     "linear_branches": (None, _POINTER, _INT, *[_POINTER] * 3, ctypes.c_int, _POINTER),
     "linear_gradient": (None, _POINTER, _INT, *[_POINTER] * 9),
     "categorical_branches": (None, _POINTER, _INT, *[_POINTER] * 3, ctypes.c_int, _POINTER),

@@ -91,7 +91,9 @@ class Memory:
         self._sources = ctypes.c_int64 * len(parts)
         self._numbers = ctypes.c_int64 * len(layout.parameters)
         self.addresses = self._numbers(*[parameter.data_ptr() for parameter in layout.parameters])
-        self.sizes = self._numbers(*[parameter.numel() for parameter in layout.parameters])
+        self.sizes = self._numbers(*layout.lengths)
+        segments = layout.sizes.tolist()
+        self.segments = (ctypes.c_int64 * len(segments))(*segments)
 
     @classmethod
     def of(cls, layout: Layout, tensors: list[Tensor]) -> Memory | None:

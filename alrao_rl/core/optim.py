@@ -44,7 +44,7 @@ class Base:
     default_lr_range: tuple[float, float]
     buffers: tuple[str, ...] = ()
     compiled = False
-    """Whether :meth:`update_memory` is there for these options."""
+    """Whether :meth:`update_memory` is there."""
 
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         """Turn a flat gradient ``[N]`` into a direction ``[N]``; updates ``state`` in place."""
@@ -106,13 +106,13 @@ class RmsProp(Base):
 
     default_lr_range = (1e-6, 1e-1)
     buffers = ("square_avg",)
+    compiled = True
 
     def __init__(
         self, decay: float = 0.99, eps: float = 1e-8, eps_inside: bool = True, bias_correction: bool = False
     ) -> None:
         self.decay, self.eps = number("decay", decay, 0, 1, "[)"), number("eps", eps, 0, 1, "[)")
         self.eps_inside, self.bias_correction = eps_inside, bias_correction
-        self.compiled = not bias_correction
 
     @override
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
@@ -129,7 +129,7 @@ class RmsProp(Base):
         v, steps = state["square_avg"], state["steps"]
         return memory.library.rmsprop(
             len(present), memory.moving(present), memory.sizes, g.data_ptr(), rates.data_ptr(), v.data_ptr(),
-            len(steps), steps.data_ptr(), self.decay, self.eps, self.eps_inside, scale,
+            memory.segments, steps.data_ptr(), self.decay, self.eps, self.eps_inside, self.bias_correction, scale,
         )  # fmt: skip
 
 

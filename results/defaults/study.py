@@ -43,6 +43,7 @@ ALRAO: dict[str, list[str]] = {
     "switch": ["alrao.value_averaging=switch", *EARLIER],
     "whiteness, adam": ["alrao.value_averaging=whiteness", "alrao.base=adam"],
     "ε 1e-8": ["alrao.base_kwargs={eps=1e-8}"],  # and the rule that is better for the algorithm, the default
+    "ε 1e-8, bias correction": ["alrao.base_kwargs={eps=1e-8, bias_correction=true}"],
 }
 # DQN's recipe divides observations by their root mean square.
 OBSERVATIONS = {
@@ -50,7 +51,7 @@ OBSERVATIONS = {
     "switch, centred observations": ["alrao.value_averaging=switch", "normalize_observations=true", *EARLIER],
 }
 PAPER = "paper: sgd, (1e-5, 10), switch"
-KEPT = [*product(STOCK, ["switch", "ε 1e-8"]), ("dqn", "whiteness")]
+KEPT = [*product(STOCK, ["switch", "ε 1e-8", "ε 1e-8, bias correction"]), ("dqn", "whiteness")]
 """Algorithm and setting of what went on to five seeds."""
 
 
