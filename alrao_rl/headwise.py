@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from alrao_rl.compiled.losses import chosen_losses
+from alrao_rl.compiled.losses import chosen_losses, quantile_losses
 
 
 class HeadwiseError(RuntimeError):
@@ -513,6 +513,17 @@ def _bce_with_logits(func: Any, args: Any, kwargs: Any) -> Any:
     )
 
 
+def _quantile_huber_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """QR-DQN's, as sb3-contrib calls it; else operation by operation."""
+    current, target, *options = args
+    summed = not options and kwargs in ({}, {"sum_over_quantiles": True})
+    if summed and type(current) is HeadwiseTensor and type(target) is Tensor:
+        losses = quantile_losses(current.branches, target)
+        if losses is not None:
+            return _like(losses, current)
+    return func.__wrapped__(*args, **kwargs)
+
+
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
     def backward(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any, **options: Any) -> None:
         if x.free:
@@ -667,6 +678,7 @@ for _handler, _names in {
     _loss: "mse_loss smooth_l1_loss huber_loss l1_loss",
     _likelihood_loss: "cross_entropy nll_loss",
     _bce_with_logits: "binary_cross_entropy_with_logits",
+    _quantile_huber_loss: "quantile_huber_loss",
     _backward: "backward",
     _gradients: "grad",
     _shape: "size",

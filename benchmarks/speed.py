@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,6 +34,7 @@ from scipy import stats
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
@@ -59,7 +61,7 @@ def make(agent: str, env_id: str, *overrides: str) -> BaseAlgorithm:
     """A model that has begun to learn: DQN's running average takes in every update of the first 200, then fewer."""
     recipe = recipes.resolve(agent, env_id, overrides, 1, {})
     model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0)
-    if recipe.agent.algo == "dqn":
+    if isinstance(model, OffPolicyAlgorithm):
         model.learn(model.learning_starts + 1_000)
     return model
 
@@ -68,7 +70,12 @@ def training(
     algo: str, env_id: str, *overrides: str, alrao: tuple[str, ...] = ()
 ) -> tuple[BaseAlgorithm, BaseAlgorithm]:
     """The stock model and Alrao's."""
-    return make(STOCK[algo], env_id, *overrides), make(algo, env_id, *overrides, *alrao)
+    return make(STOCK.get(algo, f"{algo}-adam"), env_id, *overrides), make(algo, env_id, *overrides, *alrao)
+
+
+def quantiles(n: int) -> tuple[BaseAlgorithm, BaseAlgorithm]:
+    """QR-DQN, whose output layer, and so every one of its copies, has n numbers for each action."""
+    return training("qrdqn", "CartPole-v1", f"n_quantiles={n}")
 
 
 def images() -> tuple[BaseAlgorithm, BaseAlgorithm]:
@@ -116,6 +123,8 @@ CASES: dict[str, tuple[Callable[[], tuple[BaseAlgorithm, BaseAlgorithm]], int]] 
     "A2C, Pendulum-v1": (lambda: training("a2c", "Pendulum-v1"), STEPS["a2c"]),
     "PPO, Pendulum-v1": (lambda: training("ppo", "Pendulum-v1"), STEPS["ppo"]),
     "A2C, images 84×84×4": (images, 80),
+    **{f"QR-DQN, CartPole-v1, {n} quantiles": (partial(quantiles, n), 200) for n in (25, 50, 100, 200)},
+    "RecurrentPPO, CartPoleNoVel-v1": (lambda: training("recurrent-ppo", "CartPoleNoVel-v1"), 1_024),
 }
 BROKEN_DOWN = ("DQN, CartPole-v1, 64×64", "A2C, CartPole-v1, 64×64", "PPO, CartPole-v1, 64×64")
 

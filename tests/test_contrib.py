@@ -16,6 +16,7 @@ from test_identity import Sums, assert_identical, one_rate, run
 from torch import nn
 
 import alrao_rl
+import alrao_rl.registry
 from alrao_rl import AlraoPolicy, enjoy, load_agent, train
 from alrao_rl.core import Output, convert
 

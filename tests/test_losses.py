@@ -209,3 +209,97 @@ class TestChoice:
         assert not hasattr(chosen, "nothing")
         with pytest.raises(AttributeError, match=r"HeadwiseTensor.*'nothing'"):
             _ = chosen.nothing
+
+
+class TestQuantiles:
+    """QR-DQN's loss is sb3-contrib's, in value and gradient."""
+
+    utils = pytest.importorskip("sb3_contrib.common.utils")
+
+    def contrib(self, quantiles, samples):
+        return torch.stack([self.utils.quantile_huber_loss(branch, samples) for branch in quantiles])
+
+    def loss(self):
+        """The function that QR-DQN calls."""
+        from sb3_contrib.qrdqn import qrdqn
+
+        import alrao_rl.sb3.contrib  # noqa: F401  hands it over
+
+        return qrdqn.quantile_huber_loss
+
+    @given(
+        n=st.integers(1, 9),
+        quantiles=st.integers(1, 40),
+        samples=st.integers(1, 40),
+        branches=st.integers(1, 11),
+        seed=st.integers(0, 99),
+    )
+    def test_value_and_gradient(self, n, quantiles, samples, branches, seed):
+        torch.manual_seed(seed)
+        outputs, target = 2 * torch.randn(branches, n, quantiles), 2 * torch.randn(n, samples)
+        fast, slow = (
+            found(lambda x, one=one: one(x, target), outputs) for one in (losses.quantile_losses, self.contrib)
+        )
+        torch.testing.assert_close(fast, slow)
+
+    def test_by_hand(self):
+        """Two quantiles, ¼ and ¾, of one sample at 2: d = 3 and −½; the mean over samples, the sum over quantiles."""
+        outputs = torch.tensor([[[-1.0, 2.5]]], requires_grad=True)
+        loss = losses.quantile_losses(outputs, torch.tensor([[2.0]]))
+        loss.backward(torch.ones(1))
+        assert loss.item() == 0.25 * (3 - 0.5) + 0.25 * (0.5 * 0.5**2)
+        assert outputs.grad.flatten().tolist() == [-0.25, 0.25 * 0.5]
+
+    def test_without_numbers(self):
+        """What has diverged shows in its own branch; the gradient of an infinite distance is that of a large one."""
+        outputs = torch.tensor([1e30, math.inf, -math.inf, math.nan]).view(-1, 1, 1)
+        value, gradient = found(lambda x: losses.quantile_losses(x, torch.zeros(1, 1)), outputs)
+        assert value[:3].tolist() == pytest.approx([5e29, math.inf, math.inf])
+        assert gradient[:3].flatten().tolist() == [-0.5, 0.0, -0.5]
+        assert torch.stack([value[3], gradient[3, 0, 0]]).isnan().all()
+
+    def test_layouts_and_second_derivatives(self):
+        torch.manual_seed(0)
+        outputs, target = torch.randn(4, 6, 3, 2, requires_grad=True), torch.randn(2, 7, 3).mT[..., 0][:, :3]
+        results = []
+        for one in (losses.quantile_losses, self.contrib):
+            value = one(outputs[..., 0].mT, target[:2].repeat(2, 1)[:3])
+            (gradient,) = torch.autograd.grad(value.square().sum(), outputs, create_graph=True)
+            (second,) = torch.autograd.grad(gradient.square().sum(), outputs)
+            results.append((value, gradient, second))
+        assert results[0][2].count_nonzero() > 0
+        torch.testing.assert_close(*results)
+
+    def test_left_to_torch(self):
+        outputs, target = torch.randn(3, 5, 2), torch.randn(5, 4)
+        for x, y in (
+            (outputs.double(), target.double()),
+            (outputs, target.clone().requires_grad_()),
+            (outputs, target[:4]),
+            (outputs[:, None], target[:, None]),
+            (outputs[:, :0], target[:0]),
+        ):
+            assert losses.quantile_losses(x, y) is None
+
+    @pytest.mark.parametrize("options", [{}, {"sum_over_quantiles": True}, {"sum_over_quantiles": False}], ids=str)
+    def test_headwise_losses_use_it(self, options, monkeypatch):
+        loss, calls, apply = self.loss(), [], losses._QuantileLosses.apply
+        monkeypatch.setattr(losses._QuantileLosses, "apply", lambda *args: calls.append(args) or apply(*args))
+
+        def computed():
+            torch.manual_seed(0)
+            outputs, target = torch.randn(4, 5, 3, requires_grad=True), torch.randn(5, 3)
+            value = loss(HeadwiseTensor.wrap(outputs, [LAYER]), target, **options)
+            value.backward()
+            return value.branches.detach(), outputs.grad
+
+        fast = computed()
+        assert len(calls) == options.get("sum_over_quantiles", True)
+        monkeypatch.setattr(kernels, "library", None)
+        torch.testing.assert_close(fast, computed())
+
+    def test_for_other_tensors_it_is_what_it_was(self):
+        outputs, target = torch.randn(5, 3), torch.randn(5, 3)
+        assert torch.equal(self.loss()(outputs, target), self.utils.quantile_huber_loss(outputs, target))
+        with pytest.raises(ValueError, match="needs to match"):
+            self.loss()(HeadwiseTensor.wrap(torch.randn(4, 5, 3), [LAYER]), torch.randn(5))

@@ -603,6 +603,37 @@ EXPORT int chosen_losses(
     return 1;
 }
 
+/* Quantile Huber losses of n_branches, n rows of Q quantiles each, by n rows of T samples of what they are quantiles of:
+   Σ_i Σ_j |τ_i − [d < 0]| · h(d), d = sample_j − quantile_i, τ_i = (i + ½)/Q, h(d) = d²/2 up to 1 and |d| − ½ beyond, the
+   mean of it over rows and samples; with the gradient. */
+EXPORT CLONES void quantile_losses(
+    int64_t n_branches, int64_t n, int64_t Q, int64_t T, const float *quantiles, const float *samples, float *losses,
+    float *gradient
+) {
+    const float each = 1.0f / ((float)n * (float)T);
+    for (int64_t branch = 0; branch < n_branches; branch++) {
+        double sum = 0;
+        for (int64_t row = 0; row < n; row++)
+            for (int64_t first = 0; first < Q; first += LANES) {
+                const int64_t some = Q - first < LANES ? Q - first : LANES;
+                float at[LANES] = {0}, tau[LANES], lost[LANES] = {0}, slope[LANES] = {0};
+                memcpy(at, quantiles, (size_t)some * sizeof(float));
+                for (int l = 0; l < LANES; l++) tau[l] = ((float)(first + l) + 0.5f) / (float)Q;
+                for (int64_t j = 0; j < T; j++) {
+                    const float sample = samples[row * T + j];
+                    for (int l = 0; l < LANES; l++) {
+                        const float d = sample - at[l], near = d > 1 ? 1 : d < -1 ? -1 : d;
+                        const float pull = (d < 0 ? 1 - tau[l] : tau[l]) * near;
+                        lost[l] += pull * (d - 0.5f * near), slope[l] += pull;
+                    }
+                }
+                for (int64_t l = 0; l < some; l++) sum += lost[l], *gradient++ = -slope[l] * each;
+                quantiles += some;
+            }
+        losses[branch] = (float)(sum / ((double)n * (double)T));
+    }
+}
+
 /* --- densities ---------------------------------------------------------------------------------------------------- */
 
 /* Log-densities of actions, [B, K], under K independent Gaussians of every branch: means, [n, B, K] with these strides,

@@ -23,6 +23,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "categorical_branches": (None, _POINTER, _INT, *[_POINTER] * 3, ctypes.c_int, _POINTER),
     "categorical_gradient": (None, _POINTER, _INT, *[_POINTER] * 9),
     "chosen_losses": (ctypes.c_int, *[_INT] * 3, *[_POINTER] * 4, ctypes.c_float, *[_POINTER] * 3),
+    "quantile_losses": (None, *[_INT] * 4, *[_POINTER] * 4),
     "gaussian_log_prob": (None, *[_INT] * 3, *[_POINTER] * 5),
     "gaussian_gradient": (None, *[_INT] * 3, *[_POINTER] * 5, ctypes.c_float, *[_POINTER] * 4),
     "switching": (None, _INT, *[_POINTER] * 2, *[_DOUBLE] * 2, *[_POINTER] * 2, ctypes.c_int, *[_POINTER] * 3),

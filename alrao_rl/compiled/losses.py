@@ -1,7 +1,8 @@
-"""Mean regression losses of chosen outputs, those of the actions that DQN took, as one node of the graph.
+"""Losses of all branches as one node of the graph: of the actions that DQN took, and of QR-DQN's quantiles.
 
-For the CPU and float32. Torch needs four operations and their gradients, and for a batch of a hundred numbers takes
-longer to start them than to compute them. Here the gradient is found with the losses.
+For the CPU and float32. The gradient is found with the losses. For the first torch needs four operations and their
+gradients, and for a batch of a hundred numbers takes longer to start them than to compute them; for the second some
+twenty, each of which reads and writes a number for every pair of quantiles of every branch.
 """
 
 from __future__ import annotations
@@ -81,6 +82,65 @@ class _ChosenLosses(torch.autograd.Function):
             rest = ctx.rest
             return *differentiate(lambda x: _by_torch(x, *rest), (outputs,), (True,), of_losses), None, None, None
         return gradient * of_losses.view(-1, 1, 1), None, None, None
+
+
+def quantile_losses(quantiles: Tensor, samples: Tensor) -> Tensor | None:
+    """Quantile Huber loss of each of B branches, ``[B]``, with its gradient.
+
+    Summed over quantiles, mean over rows and samples, as ``sb3_contrib.common.utils.quantile_huber_loss`` does
+    (Dabney et al., "Distributional Reinforcement Learning with Quantile Regression", arXiv 1710.10044, eq. 9 and 10).
+
+    Args:
+        quantiles: of every branch, ``[B, n, Q]``, at (i + ½)/Q.
+        samples: of what they are quantiles of, ``[n, T]``, without a gradient.
+
+    None where this is for torch to do.
+    """
+    if (
+        kernels.library is None
+        or not is_plain(quantiles, samples)
+        or samples.requires_grad
+        or quantiles.dim() != 3
+        or samples.dim() != 2
+        or quantiles.shape[1] != len(samples)
+        or not (quantiles.numel() and samples.numel())
+    ):
+        return None
+    losses: Tensor = _QuantileLosses.apply(quantiles, samples)
+    return losses
+
+
+class _QuantileLosses(torch.autograd.Function):
+    """``apply(quantiles, samples)``: see :func:`quantile_losses`."""
+
+    @staticmethod
+    def forward(ctx: Any, quantiles: Tensor, samples: Tensor) -> Tensor:
+        """Compute losses and, for later, the gradient."""
+        assert kernels.library is not None
+        held, samples = quantiles.contiguous(), samples.contiguous()
+        losses, gradient = held.new_empty(len(held)), torch.empty_like(held)
+        kernels.library.quantile_losses(
+            *held.shape, samples.shape[1], held.data_ptr(), samples.data_ptr(), losses.data_ptr(), gradient.data_ptr()
+        )
+        ctx.save_for_backward(quantiles, samples, gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, of_losses: Tensor) -> Any:
+        """Gradient of the quantiles."""
+        quantiles, samples, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody will differentiate this once more
+            return *differentiate(lambda x: _quantiles_by_torch(x, samples), (quantiles,), (True,), of_losses), None
+        return gradient * of_losses.view(-1, 1, 1), None
+
+
+def _quantiles_by_torch(quantiles: Tensor, samples: Tensor) -> Tensor:
+    """The losses, ``[B]``, by operations that have gradients themselves."""
+    n = quantiles.shape[2]
+    d = samples.unsqueeze(-2) - quantiles.unsqueeze(-1)
+    tau = ((torch.arange(n, dtype=d.dtype) + 0.5) / n).unsqueeze(-1)
+    huber = F.huber_loss(d, torch.zeros_like(d), reduction="none")
+    return (torch.where(d < 0, 1 - tau, tau) * huber).sum(2).mean((1, 2))
 
 
 def _by_torch(outputs: Tensor, index: Tensor, labels: Tensor, name: str) -> Tensor:

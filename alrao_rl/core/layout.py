@@ -92,8 +92,7 @@ class Memory:
         self._numbers = ctypes.c_int64 * len(layout.parameters)
         self.addresses = self._numbers(*[parameter.data_ptr() for parameter in layout.parameters])
         self.sizes = self._numbers(*layout.lengths)
-        segments = layout.sizes.tolist()
-        self.segments = (ctypes.c_int64 * len(segments))(*segments)
+        self.segments = layout.sizes.cpu()
 
     @classmethod
     def of(cls, layout: Layout, tensors: list[Tensor]) -> Memory | None:

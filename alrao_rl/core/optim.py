@@ -126,11 +126,10 @@ class RmsProp(Base):
     def update_memory(
         self, memory: Memory, present: list[bool], g: Tensor, rates: Tensor, state: State, scale: float
     ) -> float:
-        v, steps = state["square_avg"], state["steps"]
-        return memory.library.rmsprop(
-            len(present), memory.moving(present), memory.sizes, g.data_ptr(), rates.data_ptr(), v.data_ptr(),
-            memory.segments, steps.data_ptr(), self.decay, self.eps, self.eps_inside, self.bias_correction, scale,
-        )  # fmt: skip
+        parameters = len(present), memory.moving(present), memory.sizes
+        where = [x.data_ptr() for x in (g, rates, state["square_avg"], memory.segments, state["steps"])]
+        options = self.decay, self.eps, self.eps_inside, self.bias_correction, scale
+        return memory.library.rmsprop(*parameters, *where, *options)
 
 
 class FeatureNormalized(Base):

@@ -14,9 +14,12 @@ except ImportError:
     raise ImportError("policies for QRDQN, RecurrentPPO and MaskablePPO need pip install 'alrao-rl[contrib]'") from None
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.utils import quantile_huber_loss
+from sb3_contrib.qrdqn import qrdqn
 from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 from alrao_rl.core import OutputHeads
 from alrao_rl.sb3.distributions import LeanCategorical
@@ -28,6 +31,12 @@ _MASKED = -1e8
 
 sb3-contrib puts it in the logit's place, which is the same unless all are forbidden.
 """
+
+
+# Torch's own functions ask their operands who they are, and now this one does: a headwise loss is computed in one go,
+# not by twenty operations on a number for every pair of quantiles. For other tensors it is what it was.
+_asks = wrap_torch_function(lambda current, target, *_, **__: (current, target))
+qrdqn.quantile_huber_loss = _asks(quantile_huber_loss)  # type: ignore[attr-defined, arg-type, assignment]
 
 
 class AlraoQRDQNPolicy(QNetworkMixin, QRDQNPolicy):
