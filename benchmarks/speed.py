@@ -26,19 +26,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
 import update
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from scipy import stats
-from stable_baselines3 import A2C
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, IdentityEnvMultiBinary, IdentityEnvMultiDiscrete
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from alrao_rl import AlraoCnnPolicy, recipes
+from alrao_rl import AlraoCnnPolicy, AlraoMaskablePolicy, AlraoPolicy, recipes
 from alrao_rl.agent import build
 from alrao_rl.core import AlraoOptimizer, OutputHeads, convert
 from alrao_rl.envs import make_env
@@ -52,6 +55,7 @@ STEPS = {"dqn": 400, "a2c": 4_000, "ppo": 2_048}
 WIDE = "net_arch=[256, 256]"
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
+Models = tuple[BaseAlgorithm, BaseAlgorithm]
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
@@ -66,19 +70,24 @@ def make(agent: str, env_id: str, *overrides: str) -> BaseAlgorithm:
     return model
 
 
-def training(
-    algo: str, env_id: str, *overrides: str, alrao: tuple[str, ...] = ()
-) -> tuple[BaseAlgorithm, BaseAlgorithm]:
+def training(algo: str, env_id: str, *overrides: str, alrao: tuple[str, ...] = ()) -> Models:
     """The stock model and Alrao's."""
     return make(STOCK.get(algo, f"{algo}-adam"), env_id, *overrides), make(algo, env_id, *overrides, *alrao)
 
 
-def quantiles(n: int) -> tuple[BaseAlgorithm, BaseAlgorithm]:
+def spaces(make_one: Callable[[], gym.Env], algorithm: Any = PPO, alrao: Any = AlraoPolicy) -> Models:
+    """On an environment that takes no time, with as many steps a rollout as the recipes of PPO."""
+    env = DummyVecEnv([make_one] * 8)
+    stock, ours = (algorithm(policy, env, n_steps=256, device="cpu") for policy in ("MlpPolicy", alrao))
+    return stock, ours
+
+
+def quantiles(n: int) -> Models:
     """QR-DQN, whose output layer, and so every one of its copies, has n numbers for each action."""
     return training("qrdqn", "CartPole-v1", f"n_quantiles={n}")
 
 
-def images() -> tuple[BaseAlgorithm, BaseAlgorithm]:
+def images() -> Models:
     """A2C on synthetic frames, 84×84×4, with the layers of NatureCNN; tanh in both, as in all comparisons."""
     env = DummyVecEnv([lambda: FakeImageEnv(n_channels=4, discrete=True, channel_first=True)] * 8)
     bounded = {"features_extractor_class": AlraoNatureCNN, "net_arch": []}
@@ -110,7 +119,7 @@ def recurrent() -> Pair:
     return trainer(stock, torch.optim.Adam(stock.parameters())), trainer(alrao, AlraoOptimizer(alrao))
 
 
-CASES: dict[str, tuple[Callable[[], tuple[BaseAlgorithm, BaseAlgorithm]], int]] = {
+CASES: dict[str, tuple[Callable[[], Models], int]] = {
     "DQN, CartPole-v1, 64×64": (lambda: training("dqn", "CartPole-v1"), STEPS["dqn"]),
     "A2C, CartPole-v1, 64×64": (lambda: training("a2c", "CartPole-v1"), STEPS["a2c"]),
     "PPO, CartPole-v1, 64×64": (lambda: training("ppo", "CartPole-v1"), STEPS["ppo"]),
@@ -123,7 +132,18 @@ CASES: dict[str, tuple[Callable[[], tuple[BaseAlgorithm, BaseAlgorithm]], int]] 
     "A2C, Pendulum-v1": (lambda: training("a2c", "Pendulum-v1"), STEPS["a2c"]),
     "PPO, Pendulum-v1": (lambda: training("ppo", "Pendulum-v1"), STEPS["ppo"]),
     "A2C, images 84×84×4": (images, 80),
-    **{f"QR-DQN, CartPole-v1, {n} quantiles": (partial(quantiles, n), 200) for n in (25, 50, 100, 200)},
+    "PPO, Pendulum-v1, gSDE": (lambda: training("ppo", "Pendulum-v1", "use_sde=true"), STEPS["ppo"]),
+    "PPO, MultiDiscrete([4, 4])": (lambda: spaces(lambda: IdentityEnvMultiDiscrete(4)), STEPS["ppo"]),
+    "PPO, MultiBinary(4)": (lambda: spaces(lambda: IdentityEnvMultiBinary(4)), STEPS["ppo"]),
+    "PPO, Discrete(200)": (lambda: spaces(lambda: IdentityEnv(200)), STEPS["ppo"]),
+    "MaskablePPO, Discrete(4)": (
+        lambda: spaces(lambda: InvalidActionEnvDiscrete(4, n_invalid_actions=1), MaskablePPO, AlraoMaskablePolicy),
+        STEPS["ppo"],
+    ),
+    **{
+        f"QR-DQN, CartPole-v1, {n} quantiles": (partial(quantiles, n), steps)
+        for n, steps in {25: 200, 50: 200, 100: 100, 200: 40}.items()
+    },
     "RecurrentPPO, CartPoleNoVel-v1": (lambda: training("recurrent-ppo", "CartPoleNoVel-v1"), 1_024),
 }
 BROKEN_DOWN = ("DQN, CartPole-v1, 64×64", "A2C, CartPole-v1, 64×64", "PPO, CartPole-v1, 64×64")
@@ -229,7 +249,7 @@ def stopwatch(model: BaseAlgorithm) -> Iterator[dict[str, float]]:
         seconds["forward, loss, the rest"] = total - known
 
 
-def breakdown(models: tuple[BaseAlgorithm, BaseAlgorithm], steps: int) -> str:
+def breakdown(models: Models, steps: int) -> str:
     """Table of µs a step by part: the least of five runs of each, stock and Alrao in turn."""
     found: list[dict[str, float]] = [{}, {}]
     for _ in range(5):
@@ -258,7 +278,7 @@ def profile(model: BaseAlgorithm, steps: int) -> str:
     return "```\n" + "\n".join(rows) + "\n```"
 
 
-def predict(models: tuple[BaseAlgorithm, BaseAlgorithm]) -> Pair:
+def predict(models: Models) -> Pair:
     """A thousand predictions for one observation."""
     observation = np.zeros(models[0].observation_space.shape, np.float32)
 

@@ -17,12 +17,11 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.utils import quantile_huber_loss
 from sb3_contrib.qrdqn import qrdqn
 from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
-from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
 from alrao_rl.core import OutputHeads
-from alrao_rl.sb3.distributions import LeanCategorical
+from alrao_rl.sb3.distributions import LeanCategorical, LeanMultiCategorical
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.policies import ActorCriticMixin, QNetworkMixin
 
@@ -131,7 +130,7 @@ class _Masked:
 
     def __init__(self, layer: OutputHeads, latent: Tensor, splits: list[int] | None) -> None:
         self._layer, self._latent = layer, latent
-        self._inner = LeanCategorical(layer.out_features) if splits is None else MultiCategoricalDistribution(splits)
+        self._inner = LeanCategorical(layer.out_features) if splits is None else LeanMultiCategorical(splits)
         self._is_set = False
 
     def apply_masking(self, masks: Any) -> None:

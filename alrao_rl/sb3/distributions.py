@@ -7,16 +7,20 @@ and small networks that is a good part of an update. These give the same numbers
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
     Distribution,
+    MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
 from torch import Tensor
-from torch.distributions import Categorical, Normal
+from torch.distributions import Bernoulli, Categorical, Normal
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from alrao_rl.compiled.densities import gaussian_log_prob, importance_weighted
 from alrao_rl.core import on_branches
@@ -26,6 +30,10 @@ def lean(distribution: Distribution) -> Distribution:
     """The lean version of an SB3 distribution where there is one, otherwise the same."""
     if type(distribution) is CategoricalDistribution:
         return LeanCategorical(distribution.action_dim)
+    if type(distribution) is MultiCategoricalDistribution:
+        return LeanMultiCategorical(distribution.action_dims)
+    if type(distribution) is BernoulliDistribution:
+        return LeanBernoulli(distribution.action_dims)
     if type(distribution) is DiagGaussianDistribution:
         return LeanGaussian(distribution.action_dim)
     if type(distribution) is StateDependentNoiseDistribution:
@@ -57,7 +65,7 @@ class LeanCategorical(CategoricalDistribution):
 
     def entropy(self) -> Tensor:
         """Entropy in nats, ``[B]``; an impossible action adds nothing."""
-        return on_branches(lambda x: (x.exp() * x.clamp(min=torch.finfo(x.dtype).min)).sum(-1).neg(), self.log_probs)
+        return on_branches(_entropy, self.log_probs)
 
     def sample(self) -> Tensor:
         """Draw actions, ``[B]``."""
@@ -66,6 +74,91 @@ class LeanCategorical(CategoricalDistribution):
     def mode(self) -> Tensor:
         """Most likely actions, ``[B]``."""
         return self.log_probs.argmax(dim=1)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return (log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1).neg()
+
+
+class LeanMultiCategorical(MultiCategoricalDistribution):
+    """One of K_i actions for each of n parts: log-probabilities ``[B, ΣK_i]``."""
+
+    log_probs: Tensor
+
+    def __init__(self, action_dims: list[int]) -> None:
+        super().__init__(action_dims)
+        self._first = torch.tensor(list(accumulate([0, *self.action_dims[:-1]])))
+
+    @property
+    def distribution(self) -> list[Categorical]:  # type: ignore[override]
+        """As torch distributions."""
+        return [Categorical(logits=part) for part in self._parts()]
+
+    def proba_distribution(self, action_logits: Tensor) -> LeanMultiCategorical:
+        """Take what heads of the kind ``"categorical"`` give: log-probabilities of every part, ``[B, ΣK_i]``."""
+        self.log_probs = action_logits
+        return self
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probabilities of actions: ``[B, n]`` to ``[B]``."""
+        if type(actions) is not Tensor:
+            return super().log_prob(actions)
+        self._first = self._first.to(actions.device)
+        index = actions.long() + self._first
+        return on_branches(lambda x: x.gather(-1, index.expand(*x.shape[:-1], -1)).sum(-1), self.log_probs)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, ``[B]``: the sum of those of the parts."""
+        return on_branches(_entropy, self.log_probs)
+
+    def sample(self) -> Tensor:
+        """Draw actions, ``[B, n]``."""
+        return torch.cat([torch.multinomial(part.exp(), 1) for part in self._parts()], 1)
+
+    def mode(self) -> Tensor:
+        """Most likely actions, ``[B, n]``."""
+        return torch.stack([part.argmax(1) for part in self._parts()], 1)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.log_probs.split(list(self.action_dims), 1)
+
+
+class LeanBernoulli(BernoulliDistribution):
+    """n independent actions of 0 or 1: logits ``[B, n]``."""
+
+    logits: Tensor
+
+    @property
+    def distribution(self) -> Bernoulli:  # type: ignore[override]
+        """As a torch distribution."""
+        return Bernoulli(logits=self.logits)
+
+    def proba_distribution(self, action_logits: Tensor) -> LeanBernoulli:
+        """Take the logits, ``[B, n]``."""
+        self.logits = action_logits
+        return self
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log-probabilities of actions: ``[B, n]`` to ``[B]``."""
+        if type(actions) is not Tensor or actions.requires_grad:
+            return super().log_prob(actions)
+        return on_branches(lambda x: _cross_entropy(x, actions.expand_as(x)).neg(), self.logits)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, ``[B]``."""
+        return on_branches(lambda x: _cross_entropy(x, x.sigmoid()), self.logits)
+
+    def sample(self) -> Tensor:
+        """Draw actions, ``[B, n]``."""
+        return torch.bernoulli(self.logits.sigmoid())
+
+    def mode(self) -> Tensor:
+        """Most likely actions, ``[B, n]``."""
+        return self.logits.sigmoid().round()
+
+
+def _cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, probabilities, reduction="none").sum(-1)
 
 
 class LeanGaussian(DiagGaussianDistribution):
