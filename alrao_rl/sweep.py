@@ -353,7 +353,9 @@ def connect(address: str) -> Iterator[Any]:
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             expected = "one such as tcp://HOST:8786"
             if address.startswith("tls:"):
-                expected = "one that knows the certificate DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT, see docs/sweeps.md"
+                expected = (
+                    "one that knows the certificate DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT, see docs/sweeps.md"
+                )
             raise UserError(
                 f"no Dask scheduler answers at --scheduler {address}, expected {expected} ({first_line(error)})"
             ) from None

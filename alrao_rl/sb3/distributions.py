@@ -37,7 +37,7 @@ def lean(distribution: Distribution) -> Distribution:
     if type(distribution) is DiagGaussianDistribution:
         return LeanGaussian(distribution.action_dim)
     if type(distribution) is StateDependentNoiseDistribution:
-        distribution.__class__ = WeightedStateDependentNoise
+        distribution.__class__ = LeanStateDependentNoise  # it has drawn its noise already
     return distribution
 
 
@@ -204,9 +204,43 @@ class LeanGaussian(DiagGaussianDistribution):
         return self.mean
 
 
-class WeightedStateDependentNoise(StateDependentNoiseDistribution):
-    """SB3's own, heads :func:`~alrao_rl.compiled.densities.importance_weighted`."""
+class LeanStateDependentNoise(StateDependentNoiseDistribution):
+    """Gaussians whose σ follows from the features, as the noise does (gSDE): mean and σ, ``[B, K]``."""
+
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def distribution(self) -> Normal:  # type: ignore[override]
+        """As a torch distribution."""
+        return Normal(self.mean, self.std)
+
+    def proba_distribution(self, mean_actions: Tensor, log_std: Tensor, latent_sde: Tensor) -> LeanStateDependentNoise:
+        """Take the mean, ``[B, K]``, log σ of the weights, ``[I, K]`` or ``[I, 1]``, and ``[B, I]`` features."""
+        latent = latent_sde if self.learn_features else latent_sde.detach()
+        self.mean, self._latent_sde = mean_actions, latent
+
+        def std(log_std: Tensor) -> Tensor:
+            return (torch.matmul(latent.square(), self.get_std(log_std).square()) + self.epsilon).sqrt()
+
+        # What features receive a gradient for, the average alone may tell them.
+        self.std = std(log_std) if latent.requires_grad else on_branches(std, log_std)
+        return self
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-densities of actions: ``[B, K]`` to ``[B]``."""
-        return on_branches(importance_weighted, super().log_prob(actions))
+        """Log-densities of actions: ``[B, K]`` to ``[B]``; importance weights for the heads, see ``densities.py``."""
+        is_label = type(actions) is Tensor and not actions.requires_grad
+        if self.bijector is not None or not is_label or type(self.mean) is not type(self.std):
+            return on_branches(importance_weighted, super().log_prob(actions))
+
+        def log_prob(mean: Tensor, std: Tensor) -> Tensor:
+            z = (actions - mean) / std
+            return importance_weighted((z.square() * -0.5 - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1))
+
+        return on_branches(log_prob, self.mean, self.std)
+
+    def entropy(self) -> Tensor | None:
+        """Entropy in nats, ``[B]``; None where actions are squashed: it has no formula."""
+        if self.bijector is not None:
+            return None
+        return on_branches(lambda std: (std.log() + (0.5 + 0.5 * math.log(2 * math.pi))).sum(-1), self.std)
