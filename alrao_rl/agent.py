@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
@@ -110,6 +111,9 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
     if agent.algo == "maskable-ppo" and not env.has_attr("action_masks"):
         raise UserError("maskable-ppo takes environments with a method action_masks(), and this one has none; use ppo")
     hyperparameters = dict(agent.hyperparameters)
+    for key in ("learning_rate", "clip_range", "clip_range_vf"):
+        if isinstance(value := hyperparameters.get(key), str):
+            hyperparameters[key] = LinearSchedule(recipes.first_value(value), 0.0, 1.0)
     if hyperparameters.get("optimize_memory_usage"):
         # SB3 cannot do both: the end of an episode by a time limit then counts as any other.
         hyperparameters["replay_buffer_kwargs"] = {"handle_timeout_termination": False}

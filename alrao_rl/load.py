@@ -17,6 +17,7 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line
+from alrao_rl.recipes import first_value
 from alrao_rl.runs import COLUMNS, check_manifest, flatten, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
@@ -40,7 +41,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     ``auc``                return averaged over the timesteps of training (:func:`alrao_rl.stats.auc`)
     ``final_return``       the same over the last fifth of them
     ``auc_normalised``     scaled to random policy = 0, reference score = 1; so is ``final_normalised``
-    ``learning_rate``      of a stock agent; nan for Alrao, whose interval is ``lr_min`` to ``lr_max``
+    ``learning_rate``      of a stock agent, where it falls the first one; nan for Alrao, whose interval is ``lr_min``
+                           to ``lr_max``
     ``setting``            what distinguishes the configuration from other runs of the agent, such as
                            ``hyperparameters.gamma=0.9``; empty if nothing does
     ``floor``              what failed and diverged runs score, and what counts before the first episode ends; where
@@ -174,7 +176,7 @@ class _Run:
     def row(self) -> dict[str, Any]:
         """Its row of the table."""
         config, state = self.config, self.state
-        environment, hyperparameters = config.get("env", {}), config.get("hyperparameters", {})
+        environment, rate = config.get("env", {}), config.get("hyperparameters", {}).get("learning_rate")
         rates = config.get("alrao", {}).get("lr_range", (math.nan, math.nan))
         low, high = _number(environment, "random_score"), _number(environment, "reference_score")
         auc, final = self._scores(state)
@@ -193,7 +195,7 @@ class _Run:
             "final_return": final,
             "auc_normalised": float(stats.normalise(auc, low, high)),
             "final_normalised": float(stats.normalise(final, low, high)),
-            "learning_rate": _number(hyperparameters, "learning_rate"),
+            "learning_rate": math.nan if config.get("policy") == "alrao" else first_value(rate),
             "lr_min": rates[0],
             "lr_max": rates[1],
             "floor": self.floor,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 
 CLASSES = {
@@ -40,6 +43,32 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+LINEAR = "lin_"
+"""Before a number: it is the first value and falls linearly to 0 over the run, as rl-baselines3-zoo writes it."""
+
+
+def first_value(value: Any) -> float:
+    """A hyperparameter at the start of training; nan if it is no number and no schedule."""
+    if isinstance(value, str) and value.startswith(LINEAR):
+        with suppress(ValueError):
+            return float(value.removeprefix(LINEAR))
+    return float(value) if is_number(value) else math.nan
+
+
+def _at_least_zero(value: float | str) -> float | str:
+    if not 0 <= first_value(value) < math.inf:
+        raise ValueError(f'expected a number of at least 0, or "{LINEAR}0.001" for one that falls to 0')
+    return value
+
+
+def _above_zero(value: float | str) -> float | str:
+    if not 0 < first_value(value) < math.inf:
+        raise ValueError(f'expected a number greater than 0, or "{LINEAR}0.2" for one that falls to 0')
+    return value
+
+
+Rate = Annotated[float | str, AfterValidator(_at_least_zero)]
+ClipRange = Annotated[float | str, AfterValidator(_above_zero)]
 MAX_COUNT = 10**12
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]
@@ -66,7 +95,7 @@ class Table(BaseModel):
 class DqnHyperparameters(Table):
     """Keywords of ``stable_baselines3.DQN``, and of sb3-contrib's QRDQN."""
 
-    learning_rate: NotNegative | None = None
+    learning_rate: Rate | None = None
     buffer_size: Count | None = None
     learning_starts: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
@@ -85,7 +114,7 @@ class DqnHyperparameters(Table):
 
 
 class _OnPolicyHyperparameters(Table):
-    learning_rate: NotNegative | None = None
+    learning_rate: Rate | None = None
     n_steps: Count | None = None
     gamma: Fraction | None = None
     gae_lambda: Fraction | None = None
@@ -113,8 +142,8 @@ class MaskablePpoHyperparameters(_OnPolicyHyperparameters):
 
     batch_size: Annotated[int, Field(ge=2)] | None = None
     n_epochs: Count | None = None
-    clip_range: Positive | None = None
-    clip_range_vf: Positive | None = None
+    clip_range: ClipRange | None = None
+    clip_range_vf: ClipRange | None = None
     target_kl: Positive | None = None
 
 
@@ -333,15 +362,18 @@ def check_agent(data: Any, where: str) -> Agent:
     takes = f"SB3's {CLASSES[agent.algo]} takes"
     validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, where, "hyperparameters.", takes)
     validate(POLICY_OPTIONS[agent.algo], agent.policy_options, where, "policy_options.", f"{takes} for its policy")
-    if agent.policy == "alrao" and "learning_rate" in agent.hyperparameters:
+    if agent.policy == "alrao" and agent.hyperparameters.get("learning_rate", FALLING) != FALLING:
         raise UserError(f"{where}: hyperparameters.learning_rate: {_NO_LEARNING_RATE}")
     if agent.policy == "stock" and agent.alrao != AlraoOptions():
         raise UserError(f"{where}: alrao: {_NO_ALRAO}")
     return agent
 
 
+FALLING = f"{LINEAR}1"
+"""The one learning rate that an Alrao agent may have: all of its rates fall together."""
 _NO_LEARNING_RATE = (
     "an Alrao agent has no learning rate to set: leave it out, set the interval with alrao.lr_range=[1e-6, 0.1], "
+    f"let all rates fall to 0 over the run with learning_rate={FALLING}, "
     "or take a stock agent (dqn-adam, a2c-rmsprop, ppo-adam)"
 )
 _NO_ALRAO = 'a stock agent has no Alrao options: leave them out, or take policy = "alrao" (dqn, a2c, ppo)'
@@ -443,7 +475,7 @@ def resolve(
     _trace(origins, {"env": environment.model_dump(exclude_none=True, exclude={"timesteps"})}, env_origin)
     for override in overrides:
         key, value = parse_override(override)
-        path = place(key, recipe)
+        path = place(key, recipe, value)
         _insert(data, path, value, f"--set {override}")
         # What is set replaces a whole table, if there was one.
         origins = {old: origin for old, origin in origins.items() if not old.startswith(f"{'.'.join(path)}.")}
@@ -541,8 +573,10 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
         raise UserError(f"--env-kwargs is {text!r}, expected TOML such as '{{gravity = -5.0}}'") from None
 
 
-def place(key: str, agent: Agent) -> list[str]:
+def place(key: str, agent: Agent, value: Any = None) -> list[str]:
     """Where a key of ``--set`` belongs: hyperparameters and policy options may be given without their table.
+
+    Of Alrao's ``learning_rate`` it depends on the value whether there is such a key.
 
     Raises:
         UserError: such an agent has no such key, with the nearest one.
@@ -563,7 +597,7 @@ def place(key: str, agent: Agent) -> list[str]:
     if not (key in top or (len(path) == 2 and path[1] in known.get(path[0], ())) or nested):
         hint = suggest(key, valid, 0.6) or suggest(path[-1], valid, 0.6) or f", expected one of {', '.join(valid)}"
         raise UserError(f"--set {key}: no such key for {agent.algo}{hint}")
-    if path[-1] == "learning_rate" and agent.policy == "alrao":
+    if path[-1] == "learning_rate" and agent.policy == "alrao" and value != FALLING:
         raise UserError(f"--set learning_rate: {_NO_LEARNING_RATE}")
     if path[0] == "alrao" and agent.policy == "stock":
         raise UserError(f"--set {key}: {_NO_ALRAO}")

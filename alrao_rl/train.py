@@ -180,8 +180,10 @@ def print_list() -> None:
     say(f"agents (--agent NAME; --algo takes the Alrao agents {', '.join(recipes.ALGORITHMS)}):")
     for name in recipes.names("agents"):
         agent = recipes.load_agent_recipe(name)[1]
-        rate = agent.hyperparameters.get("learning_rate")
-        say(f"  {name:<18} {agent.algo:<13} {'no learning rate' if rate is None else f'learning rate {rate:g}'}")
+        rate = (
+            f"learning rate {agent.hyperparameters['learning_rate']}" if agent.policy == "stock" else "no learning rate"
+        )
+        say(f"  {name:<18} {agent.algo:<13} {rate}")
     say("environments (--env ID; any other Gymnasium id works too, with default budgets):")
     for name in recipes.names("envs"):
         environment = recipes.load_environment(name)[0]

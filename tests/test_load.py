@@ -76,6 +76,14 @@ def test_a_finished_run(tmp_path):
     pd.testing.assert_frame_equal(load_results(str(tmp_path / "CartPole-v1")), frame)
 
 
+def test_a_rate_that_falls_counts_as_its_first_value(tmp_path):
+    for seed, changes in enumerate([{}, {"hyperparameters": {"learning_rate": "lin_1e-2"}}, {"policy": "alrao"}]):
+        write(tmp_path, config(seed=seed, **changes))
+    rates = load_results(tmp_path).learning_rate
+    assert rates[:2].tolist() == [1e-3, 1e-2]
+    assert math.isnan(rates[2])
+
+
 def test_a_broken_run_in_the_current_folder_is_named_by_its_path(tmp_path, monkeypatch):
     path = write(tmp_path)
     (path / "config.json").unlink()

@@ -1,6 +1,7 @@
 """Agents and environments as TOML: found, merged, checked; every error is one line with the nearest valid choice."""
 
 import inspect
+import math
 import os
 import re
 import subprocess
@@ -17,8 +18,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from alrao_rl import recipes, registry
-from alrao_rl.agent import algorithm
+from alrao_rl.agent import algorithm, build
 from alrao_rl.core import AlraoConfig
+from alrao_rl.envs import make_env
 from alrao_rl.errors import UserError, suggest
 from alrao_rl.recipes import load_environment, parse_env_kwargs, parse_override, resolve
 
@@ -225,6 +227,16 @@ def test_suggest_is_silent_when_nothing_is_near():
         (PPO + "[hyperparameters]\ngamma = nan", "hyperparameters.gamma is nan: expected a finite number"),
         (PPO + "[hyperparameters]\ngamma = true", "hyperparameters.gamma is True: expected a valid number"),
         (PPO + "[hyperparameters]\nlearning_rate = 0.1", "an Alrao agent has no learning rate to set"),
+        (PPO + '[hyperparameters]\nlearning_rate = "lin_0.1"', "let all rates fall to 0 over the run with"),
+        (PPO + "[hyperparameters]\nclip_range = 0", 'clip_range is 0: expected a number greater than 0, or "lin_0.2"'),
+        (
+            PPO + '[hyperparameters]\nclip_range = "lin_nan"',
+            "clip_range is 'lin_nan': expected a number greater than 0",
+        ),
+        (
+            PPO + '[hyperparameters]\nclip_range_vf = "cos_1"',
+            "clip_range_vf is 'cos_1': expected a number greater than",
+        ),
         (PPO + "[policy_options]\nnet_ach = [5]", "unknown key policy_options.net_ach"),
         (PPO + '[policy_options]\nactivation_fn = "tahn"', "; did you mean 'tanh'?"),
         (PPO + "[alrao]\nn_head = 3", "unknown key alrao.n_head, expected n_heads"),
@@ -370,6 +382,7 @@ def test_unknown_environment(env, expected):
         ("batch_size=1 2", "expected a TOML value"),
         ("batch_size=1\ngamma=0.5", "expected a TOML value"),
         ("learning_rate=0.1", "an Alrao agent has no learning rate to set"),
+        ("learning_rate=lin_2", "an Alrao agent has no learning rate to set"),
         ("hyperparameters.learning_rate=0.1", "an Alrao agent has no learning rate to set"),
         ("net_arch=[0]", "policy_options.net_arch is 0: expected greater than or equal to 1"),
         ("net_arch={pi=[1], vf=[1]}", "expected a valid list"),
@@ -395,6 +408,30 @@ def test_override_that_is_refused(override, expected):
 def test_alrao_option_of_a_stock_agent():
     assert "a stock agent has no Alrao options" in refused("dqn-adam", "CartPole-v1", "alrao.n_heads=3")
     assert resolve("dqn-adam", "CartPole-v1", ["learning_rate=1"]).agent.hyperparameters["learning_rate"] == 1
+
+
+@pytest.mark.parametrize(("agent", "rate"), [("ppo", "1"), ("ppo-adam", "3e-3"), ("dqn", "1"), ("dqn-adam", "1e-4")])
+def test_linear_schedules(agent, rate):
+    """``lin_X`` falls from X to 0 over the run; Alrao's rates, by its ratio, all alike."""
+    sets = [f"learning_rate=lin_{rate}", *(["clip_range=lin_0.4", "clip_range_vf=lin_0.2"] if "ppo" in agent else [])]
+    recipe = resolve(agent, "CartPole-v1", sets)
+    model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0)
+    for left in (1.0, 0.5, 0.0):
+        assert model.lr_schedule(left) == pytest.approx(left * float(rate))
+        if "ppo" in agent:
+            assert model.clip_range(left) == pytest.approx(left * 0.4)
+            assert model.clip_range_vf(left) == pytest.approx(left * 0.2)
+    model.learning_starts = 0
+    model.learn(4_096 if "ppo" in agent else 400)
+    lr = model.policy.optimizer.param_groups[0]["lr"]
+    assert 0 <= lr <= 0.51 * float(rate)  # of the last rollout's end, of two
+
+
+def test_first_value():
+    values = [0.1, 3, "lin_0.5", "lin_1e-3", "lin_", "lin_x", "0.1", None, True, [1]]
+    found = [recipes.first_value(value) for value in values]
+    assert found[:4] == [0.1, 3.0, 0.5, 1e-3]
+    assert all(math.isnan(value) for value in found[4:])
 
 
 def test_part_of_a_rule_that_is_a_word(tmp_path):
