@@ -88,7 +88,8 @@ def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
 def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
     ours, theirs = (tomllib.loads((ROOT / "agents" / f"{name}.toml").read_text()) for name in (alrao, stock))
     assert (ours.pop("policy"), theirs.pop("policy")) == ("alrao", "stock")
-    assert theirs["hyperparameters"].pop("learning_rate") > 0
+    assert recipes.first_value(theirs["hyperparameters"].pop("learning_rate")) > 0
+    assert ours["hyperparameters"].pop("learning_rate", recipes.FALLING) == recipes.FALLING
     assert ours == theirs
     assert "alrao" not in ours  # the code's default is the only one
 
