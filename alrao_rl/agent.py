@@ -30,6 +30,7 @@ from torch import nn
 
 import alrao_rl
 from alrao_rl import recipes
+from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.runs import check_manifest, read_json, read_run_file, write_atomically
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
@@ -113,7 +114,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
     hyperparameters = dict(agent.hyperparameters)
     for key in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(value := hyperparameters.get(key), str):
-            hyperparameters[key] = LinearSchedule(recipes.first_value(value), 0.0, 1.0)
+            hyperparameters[key] = LinearSchedule(first_value(value), 0.0, 1.0)
     if hyperparameters.get("optimize_memory_usage"):
         # SB3 cannot do both: the end of an episode by a time limit then counts as any other.
         hyperparameters["replay_buffer_kwargs"] = {"handle_timeout_termination": False}

@@ -7,6 +7,7 @@ import math
 import numbers
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from alrao_rl.errors import suggest
@@ -18,6 +19,18 @@ def is_number(value: object) -> bool:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number too large for a float
         return False
+
+
+LINEAR = "lin_"
+"""Before a number: it is the first value and falls linearly to 0 over the run, as rl-baselines3-zoo writes it."""
+
+
+def first_value(value: Any) -> float:
+    """A hyperparameter at the start of training; nan if it is no number and no schedule."""
+    if isinstance(value, str) and value.startswith(LINEAR):
+        with suppress(ValueError):
+            return float(value.removeprefix(LINEAR))
+    return float(value) if is_number(value) else math.nan
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf, ends: str = "()", also: str = "") -> float:

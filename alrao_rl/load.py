@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from alrao_rl import stats
-from alrao_rl.checks import is_number
+from alrao_rl.checks import first_value, is_number
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.recipes import first_value
 from alrao_rl.runs import COLUMNS, check_manifest, flatten, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")

@@ -13,7 +13,6 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from alrao_rl.checks import is_number
+from alrao_rl.checks import LINEAR, first_value
 from alrao_rl.errors import UserError, first_line, suggest
 
 CLASSES = {
@@ -43,16 +42,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-LINEAR = "lin_"
-"""Before a number: it is the first value and falls linearly to 0 over the run, as rl-baselines3-zoo writes it."""
-
-
-def first_value(value: Any) -> float:
-    """A hyperparameter at the start of training; nan if it is no number and no schedule."""
-    if isinstance(value, str) and value.startswith(LINEAR):
-        with suppress(ValueError):
-            return float(value.removeprefix(LINEAR))
-    return float(value) if is_number(value) else math.nan
 
 
 def _at_least_zero(value: float | str) -> float | str:

@@ -19,6 +19,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 
 from alrao_rl import recipes, registry
 from alrao_rl.agent import algorithm, build
+from alrao_rl.checks import first_value
 from alrao_rl.core import AlraoConfig
 from alrao_rl.envs import make_env
 from alrao_rl.errors import UserError, suggest
@@ -88,7 +89,7 @@ def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
 def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
     ours, theirs = (tomllib.loads((ROOT / "agents" / f"{name}.toml").read_text()) for name in (alrao, stock))
     assert (ours.pop("policy"), theirs.pop("policy")) == ("alrao", "stock")
-    assert recipes.first_value(theirs["hyperparameters"].pop("learning_rate")) > 0
+    assert first_value(theirs["hyperparameters"].pop("learning_rate")) > 0
     assert ours["hyperparameters"].pop("learning_rate", recipes.FALLING) == recipes.FALLING
     assert ours == theirs
     assert "alrao" not in ours  # the code's default is the only one
@@ -430,7 +431,7 @@ def test_linear_schedules(agent, rate):
 
 def test_first_value():
     values = [0.1, 3, "lin_0.5", "lin_1e-3", "lin_", "lin_x", "0.1", None, True, [1]]
-    found = [recipes.first_value(value) for value in values]
+    found = [first_value(value) for value in values]
     assert found[:4] == [0.1, 3.0, 0.5, 1e-3]
     assert all(math.isnan(value) for value in found[4:])
 
