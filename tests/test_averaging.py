@@ -64,6 +64,25 @@ def test_switch_first_step_by_hand():
     assert weights.tolist() == pytest.approx([(a + b) / total for a, b in zip(wa, wb, strict=True)])
 
 
+@pytest.mark.parametrize("known", ["residual", "loss"])
+def test_switch_leaves_out_a_hopeless_head_until_it_does_better(known):
+    rule, even = Switch(torch.tensor([1e-3, 1e-2, 1e-1]), n=2.0), [1.0, 1.0, 1.0]
+    weights = uniform()
+    for heads in ([1.0, 1.0, 1e6], [1.0, 1.0, math.inf]):
+        weights = rule.step(weights, Evidence(**{known: torch.tensor([1.0, *heads])}))
+        assert weights.tolist() == pytest.approx([0.5, 0.5, 0.0])
+        assert weights[2] == 0
+    assert rule.mixture[:, 2].sum() > 0.05  # what the rule knows of it is what the prior leaves to it
+    weights = rule.step(weights, Evidence(**{known: torch.tensor([1.0, *even])}))
+    assert weights[2] > 0.05
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_switch_leaves_a_hopeless_head_its_share_among_probabilities():
+    weights = Switch(RATES).step(uniform(), Evidence(nll=torch.tensor([1.0, 1.0, 1.0, 1e6])))
+    assert weights[2] > 0.1
+
+
 def test_regression_likelihood_by_hand():
     rule = Bayes(torch.tensor([1e-3, 1e-2]), discount=1.0, n=2.0)
     # σ² = 4 after one step (bias-corrected), log p = −n/2 · r/σ² = −1, −2
@@ -250,8 +269,9 @@ def test_memory_and_tensors_are_one_rule(name, rows):
 def test_memory_and_tensors_agree_for_every_kind_of_loss(name, known):
     by_memory, by_tensors = make_rule(name, RATES), make_rule(name, RATES)
     weights = [uniform(), uniform()]
-    for _ in range(40):
+    for k in range(40):
         losses = torch.rand(4)
+        losses[1 + k % 3] *= 10.0 ** (k % 7)
         weights[0] = by_memory.step(weights[0], Evidence(**{known: losses}))
         weights[1] = by_tensors.on_tensors(weights[1], Evidence(**{known: losses}))
         torch.testing.assert_close(*weights)

@@ -207,6 +207,24 @@ def test_supervised_classifier_as_published():
     assert net[2].averaging_weights[-1] < 0.05  # SGD at 10 diverges
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_regression_survives_rates_at_which_a_linear_output_diverges(scale):
+    torch.manual_seed(0)
+    x = torch.randn(512, 4)
+    y = scale * torch.sin(x.sum(1, keepdim=True))
+    net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
+    net = convert(net, {"2": "values"}, {"base": "sgd", "lr_range": (1e-5, 10.0), "seed": 0})
+    optimizer = AlraoOptimizer(net)
+    for step in range(1_500):
+        batch = torch.arange(16 * step, 16 * step + 16) % 512
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x[batch]), y[batch]).backward()
+        optimizer.step()
+    assert optimizer.reclones(net[2], "lost").sum() > 0  # some heads do
+    with torch.no_grad():
+        assert nn.functional.mse_loss(net(x), y) < 0.5 * y.var()
+
+
 def test_closure_as_other_optimizers_take_it():
     net = convert(network(), {"2": "values"})
     optimizer, x = AlraoOptimizer(net), torch.randn(5, 4)

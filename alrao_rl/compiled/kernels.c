@@ -486,7 +486,7 @@ static void likelihoods(
 /* Switch: mixture is [2, J], prior [2]. */
 EXPORT void switching(
     int64_t J, float *weights, const float *losses, double n, double decay, float *scale, float *correction, int hazard,
-    float *t, const float *prior, float *mixture
+    float *t, const float *prior, float *mixture, double hopeless
 ) {
     float *a = mixture, *b = mixture + J;
     double *p = malloc(J * sizeof(double));
@@ -505,6 +505,12 @@ EXPORT void switching(
         double x = at_least((a[j] * p[j] * stay + prior[0] * pool) / sum, FLT_MIN);
         double y = at_least((b[j] * p[j] + prior[1] * pool) / sum, FLT_MIN);
         a[j] = (float)x, b[j] = (float)y, weights[j] = (float)(x + y);
+    }
+    if (hazard && n) {
+        double best = 0, kept = 0;
+        for (int64_t j = 0; j < J; j++) best = at_least(best, p[j]);
+        for (int64_t j = 0; j < J; j++) kept += weights[j] = p[j] > hopeless * best ? weights[j] : 0;
+        for (int64_t j = 0; j < J; j++) weights[j] = (float)(weights[j] / kept);
     }
     free(p);
 }

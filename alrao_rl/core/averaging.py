@@ -35,6 +35,8 @@ from alrao_rl.checks import construct, number
 from alrao_rl.compiled import kernels
 from alrao_rl.compiled.memory import can_read
 
+_HOPELESS = 1e-13
+"""So much less likely than the best head, and a head is no part of the output: see :class:`Switch`."""
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Heads that are alike differ by as much, and what is divided by its own spread makes a choice of it."""
 
@@ -185,6 +187,10 @@ class Switch(Likelihood):
     Prior over switching times π(t) = 1/(t(t+1)), whose hazard is h_t = 1/(t+1); θ = 0.9999. Start with
     w^a_j = θ/J, w^b_j = (1−θ)/J. At step t multiply both by p_j; pool = h_t Σ_j w^a_j;
     w^a_j ← (1−h_t) w^a_j + θ·pool/J; w^b_j ← w^b_j + (1−θ)·pool/J; normalise; a_j = w^a_j + w^b_j.
+
+    This leaves every head a share of some 1/(J t), which does no harm among probabilities. An average of outputs it
+    ruins: a head whose rate is far too large grows faster than its share falls, and the trunk learns from the average.
+    So, but for losses that are log-likelihoods, a_j = 0 while head j was last 1e13 times less likely than the best.
     """
 
     compiled = True
@@ -211,7 +217,11 @@ class Switch(Likelihood):
             pool = switching.sum()
             mixture[0].mul_(self.t)  # times one minus the hazard
             mixture.addcmul_(self.prior, pool)
-        return _normalise(self.mixture, mixture).sum(0)
+        updated = _normalise(self.mixture, mixture).sum(0)
+        if not self.hazard or evidence.losses is evidence.nll:
+            return updated
+        updated.masked_fill_(p <= _HOPELESS * p.max(), 0.0)
+        return updated.div_(updated.sum())
 
     def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
         """See :meth:`Uniform.on_memory`."""
@@ -220,7 +230,7 @@ class Switch(Likelihood):
         place = self._address
         library.switching(
             self.n_heads, weights.data_ptr(), losses.data_ptr(), n, self.decay, place("scale"), place("correction"),
-            self.hazard, place("t"), place("prior"), place("mixture"),
+            self.hazard, place("t"), place("prior"), place("mixture"), _HOPELESS,
         )  # fmt: skip
 
 
