@@ -59,10 +59,7 @@ class Evidence:
     @property
     def losses(self) -> Tensor | None:
         """What the heads lost, ``[1 + J]``, by the most telling measure there is."""
-        for losses in (self.nll, self.residual, self.loss):
-            if losses is not None:
-                return losses
-        return None
+        return next((losses for losses in (self.nll, self.residual, self.loss) if losses is not None), None)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -177,8 +174,7 @@ class Bayes(Likelihood):
 
     def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """See :meth:`Uniform.on_tensors`."""
-        p = self.likelihood(evidence)
-        return _normalise(self.posterior, self.posterior**self.discount * p).clone()
+        return _normalise(self.posterior, self.posterior**self.discount * self.likelihood(evidence)).clone()
 
 
 class Switch(Likelihood):
@@ -218,10 +214,9 @@ class Switch(Likelihood):
             mixture[0].mul_(self.t)  # times one minus the hazard
             mixture.addcmul_(self.prior, pool)
         updated = _normalise(self.mixture, mixture).sum(0)
-        if not self.hazard or evidence.losses is evidence.nll:
-            return updated
-        updated.masked_fill_(p <= _HOPELESS * p.max(), 0.0)
-        return updated.div_(updated.sum())
+        if self.hazard and evidence.losses is not evidence.nll:
+            updated.masked_fill_(p <= _HOPELESS * p.max(), 0.0).div_(updated.sum())
+        return updated
 
     def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
         """See :meth:`Uniform.on_memory`."""
@@ -338,9 +333,8 @@ class Whiteness(Uniform):
         excess = rho - rho[0].clamp(max=0.0)
         flow = excess.mul_(self.kappa).clamp_(-self.max_flow, self.max_flow).mul_(weights)
         # Up from head k, and down, which is negative, from head k + 1.
-        updated = torch.addmv(weights, self.faster.t(), flow[:-1].clamp(min=0).add_(flow[1:].clamp(max=0))).clamp_(
-            min=0
-        )
+        moved = flow[:-1].clamp(min=0).add_(flow[1:].clamp(max=0))
+        updated = torch.addmv(weights, self.faster.t(), moved).clamp_(min=0)
         return updated.div_(updated.sum())
 
     def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
