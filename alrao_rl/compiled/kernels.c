@@ -483,16 +483,17 @@ static void likelihoods(
     for (int64_t j = 0; j < J; j++) p[j] = exp(p[j] - most);
 }
 
-/* Switch: mixture is [2, J], prior [2]. */
+/* Switch: mixture is [2, J], prior [2]. Where losses are no log-likelihoods weights are those before the pool. */
 EXPORT void switching(
     int64_t J, float *weights, const float *losses, double n, double decay, float *scale, float *correction, int hazard,
-    float *t, const float *prior, float *mixture, double hopeless
+    float *t, const float *prior, float *mixture
 ) {
     float *a = mixture, *b = mixture + J;
     double *p = malloc(J * sizeof(double));
     if (!p) return;
     likelihoods(J, losses, n, decay, scale, correction, p);
-    double pool = 0, sum = 0, stay = 1;
+    double pool = 0, sum = 0, stay = 1, seen = 0;
+    for (int64_t j = 0; j < J; j++) seen += (a[j] + b[j]) * p[j];
     if (hazard) {
         double steps = *t + 1.0;
         for (int64_t j = 0; j < J; j++) pool += a[j] * p[j];
@@ -504,13 +505,8 @@ EXPORT void switching(
     for (int64_t j = 0; j < J; j++) {
         double x = at_least((a[j] * p[j] * stay + prior[0] * pool) / sum, FLT_MIN);
         double y = at_least((b[j] * p[j] + prior[1] * pool) / sum, FLT_MIN);
-        a[j] = (float)x, b[j] = (float)y, weights[j] = (float)(x + y);
-    }
-    if (hazard && n) {
-        double best = 0, kept = 0;
-        for (int64_t j = 0; j < J; j++) best = at_least(best, p[j]);
-        for (int64_t j = 0; j < J; j++) kept += weights[j] = p[j] > hopeless * best ? weights[j] : 0;
-        for (int64_t j = 0; j < J; j++) weights[j] = (float)(weights[j] / kept);
+        weights[j] = (float)(n ? (a[j] + b[j]) * p[j] / seen : x + y);
+        a[j] = (float)x, b[j] = (float)y;
     }
     free(p);
 }

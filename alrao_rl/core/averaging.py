@@ -35,8 +35,6 @@ from alrao_rl.checks import construct, number
 from alrao_rl.compiled import kernels
 from alrao_rl.compiled.memory import can_read
 
-_HOPELESS = 1e-13
-"""So much less likely than the best head, and a head is no part of the output: see :class:`Switch`."""
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Heads that are alike differ by as much, and what is divided by its own spread makes a choice of it."""
 
@@ -184,9 +182,9 @@ class Switch(Likelihood):
     w^a_j = θ/J, w^b_j = (1−θ)/J. At step t multiply both by p_j; pool = h_t Σ_j w^a_j;
     w^a_j ← (1−h_t) w^a_j + θ·pool/J; w^b_j ← w^b_j + (1−θ)·pool/J; normalise; a_j = w^a_j + w^b_j.
 
-    This leaves every head a share of some 1/(J t), which does no harm among probabilities. An average of outputs it
-    ruins: a head whose rate is far too large grows faster than its share falls, and the trunk learns from the average.
-    So, but for losses that are log-likelihoods, a_j = 0 while head j was last 1e13 times less likely than the best.
+    The pool leaves every head some 1/(J t), which does no harm among probabilities. An average of outputs it ruins: a
+    head whose rate is far too large grows faster than that share falls, and the trunk learns from the average. So where
+    losses are no log-likelihoods a_j is what step t said of head j, Σ (w^a_j + w^b_j) p_j normalised, before the pool.
     """
 
     compiled = True
@@ -206,17 +204,15 @@ class Switch(Likelihood):
 
     def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """See :meth:`Uniform.on_tensors`."""
-        p = self.likelihood(evidence)
-        mixture = self.mixture * p
+        mixture = self.mixture * self.likelihood(evidence)
+        posterior = mixture.sum(0)
         if self.hazard:
             switching = mixture[0].div_(self.t.add_(1) + 1)  # times the hazard
             pool = switching.sum()
             mixture[0].mul_(self.t)  # times one minus the hazard
             mixture.addcmul_(self.prior, pool)
         updated = _normalise(self.mixture, mixture).sum(0)
-        if self.hazard and evidence.losses is not evidence.nll:
-            updated.masked_fill_(p <= _HOPELESS * p.max(), 0.0).div_(updated.sum())
-        return updated
+        return updated if evidence.losses is evidence.nll else posterior.div_(posterior.sum())
 
     def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
         """See :meth:`Uniform.on_memory`."""
@@ -225,7 +221,7 @@ class Switch(Likelihood):
         place = self._address
         library.switching(
             self.n_heads, weights.data_ptr(), losses.data_ptr(), n, self.decay, place("scale"), place("correction"),
-            self.hazard, place("t"), place("prior"), place("mixture"), _HOPELESS,
+            self.hazard, place("t"), place("prior"), place("mixture"),
         )  # fmt: skip
 
 
