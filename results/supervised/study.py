@@ -1,6 +1,6 @@
 """Alrao as it was published, in supervised learning: SGD at the decades of its interval, Adam's default; 10 seeds.
 
-    python results/supervised/study.py [-j 2]       (needs scikit-learn)
+    python results/supervised/study.py [-j 2]       (needs '.[supervised]', which is scikit-learn)
 
 appends one row per finished run to runs.csv beside this file and skips the rows that are there, so it goes on where it
 was cut off. Data come with scikit-learn and with Python. Same network, data order and number of epochs for all; the
