@@ -178,6 +178,10 @@ of 0.5, as SB3 does. 1e-8 leaves the rates what they are in larger networks, and
 Bias correction takes first steps ten times smaller. It is no better over all cells: even or better in four, one seed of
 A2C on Acrobot that never learns, and less in DQN on CartPole. The default goes without, as A2C's own RMSprop does.
 
+A share for every head, as switch has it, is what A2C's and PPO's values had until outputs of heads that diverge were
+found to ruin their average ([a regression by SGD](../supervised/README.md)). Now the average follows what the last step
+said of each head; settings other than the default are of before.
+
 Remake: `python results/defaults/study.py` (hours; it goes on where it was cut off), then
 `python results/defaults/report.py`.
 
