@@ -35,7 +35,7 @@ bench: .venv/installed-test ## Training time against stock SB3, minutes
 bench-checkpoint: .venv/installed-test ## Time and bytes of checkpoints, minutes and 12 GB of disk
 	$(PY) benchmarks/checkpoint.py
 
-bench-sweep: .venv/installed ## Time of a sweep on one core, two, and against rl-baselines3-zoo, some 40 minutes
+bench-sweep: .venv/installed ## Time of a sweep on one core, two, and against rl-baselines3-zoo, some 30 to 90 minutes; given again it goes on
 	$(PY) benchmarks/sweep.py
 
 # torch first and alone: with it in place nothing pulls another build of it.

@@ -1,10 +1,11 @@
 """How long a sweep takes: on two cores, on one, and rl-baselines3-zoo for the same: ``python benchmarks/sweep.py``.
 
-Twenty runs of stock PPO on CartPole-v1, of about ten seconds each, by ``alrao_rl.sweep`` with ``-j 1`` and ``-j 2`` and
-by ``rl_zoo3.train``, two processes at a time. All have the hyperparameters of agents/ppo-adam.toml, one thread a run,
-and fifty evaluations of five episodes each, on five environments. The three take turns, in another order each round.
-Everything goes to results/sweep-speed.md, every time to results/sweep-speed.csv. The zoo has a virtual environment of
-its own in the user's cache, which is made the first time.
+Twenty runs of stock PPO on CartPole-v1, of ten to forty seconds each, by ``alrao_rl.sweep`` with ``-j 1`` and ``-j 2``
+and by ``rl_zoo3.train``, two processes at a time. All have the hyperparameters of agents/ppo-adam.toml, one thread a
+run, and fifty evaluations of five episodes each, on five environments. The three take turns, in another order each
+round. Every time goes to results/sweep-speed.csv as it is measured; the same command again goes on with the rounds that
+are not there yet, and writes results/sweep-speed.md. To measure anew delete the table. The zoo has a virtual environment
+of its own in the user's cache, which is made the first time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ RELEASE = "rl_zoo3==2.9.2"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "alrao-rl", "rl-zoo3")
 ZOO = CACHE / "bin" / "python"
 AGENT, ENV, EVAL_EPISODES = "ppo-adam", "CartPole-v1", 5
+COLUMNS = ["round", "what", "runs", "timesteps", "seconds"]
 ONE, TWO, OTHER = "alrao_rl.sweep -j 1", "alrao_rl.sweep -j 2", "rl_zoo3.train, two at a time"
 MOST = {(TWO, ONE): 0.60, (TWO, OTHER): 1.00}
 """What a ratio of times may be at the most."""
@@ -101,25 +103,50 @@ def _run(command: list[str | Path], cwd: Path) -> None:
         sys.exit(f"{done.stdout}\n{' '.join(map(str, command))} ended with exit status {done.returncode}")
 
 
-def measure(n_runs: int, timesteps: int, n_rounds: int) -> list[dict[str, object]]:
-    """Rows with the wall seconds of every contestant in every round."""
-    rows: list[dict[str, object]] = []
+def measure(path: Path, n_runs: int, timesteps: int, n_rounds: int) -> list[dict[str, str]]:
+    """Add to the table the wall seconds of every contestant in every round, and return it.
+
+    A round that was cut off is made anew: its times are compared with one another.
+    """
+    rows = _read(path)
+    whole = [n for n in range(1, n_rounds + 1) if sum(row["round"] == str(n) for row in rows) == len(CONTESTANTS)]
+    rows = [row for row in rows if int(row["round"]) in whole]
+    if any((row["runs"], row["timesteps"]) != (str(n_runs), str(timesteps)) for row in rows):
+        sys.exit(f"{path} holds times of other runs than {n_runs} of {timesteps} steps: delete it, or give --out")
     names = list(CONTESTANTS)
-    for number in range(n_rounds):
+    for number in range(1, n_rounds + 1):
+        if number in whole:
+            continue
         for name in names[number % 3 :] + names[: number % 3]:
             function, jobs = CONTESTANTS[name]
             with tempfile.TemporaryDirectory(prefix="alrao-bench-") as folder:
                 started = time.perf_counter()
                 function(Path(folder), n_runs, timesteps, jobs)
-                seconds = round(time.perf_counter() - started, 1)
-            rows.append({"round": number + 1, "what": name, "runs": n_runs, "timesteps": timesteps, "seconds": seconds})
-            print(f"round {number + 1}: {name}: {seconds:.1f} s", flush=True)
+                seconds = time.perf_counter() - started
+            values = (number, name, n_runs, timesteps, f"{seconds:.1f}")
+            rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+            _write(path, rows)
+            print(f"round {number}: {name}: {seconds:.1f} s", flush=True)
     return rows
 
 
-def report(rows: list[dict[str, object]], n_runs: int, timesteps: int) -> str:
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def report(rows: list[dict[str, str]], n_runs: int, timesteps: int) -> str:
     """The tables as Markdown: medians, and in brackets the least and the greatest."""
-    times = {name: [float(str(row["seconds"])) for row in rows if row["what"] == name] for name in CONTESTANTS}
+    times = {name: [float(row["seconds"]) for row in rows if row["what"] == name] for name in CONTESTANTS}
     lines = [f"| {name} | {_spread(seconds, 1)} |" for name, seconds in times.items()]
     ratios = []
     for (above, below), most in MOST.items():
@@ -170,18 +197,14 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--timesteps", type=int, default=32_768)
+    parser.add_argument("--timesteps", type=int, default=12_288)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of sweep-speed.md and .csv")
     args = parser.parse_args()
     install_zoo()
-    rows = measure(args.runs, args.timesteps, args.rounds)
-    text = report(rows, args.runs, args.timesteps)
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "sweep-speed.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = measure(args.out / "sweep-speed.csv", args.runs, args.timesteps, args.rounds)
+    text = report(rows, args.runs, args.timesteps)
     (args.out / "sweep-speed.md").write_text(text)
     print(text)
 
