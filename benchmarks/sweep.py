@@ -4,7 +4,7 @@ Twenty runs of stock PPO on CartPole-v1, of ten to forty seconds each, by ``alra
 and by ``rl_zoo3.train``, two processes at a time. All have the hyperparameters of agents/ppo-adam.toml, one thread a
 run, and fifty evaluations of five episodes each, on five environments. The three take turns, in another order each
 round. Every time goes to results/sweep-speed.csv as it is measured; the same command again goes on with the rounds that
-are not there yet, and writes results/sweep-speed.md. To measure anew delete the table. The zoo has a virtual environment
+are not there yet, and writes results/sweep-speed.md. To measure anew delete the table. The zoo has an environment
 of its own in the user's cache, which is made the first time.
 """
 
