@@ -26,10 +26,10 @@ from alrao_rl.sb3.callback import AlraoCallback
 from alrao_rl.sb3.policies import AlraoPolicyMixin
 
 N_EVALUATIONS = 50
-"""Evaluations in a run, evenly spaced, the last one at its end."""
+"""Evaluations in a run, evenly spaced, the last one at its end; fewer if the network is updated less often."""
 
 CONFIRMATION = 4
-"""A candidate for the best agent is evaluated on so many times more episodes."""
+"""A candidate for the best agent is evaluated so many times more, as long as it stays the best."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -71,6 +71,8 @@ class TrainingCallback(AlraoCallback):
         self._interval = max(recipe.timesteps // N_EVALUATIONS, 1)
         self._next = self._interval
         self._best: tuple[float, int] | None = None
+        self._judged = -1
+        """Updates of the network that was evaluated last."""
         self._last: tuple[float, int] = (float("nan"), 0)
         self._returns: deque[float] = deque(maxlen=100)
         self._display = Display(recipe, quiet)
@@ -129,7 +131,7 @@ class TrainingCallback(AlraoCallback):
         return True
 
     def _on_training_end(self) -> None:
-        self._evaluate()
+        self._evaluate(last=True)
         save_agent(self.model, self.recipe.agent, self.folder.path / "last", **self._facts(*self._last))
         self._display.update(self.recipe.timesteps, self._returns, self._weights, final=True)
 
@@ -158,6 +160,7 @@ class TrainingCallback(AlraoCallback):
                 "n_calls": self.n_calls,
                 "next": self._next,
                 "best": self._best,
+                "judged": self._judged,
                 "last": self._last,
                 "returns": list(self._returns),
                 "elapsed": self._elapsed(),
@@ -184,6 +187,7 @@ class TrainingCallback(AlraoCallback):
         """Go on from a checkpoint: the same place in SB3's loop where it was taken."""
         mine = saved.state["callback"]
         self._next, self._best, self._last = mine["next"], mine["best"], mine["last"]
+        self._judged = mine["judged"]
         self._returns.extend(mine["returns"])
         self._evaluating, self._restarts = mine["evaluating"], mine["restarts"]
         self._started = time.perf_counter() - mine["elapsed"]
@@ -201,19 +205,11 @@ class TrainingCallback(AlraoCallback):
         policy = self.model.policy
         return policy.alrao_stats() if isinstance(policy, AlraoPolicyMixin) else {}
 
-    def _evaluate(self) -> None:
-        before = time.perf_counter()
-        if isinstance(self._evaluations, VecNormalize):
-            sync_envs_normalization(self.training_env, self._evaluations)
-        returns = self._play(self.eval_episodes)
-        # The best of fifty noisy means is luck: what looks better than the best so far has to show it again.
-        if self._best is None or returns.mean() > self._best[0]:
-            returns = np.concatenate([returns, self._play(CONFIRMATION * self.eval_episodes)])
-        now = time.perf_counter()
-        self._evaluating += now - before
-        mean, step = float(returns.mean()), self.num_timesteps
-        row = (step, len(returns), mean, float(returns.std()), float(returns.min()), float(returns.max()))
-        self.folder.append("evaluations.csv", [row])
+    def _evaluate(self, last: bool = False) -> None:
+        """Evaluate, unless it is the network that was evaluated last, as within a rollout, and write all logs."""
+        if last or self.model._n_updates != self._judged:
+            self._judge()
+        step = self.num_timesteps
         self.folder.append(
             "heads.csv",
             [
@@ -224,23 +220,48 @@ class TrainingCallback(AlraoCallback):
                 )
             ],
         )
-        training = now - self._started - self._evaluating
-        self.folder.append("timing.csv", [(step, round(now - self._started, 3), round(step / max(training, 1e-9), 1))])
+        elapsed = self._elapsed()
+        training = elapsed - self._evaluating
+        self.folder.append("timing.csv", [(step, round(elapsed, 3), round(step / max(training, 1e-9), 1))])
         self.folder.flush()
+        self._display.evaluated(step, self._last[0])
+
+    def _judge(self) -> None:
+        before = time.perf_counter()
+        if isinstance(self._evaluations, VecNormalize):
+            sync_envs_normalization(self.training_env, self._evaluations)
+        returns = self._play()
+        # The best of fifty noisy means is luck: what looks better than the best so far has to show it again, and again.
+        candidate, self._judged = self.model._n_updates != self._judged, self.model._n_updates
+        for _ in range(CONFIRMATION):
+            candidate &= self._best is None or returns.mean() > self._best[0]
+            if candidate:
+                returns = np.concatenate([returns, self._play()])
+        self._evaluating += time.perf_counter() - before
+        mean, step = float(returns.mean()), self.num_timesteps
+        row = (step, len(returns), mean, float(returns.std()), float(returns.min()), float(returns.max()))
+        self.folder.append("evaluations.csv", [row])
         # Under the name that SB3's own EvalCallback gives it.
         self.logger.record("eval/mean_reward", mean)
         self.logger.dump(step)
         self._last = (mean, step)
-        if self._best is None or mean > self._best[0]:
+        if candidate and (self._best is None or mean > self._best[0]):
             self._best = self._last
+            self.folder.flush()  # the agent's evaluation before the agent
             save_agent(self.model, self.recipe.agent, self.folder.path / "agent", **self._facts(mean, step))
-        self._display.evaluated(step, mean)
 
-    def _play(self, n_episodes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Returns of ``n_episodes`` with the most likely actions."""
-        returns, _ = self._evaluate_policy(
-            self.model, self._evaluations, n_episodes, deterministic=True, return_episode_rewards=True
-        )
+    def _play(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Returns of the episodes of one evaluation, with the most likely actions."""
+        policy = self.model.policy
+        policy.set_training_mode(False)
+        # ``predict`` does it again at every step: a walk through all modules, a fifth of an evaluation.
+        policy.set_training_mode = lambda mode: None  # type: ignore[method-assign]
+        try:
+            returns, _ = self._evaluate_policy(
+                self.model, self._evaluations, self.eval_episodes, deterministic=True, return_episode_rewards=True
+            )
+        finally:
+            del policy.set_training_mode
         return np.asarray(returns, dtype=np.float64)
 
     def _facts(self, mean: float, step: int) -> dict[str, Any]:

@@ -154,16 +154,19 @@ def test_logs_agree_with_each_other(finished):
         assert int(row["timestep"]) == end
         assert float(row["return"]) == int(row["length"])
     assert 200 < end <= 300
-    assert [int(row["timestep"]) for row in evaluations] == list(range(6, 301, 6))
+    # Until it learns the network is the one that was evaluated at first.
+    assert [int(row["timestep"]) for row in evaluations] == [6, *range(30, 301, 6)]
+    timing = [int(row["timestep"]) for row in rows(folder / "timing.csv")]
+    assert timing == list(range(6, 301, 6))
     for row in evaluations:
         low, mean, high = (float(row[key]) for key in ("min_return", "mean_return", "max_return"))
-        assert row["episodes"] in ("2", "10")  # ten where it looked like the best so far
+        assert row["episodes"] in ("2", "4", "6", "8", "10")  # two more as long as it looks like the best so far
         assert low <= mean <= high
         if row["episodes"] == "2":
             assert mean == (low + high) / 2
             assert float(row["std_return"]) == (high - low) / 2
     assert evaluations[0]["episodes"] == "10"
-    # The best has shown it twice; of equals it is the first.
+    # The best has shown it five times; of equals it is the first.
     best = max(evaluations, key=lambda row: (row["episodes"] == "10", float(row["mean_return"]), -int(row["timestep"])))
     assert best["episodes"] == "10"
     assert status["state"] == "finished"
