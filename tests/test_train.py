@@ -11,7 +11,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock, patch
 
+import numpy as np
 import pytest
 from common import one_error
 
@@ -178,10 +181,42 @@ def test_logs_agree_with_each_other(finished):
         assert (description["timestep"], description["mean_return"]) == (
             int(row["timestep"]), float(row["mean_return"]),
         )  # fmt: skip
-    assert [row["timestep"] for row in rows(folder / "timing.csv")] == [row["timestep"] for row in evaluations]
     assert f"best evaluation {status['best_return']:.1f} at step {status['best_timestep']:,}" in out
     assert f"last {status['last_return']:.1f} (reference 500, random 22.2)" in out
     assert re.search(r"play it: \S*python\S* -m alrao_rl.enjoy results/train/CartPole-v1/dqn/seed-3\n", out)
+
+
+def test_a_network_is_evaluated_once(tmp_path, capfd):
+    rollouts = ["--set", "n_envs=1", "--set", "n_steps=100", "--set", "batch_size=50", "--set", "n_epochs=1"]
+    out = tmp_path / "run"
+    args = ["--algo", "ppo", "--env", "CartPole-v1", "--timesteps", 300, *FAST, *rollouts, "--out", out, "--quiet"]
+    assert main([*map(str, args)]) == 0
+    assert [row["timestep"] for row in rows(out / "evaluations.csv")] == ["6", "102", "204", "300"]
+
+
+@pytest.mark.parametrize(
+    ("returns", "episodes", "best"),
+    [
+        ([5, 5, 5, 5, 5], 5, 5.0),  # the first is the best there is
+        ([3], 1, 5.0),
+        ([9, 1], 2, 5.0),  # no better after two
+        ([9, 9, 9, 9, 1], 5, 7.4),
+        ([9, 9, 9, 9, -40], 5, 5.0),
+    ],
+)
+def test_a_candidate_is_evaluated_as_long_as_it_is_the_best(returns, episodes, best):
+    saved, seen = [], iter(returns)
+    callback = SimpleNamespace(
+        model=SimpleNamespace(_n_updates=1, policy=None), recipe=SimpleNamespace(agent=None), folder=MagicMock(),
+        logger=MagicMock(), num_timesteps=7, eval_episodes=1, _evaluations=None, _evaluating=0.0, _judged=0,
+        _best=None if returns[0] == 5 else (5.0, 3), _play=lambda: np.array([next(seen)]), _facts=lambda *facts: {},
+    )  # fmt: skip
+    with patch("alrao_rl.training.save_agent", lambda *args: saved.append(args)):
+        TrainingCallback._judge(callback)
+    assert next(seen, None) is None
+    assert callback.folder.append.call_args.args[1][0][1] == episodes
+    assert callback._best[0] == pytest.approx(best)
+    assert bool(saved) == (callback._best[1] == 7)
 
 
 def test_heads_are_a_distribution_over_increasing_rates(finished):
