@@ -54,8 +54,8 @@ best rate:
   SGD has 0.63 here. Alrao with rates of 0.1 at the most has 0.52 (10 seeds).
 
 Regression found a fault: an average of outputs in which every head keeps a share, as switch has it, is ruined by heads
-whose rates let them diverge; the first three runs on diabetes ended at losses from 3e28 to 1e32. Now the average follows
-what the last step said of each head, before the share (`Switch` in alrao_rl/core/averaging.py)."""
+whose rates let them diverge; the first three runs on diabetes ended at losses from 3e28 to 1e32. Now the average
+follows what the last step said of each head, before the share (`Switch` in alrao_rl/core/averaging.py)."""
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
