@@ -254,7 +254,7 @@ class TrainingCallback(AlraoCallback):
         """Returns of the episodes of one evaluation, with the most likely actions."""
         policy = self.model.policy
         policy.set_training_mode(False)
-        # ``predict`` does it again at every step: a walk through all modules, a fifth of an evaluation.
+        # SB3's ``predict`` does it again at every step: a walk through all modules, a sixth of an evaluation.
         policy.set_training_mode = lambda mode: None  # type: ignore[method-assign]
         try:
             returns, _ = self._evaluate_policy(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alrao_rl import recipes
+from alrao_rl.runs import write_atomically
 from alrao_rl.training import N_EVALUATIONS
 
 ROOT = Path(__file__).parent.parent
@@ -138,10 +140,11 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())  # what was measured in half an hour outlives being killed here
 
 
 def report(rows: list[dict[str, str]], n_runs: int, timesteps: int) -> str:

@@ -184,7 +184,7 @@ class Switch(Likelihood):
 
     The pool leaves every head some 1/(J t), which does no harm among probabilities. An average of outputs it ruins: a
     head whose rate is far too large grows faster than that share falls, and the trunk learns from the average. So where
-    losses are no log-likelihoods a_j is what step t said of head j, Σ (w^a_j + w^b_j) p_j normalised, before the pool.
+    losses are no log-likelihoods a_j is what step t said of head j, (w^a_j + w^b_j) p_j before the pool, normalised.
     """
 
     compiled = True

@@ -75,6 +75,12 @@ def cell(rows: pd.DataFrame, best: bool, column: str = "loss", digits: int = 3) 
     return (f"**{text}**" if best else text) + (f" ({diverged} diverged)" if diverged else "")
 
 
+def sgd_rates(runs: pd.DataFrame) -> dict[str, float]:
+    """The methods that are SGD, with their rates, ascending."""
+    rates = {str(method): float(method.split()[1]) for method in runs.method.unique() if method.startswith("SGD")}
+    return dict(sorted(rates.items(), key=lambda one: one[1]))
+
+
 def best_rate(rows: pd.DataFrame) -> str:
     """The rate of SGD with the lowest mean loss."""
     sgd = rows[rows.method.str.startswith("SGD")]
@@ -104,8 +110,7 @@ def figure(runs: pd.DataFrame) -> None:
     picture, axes = plt.subplots(1, len(UNITS), figsize=(14, 3.2), layout="constrained")
     for ax, (task, unit) in zip(axes, UNITS.items(), strict=True):
         rows = runs[runs.task == task]
-        by_rate = {float(m.split()[1]): interval(g.loss) for m, g in rows.groupby("method") if m.startswith("SGD")}
-        sgd = dict(sorted(by_rate.items()))
+        sgd = {rate: interval(rows[rows.method == method].loss) for method, rate in sgd_rates(rows).items()}
         ax.errorbar(sgd.keys(), [m for m, _ in sgd.values()], [h for _, h in sgd.values()], marker="o", label="SGD")
         if len(alrao := rows[rows.method == "Alrao"]):
             mean, half = interval(alrao.loss)
@@ -120,16 +125,16 @@ def figure(runs: pd.DataFrame) -> None:
 
 def table(runs: pd.DataFrame, units: dict[str, str], column: str, digits: int) -> str:
     """A row a method, a column a task, as Markdown."""
-    sgd = sorted({m for m in runs.method if m.startswith("SGD")}, key=lambda m: float(m.split()[1]))
     lines = [
         "| | " + " | ".join(f"{task} ({unit})" for task, unit in units.items()) + " |",
         "|---|" + "---|" * len(units),
     ]
-    for method in ["Alrao", "Adam 1e-3", *sgd]:
+    for method in ["Alrao", "Adam 1e-3", *sgd_rates(runs)]:
         cells = []
         for task in units:
             rows = runs[runs.task == task]
-            cells.append(cell(rows[rows.method == method], method == best_rate(rows), column, digits))
+            best = len(rows) > 0 and method == best_rate(rows)
+            cells.append(cell(rows[rows.method == method], best, column, digits))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

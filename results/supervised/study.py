@@ -1,4 +1,4 @@
-"""Alrao as it was published, in supervised learning: SGD at the decades of its interval, Adam's default; 10 seeds.
+"""Alrao as it was published, in supervised learning: beside SGD at powers of ten and Adam; 10 seeds.
 
     python results/supervised/study.py [-j 2]       (needs '.[supervised]', which is scikit-learn)
 
