@@ -232,11 +232,11 @@ class TrainingCallback(AlraoCallback):
             sync_envs_normalization(self.training_env, self._evaluations)
         returns = self._play()
         # The best of fifty noisy means is luck: what looks better than the best so far has to show it again, and again.
-        candidate, self._judged = self.model._n_updates != self._judged, self.model._n_updates
-        for _ in range(CONFIRMATION):
-            candidate &= self._best is None or returns.mean() > self._best[0]
-            if candidate:
-                returns = np.concatenate([returns, self._play()])
+        new, self._judged = self.model._n_updates != self._judged, self.model._n_updates
+        confirmed = 0
+        while (leads := new and (self._best is None or returns.mean() > self._best[0])) and confirmed < CONFIRMATION:
+            returns = np.concatenate([returns, self._play()])
+            confirmed += 1
         self._evaluating += time.perf_counter() - before
         mean, step = float(returns.mean()), self.num_timesteps
         row = (step, len(returns), mean, float(returns.std()), float(returns.min()), float(returns.max()))
@@ -245,7 +245,7 @@ class TrainingCallback(AlraoCallback):
         self.logger.record("eval/mean_reward", mean)
         self.logger.dump(step)
         self._last = (mean, step)
-        if candidate and (self._best is None or mean > self._best[0]):
+        if leads:
             self._best = self._last
             self.folder.flush()  # the agent's evaluation before the agent
             save_agent(self.model, self.recipe.agent, self.folder.path / "agent", **self._facts(mean, step))

@@ -4,7 +4,7 @@
 
 appends one row per finished run to runs.csv beside this file and skips the rows that are there, so it goes on where it
 was cut off. Data come with scikit-learn and with Python. Same network, data order and number of epochs for all; the
-score is the loss on held-out data after the last epoch, in the units of the table TASKS. A run whose loss is not finite
+score is the loss on held-out data after the last epoch, in the unit of report.py. A run whose loss is not finite
 has the loss of a guess that knows nothing, and is counted as diverged.
 """
 
@@ -61,7 +61,6 @@ class Task:
         output: name and kind of its output layer.
         epochs: passes through the training data.
         batch: examples a step.
-        unit: what the loss is.
         interval: powers of ten between which the rates lie, of SGD and of Alrao.
     """
 
@@ -70,7 +69,6 @@ class Task:
     output: tuple[str, str]
     epochs: int
     batch: int
-    unit: str
     interval: tuple[int, int] = WIDE
 
 
@@ -135,13 +133,11 @@ def perceptron(n_inputs: int, n_outputs: int) -> nn.Module:
 
 
 TASKS = {
-    "digits, MLP": Task(digits, lambda: perceptron(64, 10), ("5", "categorical"), 30, 32, "nats"),
-    "digits, ConvNet": Task(digits, convolutional, ("9", "categorical"), 15, 32, "nats"),
-    "help texts, LSTM": Task(
-        text, lambda: CharacterLstm(len(CHARACTERS)), ("output", "categorical"), 6, 20, "nats a character", RECURRENT
-    ),
-    "Friedman, MLP": Task(friedman, lambda: perceptron(10, 1), ("5", "values"), 30, 16, "variances"),
-    "diabetes, MLP": Task(diabetes, lambda: perceptron(10, 1), ("5", "values"), 60, 16, "variances"),
+    "digits, MLP": Task(digits, lambda: perceptron(64, 10), ("5", "categorical"), 30, 32),
+    "digits, ConvNet": Task(digits, convolutional, ("9", "categorical"), 15, 32),
+    "help texts, LSTM": Task(text, lambda: CharacterLstm(len(CHARACTERS)), ("output", "categorical"), 6, 20, RECURRENT),
+    "Friedman, MLP": Task(friedman, lambda: perceptron(10, 1), ("5", "values"), 30, 16),
+    "diabetes, MLP": Task(diabetes, lambda: perceptron(10, 1), ("5", "values"), 60, 16),
 }
 
 
