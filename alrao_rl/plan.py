@@ -344,7 +344,7 @@ def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: 
         raise UserError(str(error).replace("--set", "--grid", 1)) from None
     name = recipe.agent_name
     if values:
-        name += "@" + ",".join(f"{key}={_in_a_name(value)}" for key, value in values.items())
+        name += f"@{setting_name(values)}"
     setting = [f"{'.'.join(recipes.place(key, recipe.agent))}={json.dumps(value)}" for key, value in values.items()]
     return Cell(
         recipe,
@@ -361,9 +361,10 @@ def _parsed(arguments: Sequence[str]) -> tuple[Any, Recipe]:
     return args, train.from_arguments(args)
 
 
-def _in_a_name(value: Any) -> str:
-    """A value as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", literal(value)).strip("-") or "empty"
+def setting_name(values: Mapping[str, Any]) -> str:
+    """What follows the agent's name and ``@`` in a folder's: ``learning_rate=0.001``; the values of a grid by key."""
+    names = {key: re.sub(r"[^A-Za-z0-9._+-]+", "-", literal(value)).strip("-") for key, value in values.items()}
+    return ",".join(f"{key}={name or 'empty'}" for key, name in names.items())
 
 
 def runs(sweep: Sweep, of: Sequence[Cell]) -> list[Run]:

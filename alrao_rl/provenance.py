@@ -6,8 +6,11 @@ something else, each with the ``timestep`` of the checkpoint it goes on from.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any
 
 from alrao_rl import __version__
 
+_CODE = ("alrao_rl", "agents", "envs")
+"""Not results/, where a sweep that goes on changes files that are tracked."""
 PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
 
 
@@ -47,6 +52,7 @@ def current(command: str, device: str, loops: str, *classes: type) -> dict[str, 
         "versions": versions(*classes),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "hardware": _hardware(),
         "device": device,
         "loops": loops,
         "git_commit": _git_commit(),
@@ -100,8 +106,20 @@ def _compared(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _hardware() -> str:
+    """Processor, cores and memory, as far as the system says."""
+    said = []
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+        said += [found[1]] if found else []
+    said += [f"{os.cpu_count()} cores"]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        said += [f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"]
+    return ", ".join(said)
+
+
 def _git_commit() -> str | None:
-    """Commit of the checkout the package runs from, with ``+`` if it is changed; None outside of one."""
+    """Commit of the checkout the package runs from, with ``+`` if its code is changed; None outside of one."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
@@ -110,7 +128,7 @@ def _git_commit() -> str | None:
             ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         )
         dirty = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "-uno"], capture_output=True, text=True
+            ["git", "-C", str(here), "status", "--porcelain", "-uno", "--", *_CODE], capture_output=True, text=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

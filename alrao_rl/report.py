@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 REFRESH = 30
 """Seconds between two looks of ``--watch``."""
-UNFINISHED = ("queued", "running", "interrupted")
 _NAMED = 5
 """Broken runs that are named on the terminal."""
 MANIFEST = "files.json"
@@ -82,22 +81,20 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     baseline = None if args.baseline is None else study.baseline(args.baseline)
     command = ["python", "-m", "alrao_rl.report", args.path.as_posix()]
     command += [] if args.baseline is None else ["--baseline", args.baseline]
+    command += [] if args.out is None else ["--out", args.out.as_posix()]
     files = {"data.csv.gz": episodes(study.frame)}
     files |= sections.report(study, baseline, shlex.join(command)).files(refresh)
     out = args.path / "report" if args.out is None else args.out
     write(out, files)
-    done, requested = study.finished(study.methods)
+    done, requested = study.in_all
     size = len(files["report.html"]) / 1e6
-    say(f"{out / 'report.html'}: {done} of {requested} reported runs finished, {size:.1f} MB")
+    say(f"{out / 'report.html'}: {done} of {requested} runs finished, {size:.1f} MB")
     broken = study.frame[study.frame.state == "broken"]
     for path, error in list(zip(broken.path, broken.error, strict=True))[:_NAMED]:
         print_warning(f"{path}: {error}")
     if len(broken) > _NAMED:
         print_warning(f"{len(broken) - _NAMED} more runs are broken: the report names them")
-    running = study.frame.state.isin(UNFINISHED).any()
-    return not running and not any(
-        study.missing(m, env) for m in study.methods for env in study.envs if study.expects(m, env)
-    )
+    return all(state == "broken" for *_, absent in study.missing() for _, state in absent)
 
 
 def watch(args: argparse.Namespace) -> None:

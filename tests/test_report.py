@@ -157,8 +157,9 @@ def test_the_verdict_is_that_of_the_statistics(ten):
 
     value = stats.bootstrap(difference, x, y, paired=True)
     assert lead(page) == (
-        f"Ahead: dqn is {number(value.estimate)} above dqn-adam (tuned) in the IQM of normalised return averaged over "
-        f"training (95 % stratified bootstrap interval of the difference {number(value.low)} to {number(value.high)}); "
+        f"Ahead: dqn is {number(value.estimate, 3)} above dqn-adam (tuned) in the IQM of normalised return averaged "
+        "over training (95 % stratified bootstrap interval of the difference "
+        f"{number(value.low, 3)} to {number(value.high, 3)}); "
         "10 seeds × 2 environments, 40 of 40 runs finished."
     )
     row = pd.read_csv(root / "report" / "tables" / "comparisons.csv").iloc[0]
@@ -172,8 +173,8 @@ def test_the_verdict_is_that_of_the_statistics(ten):
 def test_cost_and_sensitivity(ten):
     root, page, _ = ten
     cost = pd.read_csv(root / "report" / "tables" / "cost.csv").set_index("method")
-    assert cost.loc["dqn"].tolist() == [200_000, 0, 200_000]
-    assert cost.loc["dqn-adam (tuned)"].tolist() == [200_000, 400_000, 600_000]
+    assert cost.loc["dqn"].tolist() == [200_000, 0, 200_000, 20, 20]
+    assert cost.loc["dqn-adam (tuned)"].tolist() == [200_000, 400_000, 600_000, 20, 20]
     points = pd.read_csv(root / "report" / "tables" / "sensitivity.csv").set_index("method")
     runs = load_results(root)
     value = stats.sensitivity(stats.by_setting(runs[runs.policy == "stock"]))
@@ -196,7 +197,179 @@ def test_rates_are_chosen_on_tuning_seeds(tmp_path):
     environments = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index("method")
     assert environments.loc["dqn-adam (tuned)", "learning_rate"] == 1e-2
     cost = pd.read_csv(tmp_path / "report" / "tables" / "cost.csv").set_index("method")
-    assert cost.loc["dqn-adam (tuned)"].tolist() == [100_000, 60_000, 160_000]
+    assert cost.loc["dqn-adam (tuned)"].tolist() == [100_000, 60_000, 160_000, 10, 10]
+
+
+def unfinished(root, tuning, grid=(1e-4, 1e-3, 1e-2)):
+    """Alrao and a stock agent whose best rate is 1e-3, in the folders of a sweep; some of its runs on tuning seeds."""
+    levels = {1e-4: 250, 1e-3: 350, 1e-2: 200}
+    for seed in range(3):
+        sweep_run(root, "dqn", seed)
+        for rate in levels:
+            sweep_run(root, "dqn-adam", seed, rate=rate, level=levels[rate])
+    for rate, seed in tuning:
+        sweep_run(root, "dqn-adam", seed, rate=rate, level=levels[rate])
+    lines = ["agents = ['dqn', 'dqn-adam']", "envs = ['CartPole-v1']", "seeds = [0, 1, 2]", "tuning_seeds = [100, 101]"]
+    (root / "sweep.toml").write_text("\n".join([*lines, "[grid]", f"learning_rate = {list(grid)}"]))
+
+
+def sweep_run(root, agent, seed, rate=None, **options):
+    path = write(root, agent, seed=seed, rate=rate, **options)
+    if rate is not None:
+        target = root / "CartPole-v1" / f"{agent}@learning_rate={rate}" / f"seed-{seed}"
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+
+
+def test_tuning_seeds_that_are_not_over_choose_nothing(tmp_path):
+    """The first run on a tuning seed, at a bad rate, would otherwise be the choice, as there is no other."""
+    unfinished(tmp_path, [(1e-4, 100)])
+    page, _ = make(tmp_path)
+    method = next(one for one in Study(tmp_path).methods if one.agent == "dqn-adam")
+    assert (method.rates, method.tuned_on) == ({"CartPole-v1": 1e-3}, ())
+    assert "chosen on the reported seeds, which flatters the baseline, as some rates have no run" in text(page)
+    assert "13 of all 18 runs finished" in str(alerts(page))
+    assert "CartPole-v1, dqn-adam, learning_rate=0.0001: 4 of 5 seeds; missing 101 (not started)" in text(page)
+    assert "CartPole-v1, dqn-adam, learning_rate=0.001: 3 of 5 seeds; missing 100–101 (not started)" in text(page)
+
+
+def test_fewer_tuning_seeds_than_asked_for(tmp_path):
+    unfinished(tmp_path, [(1e-4, 100), (1e-3, 100), (1e-2, 100), (1e-4, 101)])
+    page, _ = make(tmp_path)
+    method = next(one for one in Study(tmp_path).methods if one.agent == "dqn-adam")
+    assert (method.rates, method.tuned_on) == ({"CartPole-v1": 1e-3}, (100, 101))
+    assert "flatters" not in text(page)
+    assert "16 of all 18 runs finished" in str(alerts(page))
+
+
+def test_a_choice_from_one_tuning_seed_says_so(tmp_path):
+    unfinished(tmp_path, [(1e-4, 100), (1e-3, 100), (1e-2, 100)])
+    page, _ = make(tmp_path)
+    assert "dqn-adam (tuned): the rate was chosen on fewer than the 2 tuning seeds" in str(alerts(page))
+    assert "the tuning seeds (100, of which the least has 1 of 2), which are not among those" in text(page)
+
+
+def test_a_rate_that_was_not_started_is_missing(tmp_path):
+    unfinished(tmp_path, [], grid=(1e-4, 1e-3, 1e-2, 0.1))
+    page, _ = make(tmp_path)
+    assert "12 of all 23 runs finished" in str(alerts(page))
+    assert "dqn-adam, learning_rate=0.1: 0 of 5 seeds; missing 0–2, 100–101 (not started)" in text(page)
+
+
+def test_a_run_of_a_sweep_that_cannot_be_read_is_missing_by_its_setting(tmp_path):
+    unfinished(tmp_path, [])
+    (tmp_path / "CartPole-v1" / "dqn-adam@learning_rate=0.01" / "seed-1" / "config.json").write_text("{")
+    page, _ = make(tmp_path)
+    assert "learning_rate=0.01: 2 of 5 seeds; missing 1 (broken), 100–101 (not started)" in text(page)
+    assert "11 of all 18 runs finished" in str(alerts(page))
+
+
+@pytest.mark.parametrize("grid", ["grid = 3", "[grid]\nlearning_rate = 3"])
+def test_a_grid_that_is_none(tmp_path, capsys, grid):
+    write(tmp_path)
+    (tmp_path / "sweep.toml").write_text(grid)
+    assert report.main([str(tmp_path)]) == 2
+    assert re.search(
+        r"sweep.toml: grid(.learning_rate)? is 3, expected lists of values by key\n$", capsys.readouterr().err
+    )
+
+
+def test_the_verdict_is_against_tuned_rates(tmp_path):
+    """The rate that is best on all environments by the tuning seeds is the luckier one on the others, here."""
+    for seed in range(12):
+        tuning = seed > 9
+        for env, best in ((ENV, 1e-3), (OTHER, 1e-2)):
+            span = env["reference_score"] - env["floor"]
+            write(tmp_path, env=env, seed=seed, level=env["floor"] + 0.5 * span)
+            for rate in (1e-3, 1e-2):
+                share = (
+                    (0.8 if rate == best else 0.3 if rate == 1e-3 else 0.1) if tuning else 0.5 if rate == 1e-3 else 0.2
+                )
+                write(tmp_path, "dqn-adam", env, seed, env["floor"] + share * span, rate)
+    (tmp_path / "sweep.toml").write_text("seeds = '0-9'\ntuning_seeds = [10, 11]\n")
+    page, _ = make(tmp_path)
+    assert "dqn-adam (shared rate)" in text(page)
+    assert " above dqn-adam (tuned) in the IQM" in lead(page)
+
+
+def test_the_strongest_baseline_is_chosen_where_its_rates_were(tmp_path):
+    for seed in range(6):
+        write(tmp_path, seed=seed)
+        for agent in ("a-adam", "b-adam"):
+            for rate in (1e-3, 1e-2):
+                high = (agent == "b-adam") == (seed > 3)  # b by the tuning seeds, a by the others
+                write(tmp_path, agent, seed=seed, rate=rate, level=(250 if high else 200) - (rate > 1e-3) * 50)
+    (tmp_path / "sweep.toml").write_text("seeds = '0-3'\ntuning_seeds = [4, 5]\n")
+    assert " above b-adam (tuned) in the IQM" in lead(make(tmp_path)[0])
+
+
+def test_lengths_that_differ_warn_where_they_are_compared(tmp_path):
+    for seed in range(2):
+        for algo, timesteps in (("dqn", 10_000), ("ppo", 20_000)):
+            write(tmp_path, algo, seed=seed, algo=algo)
+            write(tmp_path, f"{algo}-adam", seed=seed, rate=1e-3, algo=algo)
+            for path in tmp_path.glob(f"*/{algo}*/seed-{seed}/config.json"):
+                path.write_text(path.read_text().replace('"timesteps": 10000', f'"timesteps": {timesteps}'))
+    assert "differ in length" not in str(alerts(make(tmp_path)[0]))
+    path = tmp_path / "CartPole-v1" / "ppo" / "seed-0" / "config.json"
+    path.write_text(path.read_text().replace('"timesteps": 20000', '"timesteps": 10000'))
+    said = "Warning: Runs on CartPole-v1 that are compared differ in length: 10,000 and 20,000 steps."
+    assert [one for one in alerts(make(tmp_path)[0]) if "length" in one[1]] == [("red", said)]
+
+
+def test_curves_end_where_their_runs_do():
+    band = stats.Interval(*(np.arange(4.0) for _ in range(3)))
+    figure = Figure()
+    figures.learning_curves(
+        figure, {"a": (np.ones((2, 4)), band, 100), "b": (np.ones((2, 4)), band, 400)}, {"a": 0, "b": 1}
+    )
+    assert [max(line.get_xdata()) for line in figure.axes[0].lines] == [87.5] * 3 + [350] * 3
+    assert figure.axes[0].get_xlim() == (0, 400)
+
+
+def test_few_shared_seeds_do_not_throw_the_others_away(tmp_path):
+    for seed in range(6):
+        write(tmp_path, seed=seed)
+        write(tmp_path, "dqn-adam", seed=seed + 5, rate=1e-3, level=200)
+    make(tmp_path)
+    row = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv").iloc[0]
+    assert (row.paired_by_seed, row.seeds, row.left_out) == (False, 6, 0)
+
+
+def test_runs_without_a_partner_are_counted(tmp_path):
+    for seed in range(6):
+        write(tmp_path, seed=seed)
+    for seed in range(1, 6):
+        write(tmp_path, "dqn-adam", seed=seed, rate=1e-3, level=200)
+    make(tmp_path)
+    row = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv").iloc[0]
+    assert (row.paired_by_seed, row.seeds, row.left_out) == (True, 5, 1)
+
+
+def test_a_probability_of_runs_that_go_one_way_has_no_interval(ten):
+    root, _, marked = ten
+    row = pd.read_csv(root / "report" / "tables" / "comparisons.csv").iloc[0]
+    assert row.improvement == 1
+    assert np.isnan([row.improvement_low, row.improvement_high]).all()
+    assert "A probability has no interval where on every environment all runs go one way." in marked
+
+
+def test_not_all_is_over_while_a_tuning_run_is_missing(tmp_path):
+    unfinished(tmp_path, [(rate, 100) for rate in (1e-4, 1e-3, 1e-2)] + [(rate, 101) for rate in (1e-4, 1e-3)])
+    args = report.parser().parse_args([str(tmp_path)])
+    assert not report.make(args)
+    sweep_run(tmp_path, "dqn-adam", 101, rate=1e-2)
+    assert report.make(args)
+
+
+def test_provenance_says_how_to_make_it_again(tmp_path):
+    unfinished(tmp_path, [])
+    page, _ = make(tmp_path, "--out", str(tmp_path / "elsewhere"))
+    assert f"python -m alrao_rl.report {tmp_path} --out {tmp_path / 'elsewhere'}" in text(page)
+    assert f"python -m alrao_rl.sweep {tmp_path / 'sweep.toml'}" in text(page)
+    assert "61b6bf4 (9)" in text(page)
+    commands = pd.read_csv(tmp_path / "elsewhere" / "tables" / "commands.csv")
+    assert set(commands.git_commit) == {"61b6bf4"}
 
 
 @pytest.mark.parametrize(("n_seeds", "level"), [(3, "red"), (7, "amber"), (10, None)])
@@ -250,8 +423,10 @@ def test_a_collapsed_run_is_named(tmp_path):
 
 def test_the_same_runs_are_the_same_bytes(ten, tmp_path):
     root, _, _ = ten
-    make(root, "--out", str(tmp_path / "again"))
-    first, second = root / "report", tmp_path / "again"
+    first, second = tmp_path / "first", root / "report"
+    shutil.copytree(second, first)
+    shutil.rmtree(second)
+    make(root)
     names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
     assert {"report.html", "report.md", "data.csv.gz"} < set(names)
@@ -262,11 +437,13 @@ def test_zips_of_the_runs_give_the_same_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = Path("study")
     sweep(root, range(2), envs=[ENV])
-    make(root, "--out", "from-folders")
+    make(root)
+    shutil.move(root / "report", "from-folders")
     for status in list(root.rglob("status.json")):
         RunFolder(status.parent).pack()
         shutil.rmtree(status.parent)
-    make(root, "--out", "from-zips")
+    make(root)
+    shutil.move(root / "report", "from-zips")
     files = {path.relative_to("from-folders") for path in Path("from-folders").rglob("*") if path.is_file()}
     assert all(Path("from-folders", name).read_bytes() == Path("from-zips", name).read_bytes() for name in files)
 
@@ -549,7 +726,7 @@ def test_the_command_in_a_process(ten, tmp_path):
     root, _, _ = ten
     command = [sys.executable, "-X", "importtime", "-m", "alrao_rl.report", str(root), "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "40 of 40 reported runs finished" in result.stdout
+    assert "80 of 80 runs finished" in result.stdout
     assert not re.search(r"\| +(torch|gymnasium|stable_baselines3)$", result.stderr, re.MULTILINE)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ class Comparison(NamedTuple):
         improvement: probability that a run of the method beats one of the baseline, and its interval.
         envs: environments compared on.
         n_seeds: the least and the largest number of seeds of an environment.
+        alone: runs of either that are left out because the other has none of their seed.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Comparison(NamedTuple):
     improvement: stats.Interval
     envs: list[str]
     n_seeds: tuple[int, int]
+    alone: int
 
 
 def aggregated(study: Study) -> tuple[list[Method], list[str]]:
@@ -81,7 +83,7 @@ def profile(method: Method, envs: Sequence[str]) -> stats.Interval:
 
 
 def compare(method: Method, baseline: Method, envs: Sequence[str], score: str = "auc") -> Comparison | None:
-    """A method against a baseline: paired by seed if they share seeds on every environment.
+    """A method against a baseline: paired by seed if they share most of their seeds on every environment.
 
     Returns:
         None where there is no environment on which both have scored runs.
@@ -92,7 +94,10 @@ def compare(method: Method, baseline: Method, envs: Sequence[str], score: str = 
         return None
     rows, others = (one.scored[one.scored.env.isin(common)] for one in (method, baseline))
     x, y = stats.paired_by_seed(rows, others, column)
-    paired = set(x) == set(common)
+    alone = {env: len({*rows[rows.env == env].seed, *others[others.env == env].seed}) - len(x.get(env, ()))
+             for env in common}  # fmt: skip
+    # Runs without a partner are left out; where there are many, that would cost more than pairing gains.
+    paired = all(alone[env] <= len(x.get(env, ())) for env in common)
     if not paired:
         x, y = stats.by_environment(rows, column), stats.by_environment(others, column)
     improvement = stats.paired_probability_of_improvement if paired else stats.probability_of_improvement
@@ -103,16 +108,19 @@ def compare(method: Method, baseline: Method, envs: Sequence[str], score: str = 
     # Not paired, all pairs of runs are compared: fewer resamples, or memory would be the square of the seeds.
     values = stats.bootstrap(both, x, y, paired=paired, n_resamples=10_000 if paired else FEWER)
     difference, chance = _each(values)
-    sizes = [len(one) for scores in (x, y) for one in scores.values()]
-    span = (min(sizes), max(sizes))
-    return Comparison(method.name, baseline.name, score, paired, difference, chance, common, span)
+    if chance.low == chance.high:
+        # On every environment all runs go one way: what is drawn from them does not vary, which is not certainty.
+        chance = chance._replace(low=np.float64(np.nan), high=np.float64(np.nan))
+    span = _span([x, y])
+    left = sum(alone.values()) if paired else 0
+    return Comparison(method.name, baseline.name, score, paired, difference, chance, common, span, left)
 
 
 def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Method]]:
     """Who is compared with whom.
 
-    Everybody with a named baseline; else each Alrao agent with the stock agents of its algorithm, at their best rates
-    and at one rate; else everybody with the first.
+    Everybody with a named baseline; else each Alrao agent with the stock agents of its algorithm, at their tuned and at
+    their shared rates; else everybody with the first.
     """
     methods = study.methods
     if baseline is not None:
@@ -126,24 +134,40 @@ def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Met
 
 
 def verdicts(study: Study, baseline: Method | None) -> list[tuple[Method, Method]]:
-    """The comparisons the report opens with: each method with the strongest of those it is compared with."""
+    """The comparisons the report opens with: each method with the strongest of those it is compared with.
+
+    Which is the strongest is asked of the runs that its rates were chosen by: on the scores that are reported the
+    luckiest would be. A shared rate comes second to tuned ones by definition, and opens no report.
+    """
     _, envs = aggregated(study)
     strongest: dict[str, tuple[Method, Method]] = {}
     for pair in comparisons(study, baseline):
-        if all(set(method.scored.env) & set(envs) for method in pair):
+        fit = all(set(method.scored.env) & set(envs) for method in pair)
+        if fit and (pair[1].choice != "shared rate" or pair[1] is baseline):
             best = strongest.setdefault(pair[0].name, pair)
-            strongest[pair[0].name] = max(best, pair, key=lambda one: float(stats.iqm(one[1].scores(envs))))
+            strongest[pair[0].name] = max(best, pair, key=lambda one: _strength(one[1], envs))
     return list(strongest.values())
+
+
+def _strength(method: Method, envs: Sequence[str]) -> float:
+    rows = method.basis[method.basis.env.isin(envs) & method.basis.state.isin(SCORED)]
+    return float(np.nan_to_num(stats.iqm(stats.by_environment(rows)), nan=-math.inf))
 
 
 # --- learning rates -------------------------------------------------------------------------------------------------
 
 
 def rate_curve(study: Study, env: str, method: Method) -> pd.DataFrame:
-    """Mean return over training at each rate of a stock agent: ``learning_rate, n, estimate, low, high``."""
+    """Mean return over training at each rate of a stock agent: ``learning_rate, n, estimate, low, high``.
+
+    Of the reported seeds; of all, where a rate was run on tuning seeds only.
+    """
     frame = study.frame
     rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.variant == method.variant)]
     rows = rows[rows.state.isin(SCORED) & rows.auc.notna()]
+    reported = rows[~rows.seed.isin(study.tuning_seeds)]
+    if set(reported.learning_rate) == set(rows.learning_rate):
+        rows = reported
     points = [
         {"learning_rate": rate, "n": len(runs), **interval_of(runs.auc.to_numpy(np.float64))._asdict()}
         for rate, runs in rows.groupby("learning_rate")
@@ -166,6 +190,7 @@ class Plane(NamedTuple):
         phi: Φ and its interval.
         tuned: score when tuned for each environment, and its interval.
         n_rates: rates to choose from.
+        n_seeds: the least and the largest number of seeds of a rate on an environment.
         held_out: whether rates were chosen on tuning seeds.
     """
 
@@ -173,6 +198,7 @@ class Plane(NamedTuple):
     phi: stats.Interval
     tuned: stats.Interval
     n_rates: int
+    n_seeds: tuple[int, int]
     held_out: bool
 
 
@@ -185,7 +211,7 @@ def plane(study: Study, envs: Sequence[str]) -> list[Plane]:
         elif not method.rates:
             level = stats.bootstrap(stats.mean, method.scores(envs))
             zero = stats.Interval(np.float64(0), np.float64(0), np.float64(0))
-            points.append(Plane(method.name, zero, level, 1, True))
+            points.append(Plane(method.name, zero, level, 1, _span([method.scores(envs)]), True))
     return points
 
 
@@ -195,9 +221,7 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
     rows = rows[rows.env.isin(envs)]
     on_tuning = rows.seed.isin(study.tuning_seeds)
     settings = {name: complete(part) for name, part in (("tuning", rows[on_tuning]), ("reported", rows[~on_tuning]))}
-    held_out = study.tuning_seeds != [] and set(settings["tuning"].learning_rate) == set(
-        settings["reported"].learning_rate
-    )
+    held_out = method.held_out and set(settings["tuning"].learning_rate) == set(settings["reported"].learning_rate)
     # Rates that were run on tuning seeds only say nothing on others: then all of their runs are used.
     reported = stats.by_setting(settings["reported"] if held_out else complete(rows))
     tuning = stats.by_setting(settings["tuning"]) if held_out else {}
@@ -211,7 +235,12 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
 
     values = stats.bootstrap(phi_and_tuned, *reported.values(), *tuning.values(), n_resamples=FEWER)
     phi, tuned = _each(values)
-    return [Plane(method.name, phi, tuned, len(reported), held_out)]
+    return [Plane(method.name, phi, tuned, len(reported), _span(reported.values()), held_out)]
+
+
+def _span(settings: Iterable[Mapping[str, stats.Array]]) -> tuple[int, int]:
+    sizes = [len(scores) for setting in settings for scores in setting.values()]
+    return min(sizes), max(sizes)
 
 
 # --- environments ---------------------------------------------------------------------------------------------------

@@ -47,12 +47,13 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; its first column is text, the others are numbers."""
+    """A table; its first column is text, the others are numbers, or text as well if it is a table of ``words``."""
 
     kind: ClassVar[str] = "table"
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: bool = False
 
 
 @dataclass(frozen=True)

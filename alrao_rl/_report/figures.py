@@ -118,15 +118,23 @@ def colour(index: int) -> dict[str, Any]:
     return {"color": SERIES[index % len(SERIES)], "linestyle": ("-", "--", "-.", ":")[index // len(SERIES) % 4]}
 
 
+def marker(index: int) -> str:
+    """Its mark where there is no line."""
+    return "osD^"[index // len(SERIES) % 4]
+
+
 # --- one function a figure ------------------------------------------------------------------------------------------
 
 
 def learning_curves(
-    figure: Figure, curves: Mapping[str, tuple[stats.Array, stats.Interval]], steps: int, indices: Mapping[str, int]
+    figure: Figure, curves: Mapping[str, tuple[stats.Array, stats.Interval, int]], indices: Mapping[str, int]
 ) -> None:
-    """IQM with band of each method, ``(n_bins,)``, over its seeds as thin lines, ``(n_seeds, n_bins)``."""
+    """IQM with band of each method, ``(n_bins,)``, over its seeds as thin lines, ``(n_seeds, n_bins)``.
+
+    The third of each is the environment steps of its runs.
+    """
     axes = figure.subplots()
-    for name, (seeds, band) in curves.items():
+    for name, (seeds, band, steps) in curves.items():
         style = colour(indices[name])
         # A bin is drawn at its middle.
         x = (np.arange(seeds.shape[1]) + 0.5) * steps / seeds.shape[1]
@@ -137,7 +145,7 @@ def learning_curves(
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return")
     axes.xaxis.set_major_formatter(_thousands)
-    axes.set_xlim(0, steps)
+    axes.set_xlim(0, max(steps for _, _, steps in curves.values()))
     _legend(axes)
 
 
@@ -185,10 +193,11 @@ def profiles(
 def rates(
     figure: Figure,
     stock: Mapping[str, pd.DataFrame],
+    chosen: Mapping[str, float],
     levels: Mapping[str, stats.Interval],
     indices: Mapping[str, int],
 ) -> None:
-    """Mean return against the learning rate of stock agents; Alrao, which has none, as a level band across."""
+    """Mean return against the learning rate of stock agents, a ring about the chosen one; Alrao as a level band."""
     axes = figure.subplots()
     for name, value in levels.items():
         style = colour(indices[name])
@@ -200,6 +209,8 @@ def rates(
         x, y = points.learning_rate.to_numpy(), points.estimate.to_numpy()
         ends = np.abs(np.nan_to_num(np.stack([y - points.low.to_numpy(), points.high.to_numpy() - y])))
         axes.errorbar(x, y, ends, marker="o", markersize=4, capsize=3, label=short(name), **style)
+        ringed = x == chosen.get(name)
+        axes.plot(x[ringed], y[ringed], marker="o", markersize=11, fillstyle="none", color=style["color"])
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter("")
@@ -218,7 +229,8 @@ def plane(
         for x, y in (([phi.low, phi.high], [tuned.estimate] * 2), ([phi.estimate] * 2, [tuned.low, tuned.high])):
             if np.isfinite([*x, *y]).all():
                 axes.plot(x, y, color=hue, linewidth=1.2, alpha=0.6)
-        axes.plot([phi.estimate], [tuned.estimate], marker="o", linestyle="none", color=hue, label=short(name))
+        mark = {"marker": marker(indices[name]), "linestyle": "none", "color": hue}
+        axes.plot([phi.estimate], [tuned.estimate], label=short(name), **mark)
     axes.set_xlabel("sensitivity Φ: what tuning the rate for each environment gains")
     axes.set_ylabel("mean normalised score, tuned")
     _legend(axes)
@@ -257,7 +269,7 @@ def heads(
     beside.barh(range(len(logs)), reclones, color=SERIES[0], height=0.7)
     beside.set_xlabel("re-clones")
     beside.set_xlim(0, max(reclones.max(), 1) * 1.05)
-    figure.colorbar(image, ax=axes, label="averaging weight")
+    figure.colorbar(image, ax=[axes, beside], label="averaging weight")
 
 
 def _thousands(value: float, _: object = None) -> str:

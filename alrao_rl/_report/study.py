@@ -1,24 +1,28 @@
-"""What was run: methods, their seeds and rates, and what is missing."""
+"""What was asked for and what was run: methods, their seeds and rates, and what is missing."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from alrao_rl import stats
+from alrao_rl import plan, stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.load import SCORED, load_curves, load_results
+from alrao_rl.runs import flatten
 
-Choice: TypeAlias = Literal["", "tuned", "one rate"]
+Choice: TypeAlias = Literal["", "tuned", "shared rate"]
+Key: TypeAlias = tuple[str, str, str, int]
+"""What tells a run from every other: environment, agent, setting, seed."""
 MOST_POINTS = 55_000
 """Points of all curves together: 550 runs at 100 bins keep the file below 2 MB."""
 
@@ -35,9 +39,10 @@ class Method:
         algo: ``dqn``, ``a2c``, ``ppo``.
         runs: rows of ``load_results`` with the reported seeds, whatever their state.
         rates: learning rate by environment where there was one to choose.
-        choice: ``tuned``, a rate for each environment, ``one rate`` for all of them, or nothing to choose.
+        choice: ``tuned``, a rate for each environment, ``shared rate``, one for all of them, or nothing to choose.
         tuning_steps: environment steps of the runs that only served to choose.
-        held_out: whether it was chosen on seeds that are not reported.
+        tuned_on: the seeds it was chosen on, where none of them is reported; else empty.
+        basis: the runs at its rates that it was chosen by, or all of ``runs`` where there was nothing to choose.
     """
 
     name: str
@@ -49,7 +54,13 @@ class Method:
     rates: Mapping[str, float] = field(default_factory=dict)
     choice: Choice = ""
     tuning_steps: int = 0
-    held_out: bool = False
+    tuned_on: tuple[int, ...] = ()
+    basis: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether its rates were chosen on seeds that are not reported."""
+        return bool(self.tuned_on)
 
     @property
     def scored(self) -> pd.DataFrame:
@@ -82,8 +93,11 @@ class Study:
             frame[column] = frame[column].map(clean)
         self.sweep = _sweep(root / "sweep.toml")
         self.tuning_seeds = self.sweep["tuning_seeds"]
-        # A run that cannot be read has no rate and no setting; it counts as a missing one of its agent.
+        # A run that cannot be read has no rate and no setting, and the name of its folder for an agent.
         frame["variant"] = frame.setting.map(_without_rate)
+        names = frame.path.map(lambda path: clean(Path(path).parent.name))
+        frame["agent"] = frame.agent.mask(frame.agent == names, names.str.partition("@")[0])
+        frame["cell"] = names.str.partition("@")[2] if self.sweep["grid"] else frame.setting
         self.frame = frame
         _refuse_twice(frame[frame.state != "broken"])
         self.reported = frame[~frame.seed.isin(self.tuning_seeds)]
@@ -112,7 +126,9 @@ class Study:
         """A stock agent of several rates: at the best for each environment, and at the best for all of them."""
         scored = rows[rows.state.isin(SCORED) & rows.auc.notna()]
         tuning = scored[scored.seed.isin(self.tuning_seeds)]
-        chosen_on = tuning if len(tuning) else scored
+        # While some rates have no run on a tuning seed yet, the choice would be among the others.
+        held_out = len(tuning) > 0 and _cells(self._report(scored)) <= _cells(tuning)
+        chosen_on = tuning if held_out else self._report(scored)
         tuned: dict[str, float] = {}
         for _, runs in chosen_on.groupby("env"):
             tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")))
@@ -122,30 +138,61 @@ class Study:
             rate = float(stats.shared_choice(stats.by_setting(common)))
             shared = dict.fromkeys(common.env.unique(), rate)
             if shared != tuned:
-                choices["one rate"] = shared
+                choices["shared rate"] = shared
         methods = []
         for choice, rates in choices.items():
             chosen = rows.learning_rate == rows.env.map(rates)
-            runs = self._report(rows[chosen])
             # With tuning seeds nothing but their runs was needed to choose; without, all other rates' were.
-            others = rows[rows.seed.isin(self.tuning_seeds)] if len(tuning) else rows[~chosen]
+            others = rows[rows.seed.isin(self.tuning_seeds)] if held_out else self._report(rows[~chosen])
             steps = int(others.timesteps.fillna(0).sum())
-            held_out = len(tuning) > 0
-            methods.append(_method(f"{name} ({choice})", runs, rates, choice, steps, held_out))
+            seeds = tuple(sorted(tuning.seed.astype(int).unique())) if held_out else ()
+            basis = chosen_on[chosen_on.learning_rate == chosen_on.env.map(rates)]
+            runs = self._report(rows[chosen])
+            methods.append(_method(f"{name} ({choice})", runs, rates, choice, steps, seeds, basis))
         return methods
 
     # --- what is missing --------------------------------------------------------------------------------------------
 
-    def missing(self, method: Method, env: str) -> list[tuple[int, str]]:
-        """Requested seeds of a method on an environment that have no score, and why."""
-        rows = method.runs[method.runs.env == env]
-        states = {int(seed): str(state) for seed, state in zip(rows.seed, rows.state, strict=True)}
-        broken = self.frame[
-            (self.frame.state == "broken") & (self.frame.agent == method.agent) & (self.frame.env == env)
-        ]
-        why = dict.fromkeys(broken.seed.dropna().astype(int), "broken")
-        found = ((seed, states.get(seed, why.get(seed, "not started"))) for seed in self.seeds)
-        return [(seed, state) for seed, state in found if state not in SCORED]
+    @cached_property
+    def states(self) -> dict[Key, str]:
+        """The state of every run that was asked for, or is there without; ``not started`` where there is none."""
+        frame = self.frame[self.frame.seed.notna()]
+        there = zip(frame.env, frame.agent, frame.cell, frame.seed.astype(int), strict=True)
+        found: dict[Key, str] = dict.fromkeys(self._asked(), "not started")
+        # The setting of a run that cannot be read may be unknown: then it is one of those that are not there.
+        known = {key: state for key, state in zip(there, frame.state, strict=True) if state != "broken" or key in found}
+        return found | known
+
+    def _asked(self) -> Iterable[Key]:
+        frame = self.frame[self.frame.state != "broken"]
+        for agent in sorted({*self.sweep["agents"], *frame.agent}):
+            rows = frame[frame.agent == agent]
+            cells = self._cells_of(rows)
+            envs = self.sweep["envs"] if agent in self.sweep["agents"] else []
+            for env, cell in product(sorted({*envs, *rows.env}), cells):
+                yield from ((env, agent, cell, seed) for seed in self.seeds)
+                if cell:
+                    yield from ((env, agent, cell, seed) for seed in self.tuning_seeds)
+
+    def _cells_of(self, rows: pd.DataFrame) -> list[str]:
+        """Settings of an agent: those that its runs have, and the rest of the grid's keys that they are named by."""
+        seen = list(rows.cell.unique())
+        # A key that does nothing to an agent is in no name.
+        grid = {key: values for key, values in self.sweep["grid"].items() if any(f"{key}=" in cell for cell in seen)}
+        asked = [plan.setting_name(dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
+        return list(dict.fromkeys([*asked, *seen])) if grid else seen or [""]
+
+    def missing(self) -> Iterator[tuple[str, str, str, int, list[tuple[int, str]]]]:
+        """Environment, agent, setting, number of runs asked for, and those without a score, with the reason."""
+        for (env, agent, cell), keys in groupby(sorted(self.states), lambda key: key[:3]):
+            runs = [(key[3], self.states[key]) for key in keys]
+            if absent := [(seed, state) for seed, state in runs if state not in SCORED]:
+                yield env, agent, cell, len(runs), absent
+
+    @property
+    def in_all(self) -> tuple[int, int]:
+        """Runs that finished, and how many were asked for or are there."""
+        return sum(state == "finished" for state in self.states.values()), len(self.states)
 
     def expects(self, method: Method, env: str) -> bool:
         """Whether a method was to run on an environment."""
@@ -193,7 +240,7 @@ class Study:
             UserError: there is none of that name.
         """
         for method in self.methods:
-            if name == method.name or (name == method.agent and method.choice != "one rate"):
+            if name == method.name or (name == method.agent and method.choice != "shared rate"):
                 return method
         names = sorted({method.agent for method in self.methods} | {method.name for method in self.methods})
         raise UserError(f"--baseline is {name!r}, expected one of {', '.join(names)}{suggest(name, names)}")
@@ -202,6 +249,10 @@ class Study:
 def clean(text: object) -> str:
     """Text from a run as one printable line: no control, bidirectional or other unprintable character."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def _cells(runs: pd.DataFrame) -> set[tuple[str, float]]:
+    return set(zip(runs.env, runs.learning_rate, strict=True))
 
 
 def complete(runs: pd.DataFrame) -> pd.DataFrame:
@@ -213,9 +264,10 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _method(name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, *choice: Any) -> Method:
-    facts = ("agent", "variant", "policy", "algo")
-    agent, variant, policy, algo = (str(runs[fact].iloc[0]) if len(runs) else "" for fact in facts)
-    return Method(name, agent, variant, policy, algo, runs, rates or {}, *choice)
+    agent, variant, policy, algo = (
+        str(runs[fact].iloc[0]) if len(runs) else "" for fact in ("agent", "variant", "policy", "algo")
+    )
+    return Method(name, agent, variant, policy, algo, runs, rates or {}, *(choice or ("", 0, (), runs)))
 
 
 def _without_rate(setting: str) -> str:
@@ -232,8 +284,8 @@ def _refuse_twice(runs: pd.DataFrame) -> None:
 # --- sweep.toml -----------------------------------------------------------------------------------------------------
 
 
-def _sweep(path: Path) -> dict[str, list[Any]]:
-    """``agents``, ``envs``, ``seeds`` and ``tuning_seeds`` that were asked for; empty lists without the file.
+def _sweep(path: Path) -> dict[str, Any]:
+    """``agents``, ``envs``, ``seeds``, ``tuning_seeds`` and the ``grid`` that were asked for; empty without the file.
 
     Raises:
         UserError: it is no TOML, or holds something else under those names.
@@ -246,13 +298,19 @@ def _sweep(path: Path) -> dict[str, list[Any]]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path} is not a TOML file: {first_line(error)}") from None
-    asked: dict[str, list[Any]] = {key: _seeds(path, key, data.get(key, [])) for key in ("seeds", "tuning_seeds")}
+    asked: dict[str, Any] = {key: _seeds(path, key, data.get(key, [])) for key in ("seeds", "tuning_seeds")}
     for key in ("agents", "envs"):
         names = data.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{path}: {key} is {names!r}, expected a list of names")
         # A recipe may be given as a path; runs are named by the file.
         asked[key] = [clean(Path(name).stem if name.endswith(".toml") else name) for name in names]
+    grid = data.get("grid", {})
+    asked["grid"] = dict(flatten(grid)) if isinstance(grid, dict) else {"": grid}
+    for key, values in asked["grid"].items():
+        if not isinstance(values, list):
+            name = f"grid.{key}" if key else "grid"
+            raise UserError(f"{path}: {name} is {values!r}, expected lists of values by key")
     return asked
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,41 +14,52 @@ from alrao_rl._report.sections.words import (
     number,
     of,
 )
-from alrao_rl._report.study import Study
+from alrao_rl._report.study import Method, Study
 
 
 def section(study: Study) -> Section:
-    """IQM with band per environment, every seed a thin line."""
+    """IQM with band per environment and algorithm, every seed a thin line."""
     blocks: list[Block] = []
     for number_, env in enumerate(study.envs):
-        shown = [method for method in study.methods if len(method.on(env))]
+        shown = [method for method in study.methods if len(method.on(env)) and not _is_drawn(study, method, env)]
         if not shown:
             blocks.append(Text(f"{env}: no run has a score yet."))
-            continue
-        curves = {}
-        for method in shown:
-            seeds = study.curves_of(method, env)
-            # Where the floor is unknown nothing is known before the first episode ends: there is no curve there.
-            known = np.isfinite(seeds).all(axis=0)
-            band = np.full((3, study.n_bins), np.nan)
-            if known.any():
-                band[:, known] = stats.learning_curve([seeds[:, known]], n_resamples=compare.FEWER // 2)
-            curves[method.name] = (seeds, stats.Interval(*band))
-        steps = int(max(method.on(env).requested_timesteps.max() for method in shown))
-        counts = ", ".join(f"{method.name} {of(len(method.on(env)), len(study.seeds))}" for method in shown)
-        blocks.append(_curve_image(number_, env, curves, steps, counts, indices_of(study)))
+        for algo in sorted({method.algo for method in shown}):
+            name = f"curve-{number_:02d}-{slug(env)}-{slug(algo)}"
+            blocks.append(_image(study, name, env, [method for method in shown if method.algo == algo]))
     text = (
         "Thick lines are the interquartile mean over seeds, bands its pointwise 95 % bootstrap interval, thin lines "
         "the seeds. Nothing is smoothed: a point is the mean return of the episodes that ended in one of "
         f"{study.n_bins} equal stretches of the environment steps; a stretch without an end of an episode carries on "
-        "the one before it. Failed and diverged runs lie at the floor."
+        "the one before it. Failed and diverged runs lie at the floor. A shared rate that is also the tuned one of an "
+        "environment is drawn once."
     )
     return Section("Learning curves", [Text(text), *blocks])
 
 
-def _curve_image(i: int, env: str, curves: Any, steps: int, counts: str, indices: dict[str, int]) -> Image:
-    name = f"curve-{i:02d}-{slug(env)}"
-    picture = figures.draw(name, lambda figure: figures.learning_curves(figure, curves, steps, indices))
-    last = ", ".join(f"{method} at {number(band.estimate[-1], 1)}" for method, (_, band) in curves.items())
+def _is_drawn(study: Study, method: Method, env: str) -> bool:
+    """Whether the tuned rate is the shared one here: the same runs."""
+    return method.choice == "shared rate" and any(
+        (other.agent, other.variant, other.choice) == (method.agent, method.variant, "tuned")
+        and other.rates.get(env) == method.rates.get(env)
+        for other in study.methods
+    )
+
+
+def _image(study: Study, name: str, env: str, methods: Sequence[Method]) -> Image:
+    curves: dict[str, tuple[stats.Array, stats.Interval, int]] = {}
+    for method in methods:
+        seeds = study.curves_of(method, env)
+        # Where the floor is unknown nothing is known before the first episode ends: there is no curve there.
+        known = np.isfinite(seeds).all(axis=0)
+        band = np.full((3, study.n_bins), np.nan)
+        if known.any():
+            band[:, known] = stats.learning_curve([seeds[:, known]], n_resamples=compare.FEWER // 2)
+        # Algorithms differ in how many steps they need, and a bin is a share of them.
+        curves[method.name] = (seeds, stats.Interval(*band), int(method.on(env).requested_timesteps.max()))
+    picture = figures.draw(name, lambda figure: figures.learning_curves(figure, curves, indices_of(study)))
+    last = ", ".join(f"{name_} at {number(np.asarray(iqm.estimate)[-1], 1)}" for name_, (_, iqm, _) in curves.items())
+    counts = ", ".join(f"{method.name} {of(len(method.on(env)), len(study.seeds))}" for method in methods)
+    caption = f"{env}, {methods[0].algo.upper()}. IQM over seeds with its pointwise 95 % interval. Seeds: {counts}."
     alt = f"Learning curves on {env}: return against environment steps; at the end {last}."
-    return Image(name, f"{env}. IQM over seeds with its pointwise 95 % interval. Seeds: {counts}.", alt, picture)
+    return Image(name, caption, alt, picture)

@@ -15,6 +15,7 @@ from alrao_rl._report.sections.words import (
     number,
     of,
     rate,
+    runs_in_words,
     with_interval,
 )
 from alrao_rl._report.study import Study
@@ -65,18 +66,16 @@ def _environment_row(row: Any) -> list[str]:
 
 def _named_runs(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
     lines = []
-    bad = study.reported[study.reported.state.isin(["failed", "diverged", "broken"])]
+    bad = study.frame[study.frame.state.isin(["failed", "diverged", "broken"])]
     for run in each_row(bad):
         at = f" at rate {run.learning_rate:g}" if np.isfinite(run.learning_rate) else ""
         floor = "" if run.state == "broken" else f", scores the floor {number(run.floor, 1)}"
         seed = "?" if pd.isna(run.seed) else run.seed
         lines.append(f"{run.env}, {run.agent}{at}, seed {seed}: {run.state}{floor}: {run.error or 'no reason given'}")
-    for env in study.envs:
-        for method in (m for m in study.methods if study.expects(m, env)):
-            missing = [f"{seed} ({state})" for seed, state in study.missing(method, env)]
-            have = len(study.seeds) - len(missing)
-            if missing:
-                lines.append(f"{env}, {method.name}: {have} of {len(study.seeds)} seeds; missing {', '.join(missing)}")
-        for row in each_row(tables[env]) if env in tables else ():
+    for env, agent, cell, asked, absent in study.missing():
+        name = f"{agent}, {cell}" if cell else agent
+        lines.append(f"{env}, {name}: {asked - len(absent)} of {asked} seeds; missing {runs_in_words(absent)}")
+    for env, table in tables.items():
+        for row in each_row(table):
             lines += [f"{env}, {row.method}: collapsed on seeds {row.collapsed_seeds}"] if row.collapsed else []
     return lines

@@ -11,6 +11,7 @@ import pandas as pd
 from alrao_rl._report import figures
 from alrao_rl._report.document import Block, Image, Section, Text, slug
 from alrao_rl._report.sections.words import (
+    of,
     plural,
 )
 from alrao_rl._report.study import Study, clean
@@ -24,7 +25,7 @@ def section(study: Study) -> Section:
         for env in study.envs:
             logs = [log for run in method.on(env).sort_values("seed").path if len(log := load_heads(run))]
             if logs:
-                blocks += _head_images(f"{method.name} on {env}", logs)
+                blocks += _head_images(f"{method.name} on {env}", logs, of(len(logs), len(study.seeds)))
     if not blocks:
         return Section("Inside Alrao", [Text("No run of an Alrao agent has recorded averaging weights.")])
     text = (
@@ -35,7 +36,7 @@ def section(study: Study) -> Section:
     return Section("Inside Alrao", [Text(text), *blocks])
 
 
-def _head_images(title: str, logs: Sequence[pd.DataFrame]) -> Iterable[Image]:
+def _head_images(title: str, logs: Sequence[pd.DataFrame], seeds: str) -> Iterable[Image]:
     table = pd.concat(logs)
     for layer, rows in table.groupby("layer"):
         weights = rows.pivot_table(index="head", columns="timestep", values="weight", aggfunc="mean")
@@ -56,5 +57,5 @@ def _head_images(title: str, logs: Sequence[pd.DataFrame]) -> Iterable[Image]:
             f"with rate {rates[values[:, -1].argmax()]:.1e}; effective learning rate {effective[-1]:.1e}; re-cloned "
             f"most, {made_anew.max():.0f} times, the one with rate {rates[made_anew.argmax()]:.1e}."
         )
-        caption = f"{title}, {label}. {plural(len(logs), 'seed')}; effective rate at the end {effective[-1]:.1e}."
+        caption = f"{title}, {label}. {plural(seeds, 'seed')}; effective rate at the end {effective[-1]:.1e}."
         yield Image(name, caption, alt, picture)

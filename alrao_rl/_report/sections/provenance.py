@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ def section(study: Study, command: str) -> Section:
     paths = [str(Path(path).relative_to(study.root)).removesuffix(".zip") for path in study.frame.path]
     facts = [_table(config.get("provenance")) for config in configs]
     made_with = [one for fact in facts for one in stretches(fact)]
+    commits = [" -> ".join(dict.fromkeys(clean(one.get("git_commit") or "not recorded") for one in stretches(fact)))
+               for fact in facts]  # fmt: skip
     commands = pd.DataFrame({
-        "path": paths, "agent": study.frame.agent, "variant": study.frame.variant,
+        "path": paths, "agent": study.frame.agent, "variant": study.frame.variant, "git_commit": commits,
         "command": [clean(fact.get("command") or "not recorded") for fact in facts],
     })  # fmt: skip
     first = commands.drop_duplicates(["agent", "variant"]).command
@@ -41,23 +44,43 @@ def section(study: Study, command: str) -> Section:
     blocks: list[Block] = [
         Text("This report is made by:"),
         Verbatim(command),
+        *_sweep(study),
         Text(f"It counts {plural(len(study.frame), 'run')}: {counts}."),
         Text("The first run of each agent was made by the following; commands.csv has every run's. Given again, a "
              "command continues a run that is unfinished from its last checkpoint and makes no finished one anew; "
              "where its folder is gone, it makes the same run again."),
         Verbatim("\n".join(first)),
-        Table("What the runs were made with.", ["", "value"], _made_with(made_with)),
+        Table("What the runs were made with.", ["", "value"], _made_with(made_with), words=True),
+        Table("Commits of alrao-rl and how many runs each agent has of them; + where its code was changed.",
+              ["agent", "commits"], _commits_of(study.frame.agent, commits), words=True),
         *_recipes(study, configs),
         Verbatim(csv(scores[EMBEDDED]), "Scores of all runs, CSV", "tables/runs.csv"),
-        Verbatim(csv(curves), f"Learning curves, CSV: {width}", "tables/curves.csv"),
+        Verbatim(csv(curves), f"Learning curves of the {len(curves)} compared runs, CSV: {width}", "tables/curves.csv"),
         Text("data.csv.gz beside this file holds every episode of every run: timestep, return, length."),
     ]  # fmt: skip
     return Section("Provenance", blocks, {"runs": scores, "curves": curves, "commands": commands})
 
 
+def _sweep(study: Study) -> list[Block]:
+    if not any(study.sweep.values()):
+        return []
+    command = ["python", "-m", "alrao_rl.sweep", (study.root / "sweep.toml").as_posix()]
+    return [Text("The runs are those of a sweep, which this command continues or makes anew:"),
+            Verbatim(shlex.join(command))]  # fmt: skip
+
+
+def _commits_of(agents: pd.Series[str], commits: Sequence[str]) -> list[list[str]]:
+    """How many runs of each agent are of each commit."""
+    table = pd.DataFrame({"agent": agents, "commit": commits})
+    return [
+        [str(agent), "; ".join(f"{commit} ({n})" for commit, n in rows.commit.value_counts().sort_index().items())]
+        for agent, rows in table.groupby("agent")
+    ]
+
+
 def _made_with(facts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Commit, Python, hardware, loops and versions, all that occur."""
-    single = ("git_commit", "python", "platform", "device", "loops")
+    """Python, hardware, loops and versions, all that occur."""
+    single = ("python", "platform", "hardware", "device", "loops")
     found: dict[str, set[str]] = {key: set() for key in single}
     for fact in facts:
         for key, value in [*((key, fact.get(key)) for key in single), *_table(fact.get("versions")).items()]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from alrao_rl._report import compare, figures
 from alrao_rl._report.document import Block, Image, Section, Table, Text, slug
 from alrao_rl._report.sections.words import (
     indices_of,
     number,
+    of,
     rate,
+    span_of,
     with_interval,
 )
 from alrao_rl._report.study import Method, Study
@@ -22,15 +27,18 @@ from alrao_rl.load import each_row
 
 def section(study: Study) -> Section:
     """Return against rate, sensitivity, what tuning costs."""
-    stock = [method for method in study.methods if method.policy == "stock" and method.choice != "one rate"]
+    stock = [method for method in study.methods if method.policy == "stock" and method.choice != "shared rate"]
     if not stock:
         return Section("Learning rate", [Text("No stock agent was run: there is no learning rate to look at.")])
     points: list[pd.DataFrame] = []
     images: list[Block] = []
     for number_, env in enumerate(study.envs):
         images += _rate_images(study, number_, env, stock, points)
-    how = "Points are means over seeds with 95 % bootstrap intervals, tuning seeds included."
-    blocks: list[Block] = [Text(f"{how} Alrao has no rate and is the level band across. {_choice_words(study, stock)}")]
+    how = (
+        "Points are means over the reported seeds (over all where a rate was run on tuning seeds only) with 95 % "
+        "bootstrap intervals; a ring is about the rate that was chosen. Alrao has no rate and is the level band across."
+    )
+    blocks: list[Block] = [Text(f"{how} {_choice_words(study, stock)}")]
     data = {"rates": pd.concat(points)} if points else {}
     plane, table = _plane(study)
     costs, cost_table = _costs(study)
@@ -41,10 +49,17 @@ def section(study: Study) -> Section:
 def _choice_words(study: Study, stock: Sequence[Method]) -> str:
     if not any(method.rates for method in stock):
         return "Every stock agent has one rate: nothing was tuned."
-    if all(method.held_out for method in stock if method.rates):
-        seeds = ", ".join(map(str, study.tuning_seeds))
-        return f"Tuned rates were chosen on the tuning seeds ({seeds}), which are not among those reported."
-    return "Tuned rates were chosen on the reported seeds, which flatters the baseline."
+    said = []
+    if held_out := [method for method in stock if method.held_out]:
+        seeds = sorted({seed for method in held_out for seed in method.tuned_on})
+        least, asked = min(len(method.tuned_on) for method in held_out), len(study.tuning_seeds)
+        fewer = "" if least == asked else f", of which the least has {least} of {asked}"
+        said.append(f"Rates of {', '.join(method.name for method in held_out)} were chosen on the tuning seeds "
+                    f"({', '.join(map(str, seeds))}{fewer}), which are not among those reported.")  # fmt: skip
+    if names := [method.name for method in stock if method.rates and not method.held_out]:
+        why = ", as some rates have no run on a tuning seed" if study.tuning_seeds else ""
+        said.append(f"Rates of {', '.join(names)} were chosen on the reported seeds, which flatters the baseline{why}.")
+    return " ".join(said)
 
 
 def _rate_images(
@@ -53,26 +68,31 @@ def _rate_images(
     """A picture for every algorithm with a stock agent on this environment; the points are added to ``points``."""
     indices = {m.name.removesuffix(" (tuned)"): i for i, m in enumerate(study.methods)}
     for algo in sorted({method.algo for method in stock}):
-        curves = {}
+        curves, chosen = {}, {}
         for method in (m for m in stock if m.algo == algo):
             curve = compare.rate_curve(study, env, method)
             if len(curve):
                 curves[method.name.removesuffix(" (tuned)")] = curve
+                chosen[method.name.removesuffix(" (tuned)")] = method.rates.get(env, math.nan)
                 points.append(curve.assign(environment=env, agent=method.agent, variant=method.variant))
         if not curves:
             continue
         alrao = [m for m in study.methods if m.policy == "alrao" and m.algo == algo and len(m.on(env))]
         levels = {m.name: compare.interval_of(m.on(env).auc.to_numpy(np.float64)) for m in alrao}
         name = f"rates-{i:02d}-{slug(env)}-{slug(algo)}"
-        # A default argument binds the value of this turn of the loop.
-        picture = figures.draw(name, lambda f, c=curves, v=levels: figures.rates(f, c, v, indices))  # type: ignore[misc]
+        picture = figures.draw(name, partial(_draw, curves, chosen, levels, indices))
         best = ", ".join(f"{m} best at {c.learning_rate[c.estimate.argmax()]:g} with {number(c.estimate.max(), 1)}"
                          for m, c in curves.items())  # fmt: skip
         level = ", ".join(f"{m} {with_interval(value, 1)}" for m, value in levels.items()) or "no Alrao agent"
-        counts = sorted({int(n) for curve in curves.values() for n in curve.n})
-        seeds = "–".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
+        counts = [int(n) for curve in curves.values() for n in curve.n] + [len(m.on(env)) for m in alrao]
+        pooled = max(counts) > len(study.seeds)
+        seeds = f"{min(counts)}–{max(counts)}" if pooled else span_of(study, (min(counts), max(counts)))
         alt = f"Return averaged over training against learning rate on {env}: {best}; level: {level}."
         yield Image(name, f"{env}, {algo.upper()}. Seeds a point: {seeds}.", alt, picture)
+
+
+def _draw(curves: Any, chosen: Any, levels: Any, indices: Any, figure: Figure) -> None:
+    figures.rates(figure, curves, chosen, levels, indices)
 
 
 def _plane(study: Study) -> tuple[list[Block], pd.DataFrame]:
@@ -84,16 +104,18 @@ def _plane(study: Study) -> tuple[list[Block], pd.DataFrame]:
         )
         return [Text(text)], pd.DataFrame()
     rows = [
-        [p.name, str(p.n_rates), with_interval(p.phi), with_interval(p.tuned),
+        [p.name, str(p.n_rates), span_of(study, p.n_seeds), with_interval(p.phi), with_interval(p.tuned),
          "tuning seeds" if p.held_out else "reported seeds"] if p.n_rates > 1 else
-        [p.name, "–" if p.name in _without_a_rate(study) else "1", "0", with_interval(p.tuned), "–"]
+        [p.name, "–" if p.name in _without_a_rate(study) else "1", span_of(study, p.n_seeds), "0",
+         with_interval(p.tuned), "–"]
         for p in points
     ]  # fmt: skip
     pairs = {p.name: (p.phi, p.tuned) for p in points}
     picture = figures.draw("plane", lambda f: figures.plane(f, pairs, indices_of(study)), (6.4, 3.8))
     frame = pd.DataFrame([
         {"method": p.name, "rates": p.n_rates, "phi": p.phi.estimate, "phi_low": p.phi.low, "phi_high": p.phi.high,
-         "tuned": p.tuned.estimate, "tuned_low": p.tuned.low, "tuned_high": p.tuned.high, "held_out": p.held_out}
+         "tuned": p.tuned.estimate, "tuned_low": p.tuned.low, "tuned_high": p.tuned.high, "held_out": p.held_out,
+         "seeds": p.n_seeds[0], "requested_seeds": len(study.seeds)}
         for p in points
     ])  # fmt: skip
     said = "; ".join(f"{p.name}: Φ {number(p.phi.estimate)}, score {number(p.tuned.estimate)}" for p in points)
@@ -106,8 +128,8 @@ def _plane(study: Study) -> tuple[list[Block], pd.DataFrame]:
             "plane", f"{caption} Crosses: 95 % bootstrap intervals.", f"Performance–sensitivity plane. {said}.", picture
         ),
         Table(
-            "The plane in numbers, with 95 % bootstrap intervals.",
-            ["method", "rates", "Φ", "score when tuned", "rates chosen on"],
+            "The plane in numbers, with 95 % bootstrap intervals; in each resample the rates are chosen anew.",
+            ["method", "rates", "seeds", "Φ", "score when tuned", "rates chosen on"],
             rows,
         ),
     ], frame
@@ -118,23 +140,25 @@ def _without_a_rate(study: Study) -> set[str]:
 
 
 def _costs(study: Study) -> tuple[pd.DataFrame, Table]:
-    rows = []
-    for method in study.methods:
-        steps = int(method.runs.timesteps.fillna(0).sum())
-        rows.append({"method": method.name, "reported_steps": steps, "tuning_steps": method.tuning_steps,
-                     "total_steps": steps + method.tuning_steps})  # fmt: skip
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame([
+        {"method": method.name, "reported_steps": (steps := int(method.runs.timesteps.fillna(0).sum())),
+         "tuning_steps": method.tuning_steps, "total_steps": steps + method.tuning_steps,
+         "runs": study.finished([method])[0], "requested_runs": study.finished([method])[1]}
+        for method in study.methods
+    ])  # fmt: skip
     cells = [
-        [row.method, *(f"{int(value):,}" for value in (row.reported_steps, row.tuning_steps, row.total_steps)),
+        [row.method, of(row.runs, row.requested_runs),
+         *(f"{int(value):,}" for value in (row.reported_steps, row.tuning_steps, row.total_steps)),
          f"{row.total_steps / row.reported_steps:.1f}" if row.reported_steps else "–"]
         for row in each_row(frame)
     ]  # fmt: skip
-    tuning = "on tuning seeds" if study.tuning_seeds else "at the rates that were not chosen"
     caption = (
-        f"Cost in environment steps over all environments. Tuning is the steps of an agent's runs {tuning}; a method "
-        "with one rate is charged none, whoever found that rate."
+        "Cost in environment steps over all environments. Tuning is the steps of an agent's runs on tuning seeds if "
+        "its rates were chosen on them, else at the rates that were not chosen. An agent that ran at one rate only is "
+        "charged none, whoever found that rate."
     )
-    return frame, Table(caption, ["method", "reported runs", "tuning", "total", "total / reported"], cells)
+    columns = ["method", "runs finished", "steps of reported runs", "tuning", "total", "total / reported"]
+    return frame, Table(caption, columns, cells)
 
 
 def _chosen(study: Study) -> list[Block]:

@@ -40,6 +40,9 @@ def section(study: Study, baseline: Method | None) -> Section:
         why = "no run has a score yet" if study.compared.empty else "no environment with reference scores is shared"
         leads = [f"No verdict: {why}; {done[0]} of {done[1]} runs finished."]
     sentences = [Text(lead, lead=True) for lead in leads]
+    finished, asked = study.in_all
+    if finished == asked:
+        sentences.append(Text(f"All {plural(asked, 'run')} finished, those at all rates and on tuning seeds included."))
     return Section("Verdict", [*sentences, *_warnings(study, n_seeds, len(envs), done, baseline)])
 
 
@@ -52,10 +55,10 @@ def _alone(study: Study, method: Method, envs: Sequence[str], n_seeds: tuple[int
     )
 
 
-def _interval_words(value: stats.Interval, of_what: str = "") -> str:
+def _interval_words(value: stats.Interval, of_what: str = "", digits: int = 2) -> str:
     if not np.isfinite(value.low):
         return " (a single seed has no interval)"
-    return f" ({STRATIFIED}{of_what} {number(value.low)} to {number(value.high)})"
+    return f" ({STRATIFIED}{of_what} {number(value.low, digits)} to {number(value.high, digits)})"
 
 
 def _compared(study: Study, pair: tuple[Method, Method], result: Comparison) -> str:
@@ -66,8 +69,8 @@ def _compared(study: Study, pair: tuple[Method, Method], result: Comparison) -> 
     words = ("Ahead" if value.estimate > 0 else "Behind") if clear else "No clear difference"
     place = "above" if value.estimate >= 0 else "below"
     return (
-        f"{words}: {method.name} is {number(abs(value.estimate))} {place} {baseline.name} in the IQM of normalised "
-        f"return averaged over training{_interval_words(value, ' of the difference')}; "
+        f"{words}: {method.name} is {number(abs(value.estimate), 3)} {place} {baseline.name} in the IQM of normalised "
+        f"return averaged over training{_interval_words(value, ' of the difference', 3)}; "
         f"{seeds_of(study, result.n_seeds)} × {plural(len(result.envs), 'environment')}, "
         f"{done[0]} of {done[1]} runs finished."
     )
@@ -80,23 +83,28 @@ def _warnings(study: Study, n_seeds: int, n_envs: int, done: tuple[int, int], ba
         covers = "how much runs differ is unknown and no interval can be given"
         if n_seeds > 1:
             alone = f" and {100 * stats.coverage(n_seeds):.0f} % on a single environment" if n_envs > 1 else ""
-            covers = (
-                f"intervals said to cover 95 % cover about {100 * stats.coverage(n_seeds, n_envs):.0f} % here{alone}"
-            )
+            here = f"{100 * stats.coverage(n_seeds, n_envs):.0f} % here"
+            covers = f"intervals of means said to cover 95 % cover about {here}{alone}"
         alerts.append(
             Alert(level, f"{plural(n_seeds, 'seed')}, fewer than {RED if n_seeds < RED else AMBER}: {covers}.")
         )
     if done[0] < done[1]:
         alerts.append(Alert("amber", f"{done[0]} of {done[1]} runs of this comparison finished."))
-    reported = study.reported
-    failures = reported[reported.state.isin(["failed", "diverged"])]
+    finished, asked = study.in_all
+    if finished < asked:
+        alerts.append(Alert("amber", f"{finished} of all {asked} runs finished, those at all rates and on tuning seeds "
+                                     "included; the others are named under Environments."))  # fmt: skip
+    failures = study.frame[study.frame.state.isin(["failed", "diverged"])]
     if len(failures):
         text = "Failed or diverged runs, which score the floor of their environment"
         alerts.append(Alert("amber", f"{text}: {len(failures)}, named under Environments."))
-    untuned = [m.name for m in study.methods if m.rates and not m.held_out]
-    if untuned:
+    tuned = [method for method in study.methods if method.rates]
+    if untuned := [method.name for method in tuned if not method.held_out]:
         text = "the rate was chosen on the reported seeds, which flatters the baseline"
         alerts.append(Alert("amber", f"{', '.join(untuned)}: {text}."))
+    if fewer := [m.name for m in tuned if m.held_out and len(m.tuned_on) < len(study.tuning_seeds)]:
+        text = f"the rate was chosen on fewer than the {len(study.tuning_seeds)} tuning seeds, as more are not over"
+        alerts.append(Alert("amber", f"{', '.join(fewer)}: {text}."))
     _, envs = compare.aggregated(study)
     for env in study.envs:
         if env not in study.scaled:
@@ -104,10 +112,22 @@ def _warnings(study: Study, n_seeds: int, n_envs: int, done: tuple[int, int], ba
             alerts.append(Alert("amber", f"{env} is left out of the aggregates: {why}."))
         elif envs and env not in envs:
             alerts.append(Alert("amber", f"{env} is left out of the aggregates: not every method has a run on it."))
-    mixed = study.compared.groupby("env").requested_timesteps.nunique()
-    alerts += [Alert("red", f"Runs on {env} differ in length.") for env in mixed[mixed > 1].index]
+    alerts += _different_lengths(study, baseline)
     if baseline is None and study.methods and all(method.policy != "alrao" for method in study.methods):
         alerts.append(Alert("amber", f"No Alrao agent: methods are compared with {study.methods[0].name}."))
     if study.methods and all(method.policy == "alrao" for method in study.methods):
         alerts.append(Alert("amber", "No stock agent: nothing says what a tuned learning rate would have given."))
     return alerts
+
+
+def _different_lengths(study: Study, baseline: Method | None) -> list[Block]:
+    """Runs of different length that are compared; those of different algorithms mostly are not."""
+    groups = [(method,) for method in study.methods] + compare.comparisons(study, baseline)
+    found = {}
+    for env in study.envs:
+        for group in groups:
+            steps = sorted({int(n) for method in group for n in method.on(env).requested_timesteps})
+            if len(steps) > 1:
+                lengths = " and ".join(f"{n:,}" for n in (steps[0], steps[-1]))
+                found[env, lengths] = f"Runs on {env} that are compared differ in length: {lengths} steps."
+    return [Alert("red", text) for text in found.values()]

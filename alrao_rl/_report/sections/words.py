@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from alrao_rl import stats
 from alrao_rl._report.study import Study
+from alrao_rl.plan import seeds_as_text
 
 AMBER, RED = stats.MIN_SEEDS, 5
 """With fewer seeds an interval is too narrow, and far too narrow."""
@@ -45,11 +47,24 @@ def plural(count: int | str, noun: str) -> str:
     return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
 
 
-def seeds_of(study: Study, span: tuple[int, int]) -> str:
-    """How many seeds, of how many."""
+def span_of(study: Study, span: tuple[int, int]) -> str:
+    """``10``, ``9 of 10``, ``8–9 of 10``: the least and the largest number of seeds, of those that are reported."""
     low, high = span
-    text = of(low, len(study.seeds)) if low == high else f"{low} to {high} of {len(study.seeds)}"
-    return plural(text, "seed")
+    return of(low, len(study.seeds)) if low == high else f"{low}–{high} of {len(study.seeds)}"
+
+
+def seeds_of(study: Study, span: tuple[int, int]) -> str:
+    """The same with the word."""
+    return plural(span_of(study, span), "seed")
+
+
+def runs_in_words(runs: Iterable[tuple[int, str]]) -> str:
+    """Seeds with their states: ``4–9 (not started), 12 (broken)``."""
+    by_state: dict[str, list[int]] = {}
+    for seed, state in runs:
+        by_state.setdefault(state, []).append(seed)
+    said = (f"{seeds_as_text(seeds).replace(',', ', ')} ({state})" for state, seeds in by_state.items())
+    return ", ".join(said).replace("-", "\N{EN DASH}")
 
 
 def indices_of(study: Study) -> dict[str, int]:
