@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,10 +19,10 @@ from pydantic import Field, model_validator
 
 from alrao_rl import recipes, train
 from alrao_rl.errors import UserError
+from alrao_rl.notation import MAX_SEEDS, literal, setting_name, toml_key
 from alrao_rl.recipes import Agent, Count, Recipe, Table
 from alrao_rl.runs import differences, flatten, write_atomically
 
-MAX_SEEDS = 10_000
 MAX_RUNS = 100_000
 FILE = "sweep.toml"
 
@@ -74,7 +73,7 @@ class Sweep(Table):
         data = self.model_dump(exclude_none=True, exclude={"grid"})
         lines = [f"{key} = {literal(value)}" for key, value in data.items() if value != []]
         if self.grid:
-            lines += ["", "[grid]", *(f"{_key(key)} = {literal(values)}" for key, values in self.grid.items())]
+            lines += ["", "[grid]", *(f"{toml_key(key)} = {literal(values)}" for key, values in self.grid.items())]
         return "\n".join(lines) + "\n"
 
 
@@ -87,53 +86,7 @@ def _no_duplicates(key: str, values: Sequence[Any]) -> None:
         seen.add(mark)
 
 
-def literal(value: Any) -> str:
-    """A value as TOML, on one line."""
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_key(key)} = {literal(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(literal, value))}]"
-    return json.dumps(value)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
-
-
 # --- reading --------------------------------------------------------------------------------------------------------
-
-
-def parse_seeds(texts: Iterable[str], where: str) -> list[int]:
-    """Seeds such as ``0-9`` or ``0,3,5-7``.
-
-    Raises:
-        UserError: an empty range, a seed twice, something else than whole numbers.
-    """
-    seeds: list[int] = []
-    for part in (part.strip() for text in texts for part in text.split(",")):
-        found = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part)
-        if found is None:
-            raise UserError(f"{where}: {part!r} is no seed, expected whole numbers and ranges such as 0-9 or 0,3,5-7")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise UserError(f"{where}: the range {part} is empty; did you mean {last}-{first}?")
-        if last - first >= MAX_SEEDS:
-            raise UserError(
-                f"{where}: the range {part} holds {last - first + 1:,} seeds, at most {MAX_SEEDS:,} are run"
-            )
-        seeds += range(first, last + 1)
-    return seeds
-
-
-def seeds_as_text(seeds: Iterable[int]) -> str:
-    """What :func:`parse_seeds` reads as these seeds: ``0-9,100``."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seeds):
-        if ranges and seed == ranges[-1][-1] + 1:
-            ranges[-1] = [ranges[-1][0], seed]
-        else:
-            ranges.append([seed])
-    return ",".join("-".join(map(str, ends)) for ends in ranges)
 
 
 def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
@@ -359,12 +312,6 @@ def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, Recipe]:
     args = train.parser().parse_args(arguments)
     return args, train.from_arguments(args)
-
-
-def setting_name(values: Mapping[str, Any]) -> str:
-    """What follows the agent's name and ``@`` in a folder's: ``learning_rate=0.001``; the values of a grid by key."""
-    names = {key: re.sub(r"[^A-Za-z0-9._+-]+", "-", literal(value)).strip("-") for key, value in values.items()}
-    return ",".join(f"{key}={name or 'empty'}" for key, name in names.items())
 
 
 def runs(sweep: Sweep, of: Sequence[Cell]) -> list[Run]:

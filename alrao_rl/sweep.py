@@ -22,6 +22,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
+from alrao_rl.notation import parse_seeds, seeds_as_text
 from alrao_rl.runs import try_lock
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
             given.pop({"timesteps": "budget", "budget": "timesteps"}.get(key, ""), None)
     for key in ("seeds", "tuning_seeds"):
         if (texts := getattr(args, key)) is not None:
-            given[key] = plan.parse_seeds(texts, f"--{key.replace('_', '-')}")
+            given[key] = parse_seeds(texts, f"--{key.replace('_', '-')}")
     if args.grid is not None:
         given["grid"] = plan.parse_grid(args.grid)
     return given
@@ -460,7 +461,6 @@ def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: 
 
 def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Speeds, n_workers: int) -> None:
     """Say what there is, cell by cell, and what is to do."""
-    from alrao_rl.plan import seeds_as_text
     from alrao_rl.progress import time_left
 
     cells: dict[Any, dict[int, State]] = {}
@@ -484,8 +484,6 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
 
 def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
     """What is to be said of a cell; which seeds, where it is not all of them."""
-    from alrao_rl.plan import seeds_as_text
-
     if cell.inert:
         yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
     kinds = {

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "alrao_rl"
 # What a folder may import besides the standard library; of alrao_rl, the listed parts only.
 ALLOWED = {
     "errors.py": set(),
+    "notation.py": {"alrao_rl.errors"},
     "interruption.py": set(),
     "provenance.py": {"alrao_rl.__version__"},
     "checks.py": {"alrao_rl.errors"},
@@ -41,7 +42,10 @@ ALLOWED = {
     "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
     "_report": {
         *("numpy", "pandas", "matplotlib", "jinja2"),
-        *(f"alrao_rl.{name}" for name in ("checks", "errors", "load", "provenance", "runs", "stats", "_report")),
+        *(
+            f"alrao_rl.{name}"
+            for name in ("checks", "errors", "load", "notation", "provenance", "runs", "stats", "_report")
+        ),
     },
     "sb3": {
         *("torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib"),
@@ -50,9 +54,9 @@ ALLOWED = {
 }
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
-    "errors", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes", "recorder",
-    "atari", "minatar", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking", "training", "train", "plan",
-    "rows", "survey", "progress", "worker", "sweep", "export",
+    "errors", "notation", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes",
+    "recorder", "atari", "minatar", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking", "training", "train",
+    "plan", "rows", "survey", "progress", "worker", "sweep", "export",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from common import ROOT, SAME, SMALL
 
-from alrao_rl import load_results, plan, provenance, rows, survey, worker
+from alrao_rl import load_results, notation, plan, provenance, rows, survey, worker
 from alrao_rl.errors import UserError
 from alrao_rl.progress import Progress, time_left
 from alrao_rl.provenance import continued, versions
@@ -128,8 +128,8 @@ def cells(**more):
     [(["0-3"], [0, 1, 2, 3]), (["0,3,5-7"], [0, 3, 5, 6, 7]), (["4", "1-2"], [4, 1, 2]), (["9-9"], [9])],
 )
 def test_seeds(texts, seeds):
-    assert plan.parse_seeds(texts, "--seeds") == seeds
-    assert plan.parse_seeds([plan.seeds_as_text(seeds)], "") == sorted(seeds)
+    assert notation.parse_seeds(texts, "--seeds") == seeds
+    assert notation.parse_seeds([notation.seeds_as_text(seeds)], "") == sorted(seeds)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_seeds(texts, seeds):
 )
 def test_seeds_refused(text, says):
     with pytest.raises(UserError, match="--seeds: ") as error:
-        plan.parse_seeds([text], "--seeds")
+        notation.parse_seeds([text], "--seeds")
     assert says in str(error.value)
 
 

@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
-from alrao_rl import plan, stats
+from alrao_rl import stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.load import SCORED, load_curves, load_results
+from alrao_rl.notation import setting_name
 from alrao_rl.runs import flatten
 
 Choice: TypeAlias = Literal["", "tuned", "shared rate"]
@@ -179,7 +180,7 @@ class Study:
         seen = list(rows.cell.unique())
         # A key that does nothing to an agent is in no name.
         grid = {key: values for key, values in self.sweep["grid"].items() if any(f"{key}=" in cell for cell in seen)}
-        asked = [plan.setting_name(dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
+        asked = [setting_name(dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
         return list(dict.fromkeys([*asked, *seen])) if grid else seen or [""]
 
     def missing(self) -> Iterator[tuple[str, str, str, int, list[tuple[int, str]]]]:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from alrao_rl import load_agent, load_results, plan, recipes
+from alrao_rl import load_agent, load_results, notation, plan, recipes
 from alrao_rl.agent import _digest, read_agent
 from alrao_rl.errors import UserError
 from alrao_rl.load import load_curves, load_heads
@@ -119,7 +119,7 @@ def fuzz_recipes(inputs: int, number: int, place: Path) -> Result:
             with contextlib.suppress(UserError):
                 recipes.parse_env_kwargs(content)
             with contextlib.suppress(UserError):
-                plan.parse_seeds([content], "--seeds")
+                notation.parse_seeds([content], "--seeds")
             with contextlib.suppress(UserError):
                 plan.parse_grid([content])
             key, _ = recipes.parse_override(content)

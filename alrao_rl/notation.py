@@ -1,0 +1,65 @@
+"""How seeds and settings are written, on command lines, in ``sweep.toml``, in names of folders and in reports."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from alrao_rl.errors import UserError
+
+MAX_SEEDS = 10_000
+
+
+def parse_seeds(texts: Iterable[str], where: str) -> list[int]:
+    """Seeds such as ``0-9`` or ``0,3,5-7``.
+
+    Raises:
+        UserError: an empty range, a seed twice, something else than whole numbers.
+    """
+    seeds: list[int] = []
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        found = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part)
+        if found is None:
+            raise UserError(f"{where}: {part!r} is no seed, expected whole numbers and ranges such as 0-9 or 0,3,5-7")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise UserError(f"{where}: the range {part} is empty; did you mean {last}-{first}?")
+        if last - first >= MAX_SEEDS:
+            raise UserError(
+                f"{where}: the range {part} holds {last - first + 1:,} seeds, at most {MAX_SEEDS:,} are run"
+            )
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def seeds_as_text(seeds: Iterable[int]) -> str:
+    """What :func:`parse_seeds` reads as these seeds: ``0-9,100``."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], seed]
+        else:
+            ranges.append([seed])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
+
+
+def literal(value: Any) -> str:
+    """A value as TOML, on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{toml_key(key)} = {literal(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    return json.dumps(value)
+
+
+def toml_key(key: str) -> str:
+    """A key as TOML."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def setting_name(values: Mapping[str, Any]) -> str:
+    """What follows the agent's name and ``@`` in a folder's: ``learning_rate=0.001``; the values of a grid by key."""
+    names = {key: re.sub(r"[^A-Za-z0-9._+-]+", "-", literal(value)).strip("-") for key, value in values.items()}
+    return ",".join(f"{key}={name or 'empty'}" for key, name in names.items())
