@@ -18,6 +18,7 @@ whatever loss an algorithm computes comes out as J + 1 losses, and ``backward()`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class HeadwiseTensor(torch.Tensor):
     """Whether a loss function has told the layer more of this loss than its value."""
     free = False
     """Whether this is a loss times 0, whose gradient need not be computed."""
+    part = False
+    """Whether this is a view of another value, which is written when this one is."""
 
     @staticmethod
     def wrap(branches: Tensor, layers: Iterable[Any]) -> HeadwiseTensor:
@@ -117,6 +120,13 @@ def on_branches(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
 
 def _like(branches: Tensor, source: HeadwiseTensor) -> HeadwiseTensor:
     return _wrap(branches, source.layers)
+
+
+def _part(branches: Tensor, source: HeadwiseTensor) -> HeadwiseTensor:
+    """The same for what may be a view of ``source``."""
+    result = _wrap(branches, source.layers)
+    result.part = branches is source.branches or branches._is_view()
+    return result
 
 
 # --- operands -------------------------------------------------------------------------------------------------------
@@ -215,6 +225,24 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
 
     branches = func(*[operand(value) for value in args], **{key: operand(value) for key, value in kwargs.items()})
     return _like(branches, first)
+
+
+def _as_type(func: Any, args: Any, kwargs: Any) -> Any:
+    """to and type_as: another tensor says a dtype and a device only, and a plain one stays plain."""
+
+    def branches(value: Any) -> Any:
+        return value.branches if isinstance(value, HeadwiseTensor) else value
+
+    x, *rest = args
+    result = func(branches(x), *map(branches, rest), **{key: branches(value) for key, value in kwargs.items()})
+    if not isinstance(x, HeadwiseTensor):
+        return result
+    return _like(result, x) if torch.is_grad_enabled() else result[0]
+
+
+def _detach(func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0]
+    return x.data if torch.is_grad_enabled() else x.branches[0].detach()
 
 
 def _sum(func: Any, args: Any, kwargs: Any) -> Any:
@@ -337,10 +365,10 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
         return _by_vmap(func, args, kwargs if key not in kwargs else {**kwargs, key: 0})
     result = func(branches, *rest, **kwargs)
     if isinstance(result, Tensor):
-        return _like(result, x)
+        return _part(result, x) if name in ("squeeze", "unsqueeze") else _like(result, x)
     if everything:  # max and min, which then give no index
         return _like(result[0], x)
-    pieces = [_like(piece, x) for piece in result]
+    pieces = [_part(piece, x) for piece in result]
     return tuple(pieces) if type(result) in (tuple, list) else type(result)(pieces)
 
 
@@ -379,21 +407,21 @@ def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
         shape = list(shape[0])
     if not all(isinstance(n, int) for n in shape):
         return _by_vmap(func, args, kwargs)
-    return _like(x.branches.reshape(x.branches.shape[0], *shape), x)
+    return _part(x.branches.reshape(x.branches.shape[0], *shape), x)
 
 
 def _expand(func: Any, args: Any, kwargs: Any) -> Any:
     x, *shape = args
     shape = shape or [kwargs["size"]]
     shape = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    return _like(_align(x.branches, len(shape)).expand(x.branches.shape[0], *shape), x)
+    return _part(_align(x.branches, len(shape)).expand(x.branches.shape[0], *shape), x)
 
 
 def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
     def flatten(x: HeadwiseTensor, start_dim: int = 0, end_dim: int = -1) -> HeadwiseTensor:
         if x.branches.dim() == 1:
-            return _like(x.branches.unsqueeze(1), x)
-        return _like(x.branches.flatten(_shift(start_dim), _shift(end_dim)), x)
+            return _part(x.branches.unsqueeze(1), x)
+        return _part(x.branches.flatten(_shift(start_dim), _shift(end_dim)), x)
 
     return flatten(*args, **kwargs)
 
@@ -420,7 +448,7 @@ def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
         raise HeadwiseError("__getitem__() cannot index a plain tensor with the outputs of Alrao heads")
     parts = index if isinstance(index, tuple) else (index,)
     if all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
-        return _like(x.branches[(slice(None), *parts)], x)
+        return _part(x.branches[(slice(None), *parts)], x)
     if len(parts) == 1 and isinstance(index, Tensor) and not isinstance(index, HeadwiseTensor):
         return _like(x.branches[:, index], x)
     return _by_vmap(func, args, kwargs)
@@ -473,15 +501,31 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     if not options.keys().isdisjoint(("weight", "reduce", "size_average")):
         return _by_vmap(func, tuple(values), {**options, "reduction": reduction})
     losses = (left - right).square() if squares else func(left, right, **options, reduction="none")
-    if reduction != "none":
-        losses = getattr(_rows(losses), reduction)(1)
+    if reduction == "none":  # what is made of them later, as by a mask, says how much each counts
+        return _with_residuals(losses, first, lambda: partial(_weighted, (left.detach() - right.detach()).square()))
+    losses = getattr(_rows(losses), reduction)(1)
     if squares and reduction == "mean":
         return _with_residuals(losses, first, losses.detach)
     return _with_residuals(losses, first, lambda: _rows((left.detach() - right.detach()).square()).mean(1))
 
 
-def _with_residuals(losses: Tensor, first: HeadwiseTensor, mean_squares: Callable[[], Tensor]) -> HeadwiseTensor:
-    """A regression loss whose layers, where they judge by it, are told the mean squared residuals."""
+def _weighted(values: Tensor, gradient: Tensor) -> Tensor | None:
+    """Mean over each branch, weighted as the average branch's values enter the final loss; None where none does."""
+    weights = gradient[0].abs()
+    total = weights.sum()
+    return _rows(values * weights).sum(1) / total if total else None
+
+
+def _counted(values: Tensor, gradient: Tensor) -> Tensor | None:
+    """Sum over each branch of what enters the final loss."""
+    return _rows(values * (gradient[0] != 0)).sum(1)
+
+
+def _with_residuals(losses: Tensor, first: HeadwiseTensor, mean_squares: Callable[[], Any]) -> HeadwiseTensor:
+    """A regression loss whose layers, where they judge by it, are told the mean squared residuals.
+
+    These, or a function that makes them of the gradient of ``losses``.
+    """
     result = _wrap(losses, first.layers)
     for layer in first.layers:
         if layer.rule.uses == "losses":
@@ -494,7 +538,10 @@ def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
     """Classification losses: the negative log-likelihood of each branch is its evidence as it stands."""
     result = _by_vmap(func, args, kwargs)
     layers = [layer for layer in result.layers if layer.rule.uses == "losses"]
-    if layers:
+    total: Any = None
+    if layers and kwargs.get("reduction") == "none":
+        total = partial(_counted, result.branches.detach())
+    elif layers:
         with torch.no_grad():
             total = _by_vmap(func, args, {**kwargs, "reduction": "sum"}).branches
     for layer in layers:
@@ -565,13 +612,21 @@ def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _setitem(func: Any, args: Any, kwargs: Any) -> None:
-    """Write a number or a label into every branch."""
+    """Write a number or a label into every branch, or a number where a mask of the heads' own says."""
     x, index, value = args
     parts = index if isinstance(index, tuple) else (index,)
-    if not isinstance(x, HeadwiseTensor) or any(isinstance(part, HeadwiseTensor) for part in (*parts, value)):
+    masked = isinstance(index, HeadwiseTensor) and index.dtype is torch.bool and not isinstance(value, Tensor)
+    known = isinstance(x, HeadwiseTensor) and not isinstance(value, HeadwiseTensor)
+    if not known or (not masked and any(isinstance(part, HeadwiseTensor) for part in parts)):
         raise HeadwiseError("__setitem__() cannot write the outputs of Alrao heads, or where they say; use torch.where")
-    branches = x.branches.clone()
-    branches[(slice(None), *parts)] = value
+    branches = x.branches if x.part else x.branches.clone()
+    if masked:
+        branches.masked_fill_(_align(index.branches, branches.dim() - 1), value)
+    else:
+        place = (slice(None), *parts)
+        if torch.is_grad_enabled() and _needs_branches(value):
+            value = _align(_promote(value, len(branches)), branches[place].dim() - 1)
+        branches[place] = value
     x.branches = branches
 
 
@@ -601,7 +656,9 @@ def _get_attribute(func: Any, args: Any) -> Any:
     if name in ("dtype", "device", "requires_grad", "is_cuda", "layout"):
         return getattr(x.branches, name)
     if name == "data":
-        return _like(x.branches.detach(), x)
+        result = _like(x.branches.detach(), x)
+        result.part = True  # torch does not call it a view
+        return result
     if name in ("T", "mT", "H", "mH", "real", "imag"):
         return _by_vmap(lambda value: getattr(value, name), (x,), {})
     return getattr(x.average, name)
@@ -615,8 +672,15 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
         raise HeadwiseError(
             f"{func.__name__}() cannot change the outputs of Alrao heads under no_grad: detach() them first"
         )
+    if target.part:  # Of a copy: backward may need what was there before.
+        before = _like(target.branches.clone(), target)
+        args = tuple(before if value is target else value for value in args)
     result = _HANDLERS[func.__name__](func, args, kwargs)
-    target.branches, target.layers = result.branches, result.layers
+    if target.part:  # and with it what it is a part of, which autograd keeps track of
+        target.branches.copy_(result.branches)
+    else:
+        target.branches = result.branches
+    target.layers = result.layers
     return target
 
 
@@ -646,7 +710,7 @@ def _by_vmap(func: Any, args: Any, kwargs: Any) -> Any:
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
             "use the plain average with .detach().average, or compute under torch.no_grad()"
         ) from error
-    return tree_map(lambda value: _like(value, first) if isinstance(value, Tensor) else value, result)
+    return tree_map(lambda value: _part(value, first) if isinstance(value, Tensor) else value, result)
 
 
 # Functions are known by name: an operator, a method and its torch.* twin are the same operation.
@@ -659,7 +723,9 @@ for _handler, _names in {
         minimum where
         logaddexp lt le gt ge eq ne less greater __lt__ __le__ __gt__ __ge__ __eq__ __ne__ isfinite isnan isinf
         logical_and logical_or logical_not __and__ __or__ __invert__ bitwise_and bitwise_or nan_to_num masked_fill float
-        double half long int bool to type_as detach clone contiguous cpu cuda round floor ceil xlogy""",
+        double half long int bool clone contiguous cpu cuda round floor ceil xlogy""",
+    _as_type: "to type_as",
+    _detach: "detach",
     _sum: "add __add__ __radd__ sub subtract __sub__ rsub __rsub__ stack",
     _multiply: "mul multiply __mul__ __rmul__",
     _clamp: "clamp clip clamp_min clamp_max",

@@ -341,3 +341,21 @@ def test_cartpole_without_velocities():
         for action in (0, 1, 1):
             seen, known = env.step(action)[0], whole.step(action)[0]
             assert seen.tolist() == known[[0, 2]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "form"),
+    [
+        ("QRDQN", "AlraoQRDQNPolicy", "AlraoQRDQNMultiInputPolicy"),
+        ("RecurrentPPO", "AlraoLstmPolicy", "AlraoMultiInputLstmPolicy"),
+        ("MaskablePPO", "AlraoMaskablePolicy", "AlraoMaskableMultiInputPolicy"),
+    ],
+)
+def test_dict_observations_need_the_form_for_them(algorithm, policy, form):
+    import sb3_contrib
+
+    env = gym.Env()
+    env.observation_space, env.action_space = spaces.Dict(x=spaces.Box(-1, 1, (2,))), spaces.Discrete(2)
+    env.action_masks = lambda: np.ones(2, dtype=bool)
+    with pytest.raises(ValueError, match=f"{policy} takes no Dict observations: use {form}$"):
+        getattr(sb3_contrib, algorithm)(getattr(alrao_rl, policy), env)

@@ -264,3 +264,169 @@ def test_the_ratio_counts_from_the_rate_the_optimizer_was_made_with():
         nets.append(net[0].weight.detach())
     assert torch.equal(nets[0], nets[1])
     assert not torch.equal(nets[0], nets[2])
+
+
+DATA = torch.randn(32, 4, generator=torch.Generator().manual_seed(3))
+LABELS = 2 * DATA[:, :1]
+
+
+def perceptron(n_outputs=1):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, n_outputs))
+
+
+def trained(loss, steps=30, **output):
+    """The averaging weights, and all parameters, of a network that was trained on a loss of it."""
+    network = convert(
+        perceptron(3 if output.get("kind") == "categorical" else 1), {"2": Output(rule="switch", **output)}
+    )
+    optimizer = AlraoOptimizer(network)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(network).backward()
+        optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@pytest.mark.parametrize("function", [F.mse_loss, F.smooth_l1_loss])
+def test_what_a_mask_leaves_out_of_a_loss_is_no_evidence(function):
+    """Nothing of it reaches the weights either: padding would decide, with whatever it holds for a label."""
+    padded, mask = LABELS.clone(), torch.ones(32, 1)
+    padded[16:], mask[16:] = 1e3, 0
+    real = trained(lambda network: function(network(DATA[:16]), LABELS[:16]))
+    masked = trained(lambda network: (function(network(DATA), padded, reduction="none") * mask).sum() / mask.sum())
+    chosen = trained(lambda network: function(network(DATA), padded, reduction="none")[mask > 0].mean())
+    assert torch.allclose(masked, real, atol=1e-4)
+    assert torch.allclose(chosen, real, atol=1e-4)
+
+
+def test_a_mask_over_likelihoods():
+    classes, mask = torch.arange(32) % 3, (torch.arange(32) < 16).float()
+    real = trained(lambda network: F.cross_entropy(network(DATA[:16]), classes[:16]), kind="categorical")
+
+    def loss(network):
+        return (F.cross_entropy(network(DATA), classes * mask.long(), reduction="none") * mask).sum() / mask.sum()
+
+    assert torch.allclose(trained(loss, kind="categorical"), real, atol=1e-4)
+
+
+def test_weights_of_examples_weigh_the_evidence():
+    network = convert(perceptron(), {"2": Output(rule="switch")})
+    weights = torch.rand(32, 1)
+    out = network(DATA)
+    (F.mse_loss(out, LABELS, reduction="none") * weights).mean().backward()
+    expected = ((out.branches.detach() - LABELS).square() * weights).sum((1, 2)) / weights.sum()
+    assert torch.allclose(network[2].evidence.residual, expected)
+    AlraoOptimizer(network).zero_grad()
+    (F.mse_loss(network(DATA), LABELS, reduction="none") * 0).mean().backward()
+    assert network[2].evidence.residual is None
+
+
+@pytest.mark.parametrize("base", ["sgd", "adam", "rmsprop", "feature-normalized"])
+def test_parameters_that_are_unfrozen_train(base):
+    network = perceptron()
+    network[0].requires_grad_(False)
+    convert(network, {"2": "values"}, {"base": base})
+    optimizer = AlraoOptimizer(network)
+
+    def update():
+        optimizer.zero_grad()
+        F.mse_loss(network(DATA), LABELS).backward()
+        before = [parameter.detach().clone() for parameter in (network[0].weight, network[2].theta)]
+        optimizer.step()
+        pairs = zip((network[0].weight, network[2].theta), before, strict=True)
+        return [bool((now != then).any()) for now, then in pairs]
+
+    assert update() == update() == [False, True]
+    network[0].requires_grad_(True)
+    assert update() == update() == [True, True]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert update() == [True, True]
+    other = AlraoOptimizer(network)
+    other.load_state_dict(optimizer.state_dict())
+    assert (other.reclones(network[2]) == optimizer.reclones(network[2])).all()
+
+
+def frozen(layer):
+    layer.bias.requires_grad_(False)
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm", "ignore:Complex modules")
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (frozen, "output layer '2' is frozen"),
+        (hooked, "output layer '2' has hooks"),
+        (torch.nn.utils.weight_norm, "a weight computed from others"),
+        (lambda layer: layer.to(torch.complex64), "output layer '2' is complex"),
+    ],
+)
+def test_output_layers_whose_copies_would_be_others_are_refused(prepare, message):
+    network = perceptron()
+    prepare(network[2])
+    with pytest.raises(ValueError, match=message):
+        convert(network, {"2": "values"})
+
+
+def test_a_network_that_is_one_layer():
+    with pytest.raises(
+        ValueError, match=r"output layer '' is a Linear, the whole network, expected .* in a Sequential"
+    ):
+        convert(nn.Linear(4, 2), {"": "values"})
+
+
+def test_a_gradient_scaler_is_refused():
+    network = convert(perceptron(), {"2": "values"})
+    optimizer, scaler = AlraoOptimizer(network), torch.amp.GradScaler("cpu")
+    scaler.scale(F.mse_loss(network(DATA), LABELS)).backward()
+    with pytest.raises(RuntimeError, match="takes no GradScaler"):
+        scaler.step(optimizer)
+
+
+def test_annealing_from_a_rate_of_its_own_warns():
+    """As in scripts that write their rate into the optimizer at every update, also at the first."""
+    network = convert(perceptron(), {"2": "values"})
+    optimizer = AlraoOptimizer(network)
+    optimizer.param_groups[0]["lr"] = 2.5e-4
+    F.mse_loss(network(DATA), LABELS).backward()
+    with pytest.warns(UserWarning, match=r"make that AlraoOptimizer\(network, lr=0.00025\)"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("base", ["adam", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_losses_in_another_precision_than_the_network(dtype, base):
+    network = convert(perceptron().to(dtype), {"2": "values"}, {"base": base})
+    optimizer, before = AlraoOptimizer(network), network[0].weight.detach().clone()
+    for label in (LABELS, LABELS.double()):
+        optimizer.zero_grad()
+        F.mse_loss(network(DATA.to(dtype)).float(), label).backward()
+        optimizer.step()
+    assert (network[0].weight != before).any()
+    assert network[2].averaging_weights.float().sum().item() == pytest.approx(1, abs=0.01)
+
+
+def test_sparse_gradients():
+    network = convert(nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Tanh(), nn.Linear(4, 1)), {"2": "values"})
+    optimizer, before = AlraoOptimizer(network), network[0].weight.detach().clone()
+    F.mse_loss(network(torch.arange(5)), torch.ones(5, 1)).backward()
+    optimizer.step()
+    assert (network[0].weight != before).any(1).tolist() == [True] * 5 + [False] * 5
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, where it breaks a graph
+def test_a_compiled_network_trains_as_one_that_is_not():
+    networks = [convert(perceptron(), {"2": "values"}, {"seed": 0}) for _ in range(2)]
+    optimizers = [AlraoOptimizer(network) for network in networks]
+    called = [networks[0], torch.compile(networks[1], backend="eager")]
+    for _ in range(3):
+        for function, optimizer in zip(called, optimizers, strict=True):
+            optimizer.zero_grad()
+            F.mse_loss(function(DATA), LABELS).backward()
+            optimizer.step()
+    for mine, other in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.equal(mine, other)

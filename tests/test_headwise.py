@@ -344,3 +344,67 @@ def test_only_a_loss_times_zero_loses_its_gradient():
     loss = x.sum()
     (0 * loss).backward()  # as torch's: no gradient arrives, and no error
     assert x.branches.grad is None or (x.branches.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, 0].mul_(2),
+        lambda x: x[:, 0].clamp_(-0.1, 0.1),
+        lambda x: x[0].zero_(),
+        lambda x: x[0].__setitem__(1, 5.0),
+        lambda x: x.T.mul_(3),
+        lambda x: x.unsqueeze(1).add_(3),
+        lambda x: x.flatten(0, 0).mul_(2),
+        lambda x: x.detach().mul_(2),
+    ],
+)
+def test_writing_into_a_part_writes_into_the_whole(change):
+    source = headwise(4, 3)
+    x = source.clone()
+    change(x)
+    (x**2).sum().backward()
+    gradients = []
+    for branch in source.branches.detach().unbind():
+        branch.requires_grad_()
+        expected = branch.clone()
+        change(expected)
+        (expected**2).sum().backward()
+        assert torch.allclose(x.branches[len(gradients)], expected)
+        gradients.append(branch.grad)
+    assert torch.allclose(source.branches.grad, torch.stack(gradients))
+
+
+def test_a_written_tensor_with_gradient_gets_the_average_branch_only():
+    x, value = headwise(4, 3), torch.randn(4, requires_grad=True)
+    y = x.clone()
+    y[:, 0] = value
+    y.exp().sum().backward()
+    assert torch.allclose(value.grad, value.detach().exp())
+    assert torch.equal(y.branches[2, :, 0], value)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_divergence_of_categoricals(turned):
+    """Torch writes where a mask of the heads' own says."""
+    logits, other = headwise(5, 3), Categorical(logits=torch.randn(5, 3))
+    pair = (Categorical(logits=logits), other)
+    loss = torch.distributions.kl_divergence(*(pair[::-1] if turned else pair))
+    for i, branch in enumerate(logits.branches.detach()):
+        pair = (Categorical(logits=branch), other)
+        assert torch.allclose(loss.branches[i], torch.distributions.kl_divergence(*(pair[::-1] if turned else pair)))
+    loss.mean().backward()
+    assert logits.branches.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("n", [1, 4, 11])
+def test_a_label_in_the_type_of_an_output_stays_a_label(n):
+    """Also where there are as many labels as branches."""
+    x, label = headwise(n, 1), torch.randn(n, 1, dtype=torch.float64)
+    for converted in (label.type_as(x), label.to(x)):
+        assert type(converted) is torch.Tensor
+        assert torch.equal(converted, label.float())
+    assert x.to(label).dtype == torch.float64
+    assert x.type_as(label).shape == (n, 1)
+    with torch.no_grad():
+        assert type(x.to(torch.float64)) is torch.Tensor

@@ -1066,3 +1066,50 @@ def test_a2c_keeps_its_standard_deviation():
     model = A2C(AlraoPolicy, "Pendulum-v1", seed=0, device="cpu").learn(4000)
     assert model.policy.action_net.extra.abs().max() < 4
     assert not any(stats["lost"].any() for stats in model.policy.alrao_stats().values())
+
+
+class Observing(gym.Env):
+    """Random observations of a space."""
+
+    def __init__(self, space):
+        self.observation_space, self.action_space = space, spaces.Discrete(3)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, self.np_random.random() < 0.1, {}
+
+
+def images(size, high=255, dtype=np.uint8):
+    return spaces.Box(0, high, (4, size, size), dtype)
+
+
+@pytest.mark.parametrize("size", [10, 40])
+@pytest.mark.parametrize("kind", ["dict", "float"])
+def test_images_of_any_size(kind, size):
+    """Also in a Dict, and where they are normalised already."""
+    if kind == "dict":
+        space = spaces.Dict(image=images(size), vector=spaces.Box(-1, 1, (3,)))
+        model = A2C(AlraoMultiInputPolicy, Observing(space), seed=0)
+    else:
+        space = images(size, 1.0, np.float32)
+        model = A2C(AlraoCnnPolicy, Observing(space), policy_kwargs={"normalize_images": False}, seed=0)
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    model.learn(10)
+    assert all((p != q).any() for p, q in zip(model.policy.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "message"),
+    [
+        (AlraoMultiInputPolicy, spaces.Box(-1, 1, (3,)), "MultiInputPolicy takes Dict observations, not Box"),
+        (AlraoCnnPolicy, spaces.Box(-1, 1, (3,)), "CnnPolicy takes images, of three dimensions, not Box"),
+        (AlraoActorCriticPolicy, spaces.Dict(x=spaces.Discrete(2)), "use AlraoActorCriticMultiInputPolicy"),
+    ],
+)
+def test_observations_of_another_kind_are_one_line(policy, space, message):
+    with pytest.raises(ValueError, match=message) as error:
+        A2C(policy, Observing(space))
+    assert "\n" not in str(error.value)

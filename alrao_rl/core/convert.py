@@ -57,7 +57,9 @@ def convert(
 ) -> nn.Module:
     """Convert ``network`` in place and return it. Its features' learning rates are in its buffer ``alrao_rates``.
 
-    Torch's global generator is left as it was: the rates and the fresh heads come from generators of their own.
+    Torch's global generator is left as it was: the rates and the fresh heads come from generators of their own. Two
+    networks that are converted at one state of it have the same rates, by layer: give each of an ensemble, or of twin
+    critics, a ``seed`` of its own.
 
     Args:
         network: any module.
@@ -79,7 +81,20 @@ def convert(
         if not name or type(modules.get(name)) is not nn.Linear:
             linear = [key for key, module in modules.items() if key and type(module) is nn.Linear]
             found = f"is a {type(modules[name]).__name__}" if name in modules else "does not exist"
-            raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: one of {', '.join(linear)}")
+            found += "" if name else ", the whole network"
+            expected = f"one of {', '.join(linear)}" if linear else "the network has none in it; put it in a Sequential"
+            raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: {expected}")
+        layer = modules[name]
+        if not all(parameter.requires_grad for parameter in layer.parameters()):
+            raise ValueError(f"output layer {name!r} is frozen: its copies learn; unfreeze it or choose another layer")
+        hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+        if any(hooks) or "weight" not in layer._parameters:
+            raise ValueError(
+                f"output layer {name!r} has hooks, or a weight computed from others, which its copies would lack: "
+                "convert it without, as by torch.nn.utils.remove_weight_norm or prune.remove"
+            )
+        if layer.weight.is_complex():
+            raise ValueError(f"output layer {name!r} is complex, expected real numbers")
         if any(
             module._parameters.get(key) is modules[name].weight
             for module in set(modules.values()) - {modules[name]}

@@ -9,6 +9,7 @@ a_j from how well each head has been doing (averaging.py). Shapes: J heads, B ba
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -149,9 +150,16 @@ class OutputHeads(nn.Module):
 
         ``offset``, ``[…, O]``, is added to the outputs of every head before they are averaged: a mask of classes.
         """
+        if "torch._dynamo" in sys.modules:
+            if not _uncompiled:
+                _uncompiled.append(torch.compiler.disable(OutputHeads._averaged))
+            return _uncompiled[0](self, features, offset)
+        return self._averaged(features, offset)
+
+    def _averaged(self, features: Tensor, offset: Tensor | None) -> Tensor:
         if features.dim() != 2:
             flat = None if offset is None else offset.reshape(-1, self.out_features)
-            output = self.forward(features.reshape(-1, self.in_features), flat)
+            output = self._averaged(features.reshape(-1, self.in_features), flat)
             return output.reshape(*features.shape[:-1], self.out_features)
         return self._forward(features, offset, *self._usable())
 
@@ -385,17 +393,27 @@ class OutputHeads(nn.Module):
             self._evidence.add("gradient", theta.grad)
         theta.grad = None
 
-    def watch(self, branches: Tensor, losses: Tensor, is_likelihood: bool = False) -> None:
-        """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
+    def watch(
+        self, branches: Tensor, losses: Tensor | Callable[[Tensor], Tensor | None], is_likelihood: bool = False
+    ) -> None:
+        """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``.
+
+        Losses, or what makes them of the gradient that arrives at ``branches``.
+        """
         if not branches.requires_grad:
             return
-
         name = "nll" if is_likelihood else "residual"
-        branches.register_hook(lambda gradient: self._evidence.add(name, losses))
+
+        def take(gradient: Tensor) -> None:
+            found = losses if isinstance(losses, Tensor) else losses(gradient)
+            if found is not None:
+                self._evidence.add(name, found.to(self.theta.dtype))
+
+        branches.register_hook(take)
 
     def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
         """Take ``losses``, ``[1 + J, …]``, as they enter the final loss, as evidence if no loss function tells more."""
-        self._evidence.add("loss", (losses * gradient).reshape(len(losses), -1).sum(1))
+        self._evidence.add("loss", (losses * gradient).reshape(len(losses), -1).sum(1).to(self.theta.dtype))
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
@@ -437,6 +455,10 @@ class OutputHeads(nn.Module):
 def _matrix(layer: nn.Linear) -> Tensor:
     """Weight and bias of a layer side by side, ``[O, I + 1]``."""
     return layer.weight if layer.bias is None else torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1)
+
+
+_uncompiled: list[Callable[[OutputHeads, Tensor, Tensor | None], Tensor]] = []
+"""Filled with :meth:`OutputHeads._averaged` past torch.compile, once somebody has loaded it: loading takes a second."""
 
 
 def _fresh(layer: nn.Linear, init: Callable[[nn.Linear], object] | None) -> nn.Linear:

@@ -25,6 +25,7 @@ class Layout:
         self.layers = layers
         self.features = FeatureMap(network, skip=layers)
         self.trunk = [parameter for parameter in self.features.index if parameter.requires_grad]
+        self.frozen = [parameter for parameter in self.features.index if not parameter.requires_grad]
         self.parameters = [*self.trunk, *(layer.theta for layer in layers)]
         lengths = [parameter.numel() for parameter in self.parameters]
         self.numel, self.lengths = sum(lengths), lengths
@@ -58,7 +59,7 @@ class Layout:
     def feature_mean(self, flat: Tensor) -> Tensor:
         """Replace every entry by the mean over its feature, ``[N]`` to ``[N]``; a head is one feature."""
         index, count = self._feature_index(flat.device)
-        sums = torch.zeros_like(count).index_add_(0, index, flat)
+        sums = flat.new_zeros(len(count)).index_add_(0, index, flat)
         return (sums / count)[index]
 
     def _feature_index(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -172,8 +172,12 @@ class AlraoOptimizer(torch.optim.Optimizer):
         ValueError: ``network`` is not a converted one, or ``lr`` is no rate.
 
     The heads' gradients are not in ``.grad``, where one that diverges would decide on the clipping of all: what works
-    on ``.grad`` of all parameters, such as a gradient scaler, does not reach them.
+    on ``.grad`` of all parameters, such as a gradient scaler, does not reach them, nor does ``network.zero_grad()``:
+    use the optimizer's.
     """
+
+    # A gradient scaler would else keep from us that it is there, and scale nothing back in the heads.
+    _step_supports_amp_scaling = True
 
     def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
         if not hasattr(network, "alrao_config"):
@@ -248,6 +252,13 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        if "found_inf" in self.__dict__:
+            raise RuntimeError(
+                "an AlraoOptimizer takes no GradScaler, which does not reach the heads' gradients: call "
+                "loss.backward() and optimizer.step() without it; autocast to bfloat16 needs none"
+            )
+        if any([parameter.requires_grad for parameter in self._layout.frozen]):
+            self._thaw()
         group = self.param_groups[0]
         group["n_updates"] += 1
         state, scale = self._prepare(group), self._scale(group)
@@ -280,6 +291,18 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if self.after_step is not None:
             self.after_step(self)
         return result
+
+    def _thaw(self) -> None:
+        """Take in parameters that were frozen before, so that they have rates and a state; the trunk's begins anew."""
+        old, state, group = self._layout, self.state.pop(self.param_groups[0]["params"][0], {}), self.param_groups[0]
+        self._layout, self._rates = Layout(self._network, self._layers), torch.empty(0)
+        group["params"] = self._layout.parameters
+        if state:
+            for name in self._base.buffers:
+                trunk = state[name].new_zeros(self._layout.n_trunk)
+                state[name] = torch.cat([trunk, state[name][old.n_trunk :]])
+            state["steps"][0] = 0
+            self.state[group["params"][0]] = state
 
     def _update_tensors(self, g: Tensor, present: list[bool], state: State, scale: float) -> None:
         """Compute, in ``self._flat``, what is taken off every parameter."""
@@ -329,13 +352,17 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if not first:
             group["first_lr"] = lr
             return 1.0
-        if lr > first and not group.get("warned"):
-            group["warned"] = True
-            warnings.warn(
-                f"the learning rate rose to {lr / first:.3g} times its first value, and all of Alrao's rates with it: "
-                "a schedule may decay, a warm-up is not needed",
-                stacklevel=4,
+        changed = ""
+        if lr > first:
+            changed = f"rose to {lr / first:.3g} times its first value: a schedule may decay, a warm-up is not needed"
+        elif 0 < lr < 0.05 * first and group["n_updates"] == 1:
+            changed = (
+                f"is {lr / first:.3g} times that of the optimizer at its first step already: if it is to fall from "
+                f"{lr:g} make that AlraoOptimizer(network, lr={lr:g})"
             )
+        if changed and not group.get("warned"):
+            group["warned"] = True
+            warnings.warn(f"all of Alrao's rates follow the learning rate, and that {changed}", stacklevel=4)
         return lr / first
 
     def _gather(self) -> tuple[Tensor, list[bool], list[Tensor] | None]:
@@ -346,9 +373,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
         layout = self._layout
         given = [*(parameter.grad for parameter in layout.trunk), *(layer.gradient for layer in self._layers)]
         present = [gradient is not None for gradient in given]
-        g = _flatten_dense_tensors(
-            [torch.zeros_like(p) if g is None else g for g, p in zip(given, layout.parameters, strict=True)]
-        )
+        given = [
+            torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+            for g, p in zip(given, layout.parameters, strict=True)
+        ]
+        g = _flatten_dense_tensors(given).to(self._flat.dtype)
         if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
             return g, present, None
         broken = []

@@ -139,7 +139,7 @@ class _Masked:
         if masks is not None:
             allowed = torch.as_tensor(masks, dtype=torch.bool, device=self._latent.device)
             if allowed.numel() != len(self._latent) * self._layer.out_features:
-                expected = (len(self._latent), self._layer.out_features)
+                expected = (len(self._latent), int(self._layer.out_features))
                 raise ValueError(f"action_masks is of shape {tuple(allowed.shape)}, expected {expected}")
             allowed = allowed.reshape(-1, self._layer.out_features)
             offset = torch.zeros_like(allowed, dtype=self._latent.dtype).masked_fill_(~allowed, _MASKED)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import Tensor, nn
 
@@ -80,10 +80,20 @@ def image_extractor(space: gym.Space[Any]) -> type[BaseFeaturesExtractor]:
 
 
 class AlraoCombinedExtractor(CombinedExtractor):
-    """SB3's extractor for Dict observations, with bounded units in its image branches."""
+    """SB3's extractor for Dict observations, with the extractors of this file for images."""
 
     def __init__(
         self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False
     ) -> None:
-        super().__init__(observation_space, cnn_output_dim, normalized_image)
-        _replace_relu(self, nn.Tanh)
+        # Not SB3's own, which makes a NatureCNN of every image, however small it is.
+        BaseFeaturesExtractor.__init__(self, observation_space, features_dim=1)
+        self.extractors = nn.ModuleDict()
+        self._features_dim = 0
+        for key, space in observation_space.spaces.items():
+            if is_image_space(space, normalized_image=normalized_image):
+                make = image_extractor(space)
+                self.extractors[key] = make(space, features_dim=cnn_output_dim, normalized_image=normalized_image)  # type: ignore[call-arg]
+                self._features_dim += cnn_output_dim
+            else:
+                self.extractors[key] = nn.Flatten()
+                self._features_dim += get_flattened_obs_dim(space)

@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
@@ -64,6 +64,12 @@ class AlraoPolicyMixin:
         algorithm = _calling_algorithm()
         _refuse_algorithm(type(self).__name__, self.serves, algorithm)
         _refuse_optimizer(kwargs, algorithm)
+        if kwargs.get("features_extractor_class") is None:
+            kwargs["features_extractor_class"] = self._extractor(space)
+        if kwargs.get("normalize_images") is False and kwargs["features_extractor_class"] is AlraoMinAtarCNN:
+            # As SB3 does for NatureCNN.
+            images = {"normalized_image": True}
+            kwargs["features_extractor_kwargs"] = images | (kwargs.get("features_extractor_kwargs") or {})
         config = AlraoConfig.from_options(alrao).resolve(replay=self.q_network is not None)
         if config.head_max_grad_norm == "auto":
             norm = getattr(algorithm, "max_grad_norm", None)
@@ -74,13 +80,35 @@ class AlraoPolicyMixin:
         self.alrao_options = config
         kwargs["optimizer_class"] = _NoOptimizer
         kwargs.setdefault("activation_fn", nn.Tanh)
-        if kwargs.get("features_extractor_class") is None:
-            default = self.default_features_extractor_class
-            kwargs["features_extractor_class"] = image_extractor(space) if default is AlraoNatureCNN else default
         # SB3 leaves out the fully connected layers behind exactly NatureCNN; ours have one of their own as well.
         if kwargs.get("net_arch") is None and kwargs["features_extractor_class"] in (AlraoNatureCNN, AlraoMinAtarCNN):
             kwargs["net_arch"] = []
         return kwargs
+
+    def _extractor(self, space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
+        """That of this policy for observations of this space.
+
+        Raises:
+            ValueError: they are of another kind.
+        """
+        default: type[BaseFeaturesExtractor] = self.default_features_extractor_class
+        name, are_dict = type(self).__name__, isinstance(space, spaces.Dict)
+        if default is FlattenExtractor and are_dict:
+            forms = [one for one in type(self).__subclasses__() if one._takes_dict()]
+            raise ValueError(
+                f"{name} takes no Dict observations: use {forms[0].__name__ if forms else 'another policy'}"
+            )
+        if issubclass(default, CombinedExtractor) and not are_dict:
+            raise ValueError(f"{name} takes Dict observations, not {space}: use the policy without MultiInput")
+        if default is not AlraoNatureCNN:
+            return default
+        if space.shape is None or len(space.shape) != 3:
+            raise ValueError(f"{name} takes images, of three dimensions, not {space}: use the policy without Cnn")
+        return image_extractor(space)
+
+    @classmethod
+    def _takes_dict(cls) -> bool:
+        return issubclass(cls.default_features_extractor_class, CombinedExtractor)
 
     def set_training_mode(self, mode: bool) -> None:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
