@@ -45,6 +45,7 @@ def main(timesteps: int = 100_000, seed: int = 0) -> float:
     envs = gym.make_vec("CartPole-v1", N_ENVS, "sync", vector_kwargs=at_once)
     agent = Agent()
     convert(agent, {"policy.4": Output("categorical"), "values.4": "values"}, {"seed": seed})  # in place of nothing
+    # If a script anneals its rate, from 2.5e-4 say, the optimizer is made with lr=2.5e-4: only the ratio counts.
     optimizer = AlraoOptimizer(agent)  # in place of torch.optim.Adam(agent.parameters(), lr=...)
     observation, finished, returns = torch.as_tensor(envs.reset(seed=seed)[0]), deque([0.0], 100), np.zeros(N_ENVS)
     for update in range(timesteps // (N_STEPS * N_ENVS)):
