@@ -111,9 +111,8 @@ def compare(method: Method, baseline: Method, envs: Sequence[str], score: str = 
     if chance.low == chance.high:
         # On every environment all runs go one way: what is drawn from them does not vary, which is not certainty.
         chance = chance._replace(low=np.float64(np.nan), high=np.float64(np.nan))
-    span = _span([x, y])
     left = sum(alone.values()) if paired else 0
-    return Comparison(method.name, baseline.name, score, paired, difference, chance, common, span, left)
+    return Comparison(method.name, baseline.name, score, paired, difference, chance, common, span([x, y]), left)
 
 
 def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Method]]:
@@ -165,7 +164,7 @@ def rate_curve(study: Study, env: str, method: Method) -> pd.DataFrame:
     frame = study.frame
     rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.variant == method.variant)]
     rows = rows[rows.state.isin(SCORED) & rows.auc.notna()]
-    reported = rows[~rows.seed.isin(study.tuning_seeds)]
+    reported = study.without_tuning(rows)
     if set(reported.learning_rate) == set(rows.learning_rate):
         rows = reported
     points = [
@@ -211,7 +210,7 @@ def plane(study: Study, envs: Sequence[str]) -> list[Plane]:
         elif not method.rates:
             level = stats.bootstrap(stats.mean, method.scores(envs))
             zero = stats.Interval(np.float64(0), np.float64(0), np.float64(0))
-            points.append(Plane(method.name, zero, level, 1, _span([method.scores(envs)]), True))
+            points.append(Plane(method.name, zero, level, 1, span([method.scores(envs)]), True))
     return points
 
 
@@ -235,10 +234,11 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
 
     values = stats.bootstrap(phi_and_tuned, *reported.values(), *tuning.values(), n_resamples=FEWER)
     phi, tuned = _each(values)
-    return [Plane(method.name, phi, tuned, len(reported), _span(reported.values()), held_out)]
+    return [Plane(method.name, phi, tuned, len(reported), span(reported.values()), held_out)]
 
 
-def _span(settings: Iterable[Mapping[str, stats.Array]]) -> tuple[int, int]:
+def span(settings: Iterable[Mapping[str, stats.Array]]) -> tuple[int, int]:
+    """The least and the largest number of seeds of a setting on an environment."""
     sizes = [len(scores) for setting in settings for scores in setting.values()]
     return min(sizes), max(sizes)
 

@@ -101,8 +101,7 @@ class Study:
         frame["cell"] = names.str.partition("@")[2] if self.sweep["grid"] else frame.setting
         self.frame = frame
         _refuse_twice(frame[frame.state != "broken"])
-        self.reported = frame[~frame.seed.isin(self.tuning_seeds)]
-        seen = self.reported.seed.dropna().astype(int)
+        seen = self.without_tuning(frame).seed.dropna().astype(int)
         self.seeds = sorted({*self.sweep["seeds"], *seen} - set(self.tuning_seeds))
         self.envs = sorted({*frame.env, *self.sweep["envs"]})
         self.scaled = [env for env in self.envs if frame[frame.env == env].auc_normalised.notna().any()]
@@ -115,12 +114,15 @@ class Study:
         for (agent, variant), rows in whole.groupby(["agent", "variant"]):
             name = f"{agent} ({variant})" if variant else str(agent)
             made = (
-                self._at_rates(name, rows) if rows.learning_rate.nunique() > 1 else [_method(name, self._report(rows))]
+                self._at_rates(name, rows)
+                if rows.learning_rate.nunique() > 1
+                else [_method(name, self.without_tuning(rows))]
             )
             methods += [method for method in made if len(method.runs)]
         return sorted(methods, key=lambda method: (method.policy != "alrao", method.name))
 
-    def _report(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def without_tuning(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Those of the runs whose seeds are reported."""
         return rows[~rows.seed.isin(self.tuning_seeds)]
 
     def _at_rates(self, name: str, rows: pd.DataFrame) -> list[Method]:
@@ -128,8 +130,8 @@ class Study:
         scored = rows[rows.state.isin(SCORED) & rows.auc.notna()]
         tuning = scored[scored.seed.isin(self.tuning_seeds)]
         # While some rates have no run on a tuning seed yet, the choice would be among the others.
-        held_out = len(tuning) > 0 and _cells(self._report(scored)) <= _cells(tuning)
-        chosen_on = tuning if held_out else self._report(scored)
+        held_out = len(tuning) > 0 and _places(self.without_tuning(scored)) <= _places(tuning)
+        chosen_on = tuning if held_out else self.without_tuning(scored)
         tuned: dict[str, float] = {}
         for _, runs in chosen_on.groupby("env"):
             tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")))
@@ -144,11 +146,11 @@ class Study:
         for choice, rates in choices.items():
             chosen = rows.learning_rate == rows.env.map(rates)
             # With tuning seeds nothing but their runs was needed to choose; without, all other rates' were.
-            others = rows[rows.seed.isin(self.tuning_seeds)] if held_out else self._report(rows[~chosen])
+            others = rows[rows.seed.isin(self.tuning_seeds)] if held_out else self.without_tuning(rows[~chosen])
             steps = int(others.timesteps.fillna(0).sum())
             seeds = tuple(sorted(tuning.seed.astype(int).unique())) if held_out else ()
             basis = chosen_on[chosen_on.learning_rate == chosen_on.env.map(rates)]
-            runs = self._report(rows[chosen])
+            runs = self.without_tuning(rows[chosen])
             methods.append(_method(f"{name} ({choice})", runs, rates, choice, steps, seeds, basis))
         return methods
 
@@ -252,7 +254,8 @@ def clean(text: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
-def _cells(runs: pd.DataFrame) -> set[tuple[str, float]]:
+def _places(runs: pd.DataFrame) -> set[tuple[str, float]]:
+    """Environments and rates that there are runs of."""
     return set(zip(runs.env, runs.learning_rate, strict=True))
 
 

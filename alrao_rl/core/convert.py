@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,29 +78,7 @@ def convert(
     for name, output in outputs.items():
         if not isinstance(output, (str, Output)):
             raise TypeError(f"output layer {name!r} is {output!r}, expected an Output or one of {', '.join(KINDS)}")
-        if not name or type(modules.get(name)) is not nn.Linear:
-            linear = [key for key, module in modules.items() if key and type(module) is nn.Linear]
-            found = f"is a {type(modules[name]).__name__}" if name in modules else "does not exist"
-            found += "" if name else ", the whole network"
-            expected = f"one of {', '.join(linear)}" if linear else "the network has none in it; put it in a Sequential"
-            raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: {expected}")
-        layer = modules[name]
-        if not all(parameter.requires_grad for parameter in layer.parameters()):
-            raise ValueError(f"output layer {name!r} is frozen: its copies learn; unfreeze it or choose another layer")
-        hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-        if any(hooks) or "weight" not in layer._parameters:
-            raise ValueError(
-                f"output layer {name!r} has hooks, or a weight computed from others, which its copies would lack: "
-                "convert it without, as by torch.nn.utils.remove_weight_norm or prune.remove"
-            )
-        if layer.weight.is_complex():
-            raise ValueError(f"output layer {name!r} is complex, expected real numbers")
-        if any(
-            module._parameters.get(key) is modules[name].weight
-            for module in set(modules.values()) - {modules[name]}
-            for key in module._parameters
-        ):
-            raise ValueError(f"output layer {name!r} shares its weight with another layer: its copies cannot, untie it")
+        _check_layer(name, modules)
     seed = _seed(config)
     devices = sorted({p.device.index or 0 for p in network.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
@@ -114,6 +92,33 @@ def convert(
     network.register_buffer("alrao_rates", rates.to(layers[0].rates.device))
     network.alrao_config = config  # type: ignore[assignment]
     return network
+
+
+def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse an output layer that does not exist, or whose copies would be something else."""
+    if not name or type(modules.get(name)) is not nn.Linear:
+        linear = [key for key, module in modules.items() if key and type(module) is nn.Linear]
+        found = f"is a {type(modules[name]).__name__}" if name in modules else "does not exist"
+        found += "" if name else ", the whole network"
+        expected = f"one of {', '.join(linear)}" if linear else "the network has none in it; put it in a Sequential"
+        raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: {expected}")
+    layer = cast(nn.Linear, modules[name])
+    if not all(parameter.requires_grad for parameter in layer.parameters()):
+        raise ValueError(f"output layer {name!r} is frozen: its copies learn; unfreeze it or choose another layer")
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if any(hooks) or "weight" not in layer._parameters:
+        raise ValueError(
+            f"output layer {name!r} has hooks, or a weight computed from others, which its copies would lack: "
+            "convert it without, as by torch.nn.utils.remove_weight_norm or prune.remove"
+        )
+    if layer.weight.is_complex():
+        raise ValueError(f"output layer {name!r} is complex, expected real numbers")
+    if any(
+        module._parameters.get(key) is layer.weight
+        for module in set(modules.values()) - {layer}
+        for key in module._parameters
+    ):
+        raise ValueError(f"output layer {name!r} shares its weight with another layer: its copies cannot, untie it")
 
 
 def _make_heads(layer: nn.Module, output: Output | str, config: AlraoConfig) -> OutputHeads:

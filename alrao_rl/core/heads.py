@@ -35,6 +35,8 @@ MANY_PASSES = 100
 """Backward passes for one step: more than anyone accumulates."""
 KINDS = ("values", "categorical", "bernoulli", "mean")
 _LINEAR = ("values", "mean")
+_uncompiled: list[Callable[[OutputHeads, Tensor, Tensor | None], Tensor]] = []
+"""Filled with :meth:`OutputHeads._averaged` past torch.compile, once somebody has loaded it: loading takes a second."""
 
 
 class OutputHeads(nn.Module):
@@ -455,10 +457,6 @@ class OutputHeads(nn.Module):
 def _matrix(layer: nn.Linear) -> Tensor:
     """Weight and bias of a layer side by side, ``[O, I + 1]``."""
     return layer.weight if layer.bias is None else torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1)
-
-
-_uncompiled: list[Callable[[OutputHeads, Tensor, Tensor | None], Tensor]] = []
-"""Filled with :meth:`OutputHeads._averaged` past torch.compile, once somebody has loaded it: loading takes a second."""
 
 
 def _fresh(layer: nn.Linear, init: Callable[[nn.Linear], object] | None) -> nn.Linear:

@@ -352,6 +352,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if not first:
             group["first_lr"] = lr
             return 1.0
+        if lr == first:
+            return 1.0
         changed = ""
         if lr > first:
             changed = f"rose to {lr / first:.3g} times its first value: a schedule may decay, a warm-up is not needed"

@@ -98,7 +98,7 @@ class AlraoPolicyMixin:
             raise ValueError(
                 f"{name} takes no Dict observations: use {forms[0].__name__ if forms else 'another policy'}"
             )
-        if issubclass(default, CombinedExtractor) and not are_dict:
+        if self._takes_dict() and not are_dict:
             raise ValueError(f"{name} takes Dict observations, not {space}: use the policy without MultiInput")
         if default is not AlraoNatureCNN:
             return default

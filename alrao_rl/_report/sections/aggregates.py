@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def section(study: Study, baseline: Method | None) -> Section:
         lines = [
             [
                 name,
-                span_of(study, _span(method, envs)),
+                span_of(study, compare.span([method.scores(envs)])),
                 *(with_interval(value) for value in values[score][name].values()),
             ]
             for name, method in ((m.name, m) for m in methods)
@@ -49,7 +49,7 @@ def section(study: Study, baseline: Method | None) -> Section:
                             ["method", "seeds", *compare.AGGREGATES], lines))  # fmt: skip
         rows += [
             {"score": score, "method": method.name, "statistic": statistic, **value._asdict(),
-             "seeds": min(_span(method, envs)), "requested_seeds": len(study.seeds)}
+             "seeds": min(compare.span([method.scores(envs)])), "requested_seeds": len(study.seeds)}
             for method in methods
             for statistic, value in values[score][method.name].items()
         ]  # fmt: skip
@@ -74,11 +74,6 @@ def _names(study: Study) -> list[Block]:
     )]  # fmt: skip
 
 
-def _span(method: Method, envs: Iterable[str]) -> tuple[int, int]:
-    sizes = [len(method.on(env)) for env in envs]
-    return min(sizes), max(sizes)
-
-
 def _aggregate_figures(study: Study, methods: Sequence[Method], envs: Sequence[str], values: Any) -> list[Block]:
     indices = indices_of(study)
     panels = {name: {method.name: values[method.name][name] for method in methods} for name in compare.AGGREGATES}
@@ -86,7 +81,7 @@ def _aggregate_figures(study: Study, methods: Sequence[Method], envs: Sequence[s
     forest = figures.draw("aggregates", lambda f: figures.intervals(f, panels, indices, []), (8.2, height))
     shares = {method.name: compare.profile(method, envs) for method in methods}
     profiles = figures.draw("profiles", lambda f: figures.profiles(f, shares, compare.THRESHOLDS, indices))
-    spans = [_span(method, envs) for method in methods]
+    spans = [compare.span([method.scores(envs)]) for method in methods]
     seeds = f"Seeds: {span_of(study, (min(low for low, _ in spans), max(high for _, high in spans)))}."
     iqms = ", ".join(f"{method.name} {with_interval(values[method.name]['IQM'])}" for method in methods)
     above = ", ".join(

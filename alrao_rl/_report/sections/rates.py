@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from alrao_rl._report import compare, figures
 from alrao_rl._report.document import Block, Image, Section, Table, Text, slug
@@ -72,15 +70,17 @@ def _rate_images(
         for method in (m for m in stock if m.algo == algo):
             curve = compare.rate_curve(study, env, method)
             if len(curve):
-                curves[method.name.removesuffix(" (tuned)")] = curve
-                chosen[method.name.removesuffix(" (tuned)")] = method.rates.get(env, math.nan)
+                name = method.name.removesuffix(" (tuned)")
+                curves[name], chosen[name] = curve, method.rates.get(env, math.nan)
                 points.append(curve.assign(environment=env, agent=method.agent, variant=method.variant))
         if not curves:
             continue
         alrao = [m for m in study.methods if m.policy == "alrao" and m.algo == algo and len(m.on(env))]
         levels = {m.name: compare.interval_of(m.on(env).auc.to_numpy(np.float64)) for m in alrao}
         name = f"rates-{i:02d}-{slug(env)}-{slug(algo)}"
-        picture = figures.draw(name, partial(_draw, curves, chosen, levels, indices))
+        picture = figures.draw(
+            name, partial(figures.rates, stock=curves, chosen=chosen, levels=levels, indices=indices)
+        )
         best = ", ".join(f"{m} best at {c.learning_rate[c.estimate.argmax()]:g} with {number(c.estimate.max(), 1)}"
                          for m, c in curves.items())  # fmt: skip
         level = ", ".join(f"{m} {with_interval(value, 1)}" for m, value in levels.items()) or "no Alrao agent"
@@ -89,10 +89,6 @@ def _rate_images(
         seeds = f"{min(counts)}–{max(counts)}" if pooled else span_of(study, (min(counts), max(counts)))
         alt = f"Return averaged over training against learning rate on {env}: {best}; level: {level}."
         yield Image(name, f"{env}, {algo.upper()}. Seeds a point: {seeds}.", alt, picture)
-
-
-def _draw(curves: Any, chosen: Any, levels: Any, indices: Any, figure: Figure) -> None:
-    figures.rates(figure, curves, chosen, levels, indices)
 
 
 def _plane(study: Study) -> tuple[list[Block], pd.DataFrame]:
