@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from alrao_rl import recipes, train
 from alrao_rl.errors import UserError
-from alrao_rl.notation import MAX_SEEDS, literal, setting_name, toml_key
+from alrao_rl.notation import MAX_SEEDS, literal, parse_seeds, setting_name, toml_key
 from alrao_rl.recipes import Agent, Count, Recipe, Table
 from alrao_rl.runs import differences, flatten, write_atomically
 
@@ -35,7 +35,8 @@ class Sweep(Table):
     """A ``sweep.toml``.
 
     ``tuning_seeds`` are for choosing among the values of the grid: scores of other seeds are then not those that were
-    chosen by. ``timesteps`` counts for every run, ``budget`` is a fraction of the timesteps in each environment's file.
+    chosen by. In a file both may be written as on the command line, ``"0-9"``. ``timesteps`` counts for every run,
+    ``budget`` is a fraction of the timesteps in each environment's file.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
@@ -110,12 +111,15 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a ``sweep.toml`` holds, a grid's dotted keys as one key each; not checked yet.
+    """What a ``sweep.toml`` holds, a grid's dotted keys as one key each, seeds as numbers; not checked yet.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or its seeds are a text that names none.
     """
     data = recipes.read_toml(path)
+    for key in ("seeds", "tuning_seeds"):
+        if isinstance(data.get(key), str):
+            data[key] = parse_seeds([data[key]], f"{path}: {key}")
     if isinstance(data.get("grid"), dict):
         data["grid"] = dict(flatten(data["grid"]))
     return data

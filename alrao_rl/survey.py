@@ -17,7 +17,7 @@ from alrao_rl.load import load_results
 from alrao_rl.plan import Run
 from alrao_rl.provenance import mismatches, stretches, versions
 from alrao_rl.rows import Row, Rows
-from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, differences, packed
+from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, check_manifest, differences, packed
 
 _TAIL = 4096
 _RECENT = 20
@@ -29,12 +29,14 @@ class State:
     """Of a run: ``finished``, ``failed`` with its ``reason``, or ``queued``, with the ``step`` it continues from.
 
     ``elsewhere``: its row is there and its folder is not, so it was done on another machine, or the folder is gone.
+    ``lost``: nor is the zip of its logs, so that no report can have it.
     """
 
     name: Literal["finished", "failed", "queued"]
     reason: str = ""
     step: int = 0
     elsewhere: bool = False
+    lost: bool = False
 
 
 def state(root: Path, run: Run, rows: Rows) -> State:
@@ -58,12 +60,15 @@ def state(root: Path, run: Run, rows: Rows) -> State:
             )
     status = (folder.status() or {}) if config is not None else {}
     name, reason = status.get("state"), str(status.get("reason", ""))
+    gone = config is None
+    # One that failed before it made a folder never had logs.
+    lost = gone and row is not None and row["timesteps"] != "" and not packed(folder.path).exists()
     if name == "finished" or (row is not None and row["state"] == "finished"):
-        return State("finished", elsewhere=config is None)
+        return State("finished", elsewhere=gone, lost=lost)
     if name == "failed":
         return State("failed", reason)
     if row is not None and name is None:
-        return State("failed", row["reason"], elsewhere=config is None)
+        return State("failed", row["reason"], elsewhere=gone, lost=lost)
     return State("queued", step=Checkpoints(folder.path / CHECKPOINT).last_step())
 
 
@@ -104,7 +109,16 @@ def reached(root: Path, run: Run) -> tuple[int, float]:
 def is_kept(root: Path, run: Run, rows: Rows) -> bool:
     """Whether all is there that outlives the folder of a run that is over."""
     folder = root / run.folder
-    return rows.get(run.key) is not None and (packed(folder).exists() or RunFolder(folder).config() is None)
+    return rows.get(run.key) is not None and (RunFolder(folder).config() is None or _is_whole(packed(folder)))
+
+
+def _is_whole(zip_file: Path) -> bool:
+    """Whether the zip of a run is there and undamaged."""
+    with contextlib.suppress(UserError):
+        if zip_file.exists():
+            check_manifest(zip_file)
+            return True
+    return False
 
 
 def keep(root: Path, run: Run, over: State, rows: Rows, seconds: float | None = None) -> dict[str, Any]:

@@ -490,6 +490,9 @@ def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
         "finished": [seed for seed, state in states.items() if state.name == "finished"],
         "of them finished elsewhere, as their rows say": [seed for seed, state in states.items() if state.elsewhere],
         "failed": [seed for seed, state in states.items() if state.name == "failed"],
+        "without logs here, so no report has them: copy their seed-N.zip, or delete their rows to train them anew": [
+            seed for seed, state in states.items() if state.lost
+        ],
         "begun": [seed for seed, state in states.items() if state.step > 0],
     }
     for what, seeds in kinds.items():

@@ -582,6 +582,7 @@ def test_an_alrao_agent_as_baseline(tmp_path):
         (lambda root: root.rmdir(), "does not exist"),
         (lambda root: None, "holds no run"),
         (lambda root: (write(root), (root / "sweep.toml").write_text("seeds = 3")), "seeds is 3, expected a list"),
+        (lambda root: (write(root), (root / "sweep.toml").write_text('seeds = "9-0"')), "did you mean 0-9?"),
         (lambda root: (write(root), (root / "sweep.toml").write_text("seeds = [")), "is not a TOML file"),
         (lambda root: (write(root), shutil.copytree(root / "CartPole-v1", root / "copy")), "hold the same run"),
         (lambda root: (write(root), (root / "report").write_text("")), "cannot write to"),

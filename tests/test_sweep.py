@@ -178,6 +178,14 @@ def test_file_round_trip(tmp_path):
     assert (tmp_path / "sweep.toml").read_text() == text
 
 
+def test_seeds_of_a_file_as_on_the_command_line(tmp_path):
+    (tmp_path / "sweep.toml").write_text('seeds = "0-2,7"\ntuning_seeds = "100"\n')
+    assert plan.read(tmp_path / "sweep.toml") == {"seeds": [0, 1, 2, 7], "tuning_seeds": [100]}
+    (tmp_path / "sweep.toml").write_text('seeds = "9-0"\n')
+    with pytest.raises(UserError, match=r"sweep.toml: seeds: the range 9-0 is empty; did you mean 0-9\?"):
+        plan.read(tmp_path / "sweep.toml")
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -352,6 +360,8 @@ def test_states(tmp_path):
     assert state() == survey.State("failed", "no licence", elsewhere=True)
     table.put(survey.row(tmp_path, run, survey.State("finished")))
     assert state() == survey.State("finished", elsewhere=True)
+    table.put({**survey.row(tmp_path, run, survey.State("finished")), "timesteps": 100})
+    assert state() == survey.State("finished", elsewhere=True, lost=True)
     folder.path.mkdir(parents=True)
     with contextlib.closing(folder):
         folder.start(run.config | {"provenance": {}})
@@ -526,6 +536,14 @@ def test_a_sweep(place, capfd):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert failure in capfd.readouterr().err
 
+    # A zip that was damaged is made anew, from the folder.
+    (good,) = root.glob("odd-Good-v0/small/seed-0.zip")
+    whole = good.read_bytes()
+    good.write_bytes(whole[:-100])
+    assert sweep(*args) == 1
+    assert good.read_bytes() == whole
+    capfd.readouterr()
+
     # The zip says what the folder did. A row is enough where the folder is gone; what failed is tried again when asked.
     for folder in root.glob("*/*/seed-0"):
         shutil.rmtree(folder)
@@ -538,9 +556,13 @@ def test_a_sweep(place, capfd):
     assert err == ""
     assert "1 finished; 1 of them finished elsewhere, as their rows say" in out
     assert "all 2 runs are finished" in out
+    assert "without logs here" not in out
     assert [(row["env"], row["state"]) for row in table(root)].count(("odd:Raises-v0", "finished")) == 1
     assert len(table(root)) == 2
     assert not (root / "odd-Good-v0/small/seed-0").exists()
+    good.unlink()
+    assert main(["--name", "first", "--dry-run", "--trust"]) == 0
+    assert "1 without logs here, so no report has them: copy their seed-N.zip" in capfd.readouterr().out
 
     # Another length is another sweep.
     assert sweep(*args, "--timesteps", "200") == 2

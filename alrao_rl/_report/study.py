@@ -18,7 +18,7 @@ from alrao_rl import stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.load import SCORED, load_curves, load_results
-from alrao_rl.notation import setting_name
+from alrao_rl.notation import parse_seeds, setting_name
 from alrao_rl.runs import flatten
 
 Choice: TypeAlias = Literal["", "tuned", "shared rate"]
@@ -319,10 +319,9 @@ def _sweep(path: Path) -> dict[str, Any]:
 
 
 def _seeds(path: Path, key: str, value: Any) -> list[int]:
-    """Seeds as a list of whole numbers, or as text: ``"0-9"``, ``"0,3,7"``."""
-    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}(-\d{1,9})?(\s*,\s*\d{1,9}(-\d{1,9})?)*\s*", value):
-        ends = [[int(end) for end in part.split("-")] for part in value.split(",")]
-        return [seed for end in ends for seed in range(end[0], min(end[-1], end[0] + 100_000) + 1)]
+    """Seeds as a list of whole numbers, or as on the command line: ``"0-9"``, ``"0,3,7"``."""
+    if isinstance(value, str):
+        return parse_seeds([value], f"{path}: {key}")
     if isinstance(value, list) and all(is_number(seed) and isinstance(seed, int) and seed >= 0 for seed in value):
         return value
     raise UserError(f"{path}: {key} is {value!r}, expected a list of whole numbers such as [0, 1, 2]")
