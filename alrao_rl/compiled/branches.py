@@ -19,8 +19,11 @@ from alrao_rl.compiled import kernels
 from alrao_rl.compiled.memory import can_read, differentiate, is_plain
 from alrao_rl.mixtures import mix_logits
 
-MOST_WORK = 2**20
-"""Multiplications up to which a product is no faster in torch, which starts it slowly and computes it well."""
+MOST_WORK = {"linear": 2**20, "categorical": 2**24}
+"""Multiplications up to which torch, which starts a product slowly and computes it well, is no faster.
+
+Exponentials, which categorical heads need as well, it computes slowly.
+"""
 
 
 class Kernel:
@@ -37,7 +40,7 @@ class Kernel:
     """
 
     def __init__(self, library: ctypes.CDLL, kind: str, theta: Tensor, outputs: int, inputs: int, bias: int) -> None:
-        self.is_categorical = kind == "categorical"
+        self.kind, self.is_categorical = kind, kind == "categorical"
         self.n_heads, self.outputs, self.inputs = len(theta), outputs, inputs
         self._shape = (ctypes.c_int64 * 5)(*theta.shape, outputs, inputs, bias)
         self._branches = getattr(library, f"{kind}_branches")
@@ -56,7 +59,7 @@ class Kernel:
         """Whether it is for these inputs."""
         return (
             x.shape[1] == self.inputs
-            and x.shape[0] * self.inputs * self.outputs * (1 + self.n_heads) <= MOST_WORK
+            and x.shape[0] * self.inputs * self.outputs * (1 + self.n_heads) <= MOST_WORK[self.kind]
             and is_plain(x)
             and not torch.is_autocast_enabled("cpu")
         )
