@@ -32,7 +32,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
 
     =====================  ============================================================================================
     ``env, agent, seed``   of the run; from the folder's path where its configuration cannot be read
-    ``algo, policy``       ``dqn``, ``a2c``, ``ppo``; ``alrao``, ``stock``
+    ``algo, policy``       such as ``dqn``, ``a2c``, ``ppo``; ``alrao`` or ``stock``
     ``state``              finished, failed, interrupted, running (or killed), queued; **diverged**: a return is not
                            finite; **broken**: a file is missing, half-written or not what a run writes
     ``timesteps``          done, and ``requested_timesteps``

@@ -1,7 +1,7 @@
 """The run folder: what a run leaves on disk, and how it is written so that nothing is ever half there.
 
 ``config.json`` (the resolved recipe, versions, command, git commit), ``status.json`` (queued, running, finished,
-interrupted or failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only file
+interrupted or failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only log
 that differs between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the
 last one), and until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut
 back to the length they had at the checkpoint. ``sha256.json`` of a finished run holds the hash of every other file.

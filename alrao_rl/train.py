@@ -78,7 +78,7 @@ def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
     """Add ``--checkpoint-interval`` and ``--allow-mismatch``, which a sweep hands on to its runs."""
     p.add_argument(
         "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
-        help="what an interrupted run loses at most (default 60; 0: no checkpoints); results do not depend on it",
+        help="between checkpoints (default 60; 0: none), more where one takes long; results do not depend on it",
     )  # fmt: skip
     p.add_argument(
         "--allow-mismatch", action="store_true",

@@ -616,6 +616,7 @@ def test_callback_logs_the_heads(algo):
         assert sum(weights) == pytest.approx(1.0, abs=1e-5)
         assert row[f"alrao/{layer}/entropy"] == pytest.approx(-sum(a * math.log(a) for a in weights if a), rel=1e-5)
         assert 1e-6 < row[f"alrao/{layer}/effective_lr"] < 0.1
+        assert row[f"alrao/{layer}/reclones"] == model.policy.alrao_stats()[layer]["reclones"].sum()
         assert f"alrao/{layer}/weight_4" not in row
         assert "stdout" in recorder.excluded[f"alrao/{layer}/weight_1"]
 

@@ -1,4 +1,4 @@
-"""The plan of the house (DESIGN.md): which way imports point, what lies where, and how large the method may be."""
+"""The plan of the house: which way imports point, what lies where, and how large the method may be."""
 
 from __future__ import annotations
 

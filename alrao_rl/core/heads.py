@@ -45,7 +45,7 @@ class OutputHeads(nn.Module):
     With gradients enabled the output is a :class:`HeadwiseTensor` whose average branch sees the heads detached and
     whose heads' branches see the input detached. Under ``torch.no_grad()`` it is the plain average.
 
-    A head whose output is not finite is left out of the average, its weight shared among the others.
+    A head whose parameters are not finite is left out of the average, its weight shared among the others.
 
     Args:
         layer: the layer to duplicate; head 1 keeps its weights.

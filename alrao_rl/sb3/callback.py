@@ -8,10 +8,10 @@ from alrao_rl.sb3.policies import AlraoPolicyMixin
 
 
 class AlraoCallback(BaseCallback):
-    """Record averaging weights, their entropy and the effective learning rate of every output layer.
+    """Record averaging weights, their entropy, the effective learning rate and the re-clones of every output layer.
 
-    Keys: ``alrao/LAYER/weight_J``, ``alrao/LAYER/entropy`` (nats) and ``alrao/LAYER/effective_lr``. Does nothing under
-    a stock policy.
+    Keys: ``alrao/LAYER/weight_J``, ``alrao/LAYER/entropy`` (nats), ``alrao/LAYER/effective_lr`` and
+    ``alrao/LAYER/reclones``, of all heads since the start. Does nothing under a stock policy.
     """
 
     def _on_step(self) -> bool:
@@ -23,5 +23,6 @@ class AlraoCallback(BaseCallback):
         for layer, stats in self.model.policy.alrao_stats().items():
             self.logger.record(f"alrao/{layer}/entropy", stats["entropy"])
             self.logger.record(f"alrao/{layer}/effective_lr", stats["effective_lr"])
+            self.logger.record(f"alrao/{layer}/reclones", int(stats["reclones"].sum()))
             for number, weight in enumerate(stats["weights"], start=1):
                 self.logger.record(f"alrao/{layer}/weight_{number}", float(weight), exclude="stdout")

@@ -164,7 +164,7 @@ def main() -> None:
 
 Not a claim: at most 5 seeds a cell (fewer where a bracket says so: the study goes on), two environments, and the
 default was chosen on these very seeds. Which single setting of Alrao should be the default, and where does it stand
-beside stock Stable-Baselines3 at three learning rates (1e-4, SB3's default, 3e-3)?
+beside stock Stable-Baselines3 at three learning rates (1e-4, SB3's default, 3e-3; DQN two, as its default is 1e-4)?
 
 Steps: {steps}. Same hyperparameters, width (64×64) and activation (tanh) for all; the stock agents use
 SB3's own optimizer (Adam; RMSprop for A2C). No setting was chosen per environment. {len(made)} runs, {failed} of them
@@ -180,7 +180,7 @@ A2C on Acrobot that never learns, and less in DQN on CartPole. The default goes 
 
 A share for every head, as switch has it, is what A2C's and PPO's values had until outputs of heads that diverge were
 found to ruin their average ([a regression by SGD](../supervised/README.md)). Now the average follows what the last step
-said of each head; settings other than the default are of before.
+said of each head; settings other than the default were measured before this change.
 
 Remake: `python results/defaults/study.py` (hours; it goes on where it was cut off), then
 `python results/defaults/report.py`.
