@@ -46,7 +46,7 @@ REMARKS = """No run of Alrao failed. On digits and on Friedman's function it doe
 the intervals. Adam at its default is better on four of the five tasks and worse on the LSTM. Where Alrao is behind the
 best rate:
 
-* The LSTM. Its best rate is a hundred times that of digits and of Friedman's function, and of 64 hidden units with rates
+* The LSTM. Its best rate is a hundred times that of digits and Friedman's function, and of 64 hidden units with rates
   over five powers of ten few have one near it. More of either only helps a little (seed 0): with 192 units 1.82 against
   SGD's 1.64, with 20 epochs instead of 6 1.76 against 1.57. The paper has 1.67 against 1.57 bits a character on Penn
   Treebank. On (1e-5, 10), at whose end the best rate lies, Alrao had 2.18, 2.08 and 2.17 (seeds 0 to 2).
