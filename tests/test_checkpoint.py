@@ -143,7 +143,7 @@ def test_continued_run_is_the_same(train, tmp_path, capfd, agent, env, steps, st
     continues_exactly(train, tmp_path, capfd, arguments(agent, env, steps, *sets), stops)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_continued_run_of_an_atari_game(train, tmp_path, capfd):
     """Broken off after the first life was lost: the record begins with the game."""
     sets = ["learning_starts=150", "train_freq=8", "gradient_steps=1"]
@@ -225,8 +225,8 @@ def test_other_observations(odd, train, tmp_path, capfd, agent, kind, sets, stop
     ("kind", "sets", "n_arrays"),
     [
         ("box", [], 6),
-        ("box", ["n_steps=3", "n_envs=2"], 6),
-        ("box", ["optimize_memory_usage=true"], 5),
+        pytest.param("box", ["n_steps=3", "n_envs=2"], 6, marks=pytest.mark.long),
+        pytest.param("box", ["optimize_memory_usage=true"], 5, marks=pytest.mark.long),
         ("dict", [], 8),
     ],
 )

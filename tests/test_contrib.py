@@ -60,7 +60,7 @@ class Masked(Sums):
 # --- identity with the stock algorithm ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [300, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [300, pytest.param(2_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["qrdqn", "recurrent"])
 def test_identity(kind, steps):
     eps = 0.01 / 32 if kind == "qrdqn" else 1e-5

@@ -28,6 +28,7 @@ def test_the_page_on_your_own_environment(tmp_path):
         (tmp_path / name).write_text(content)
     commands = re.findall(r"^python -m alrao_rl.*$", text, re.MULTILINE)
     commands += [commands[-1].replace("--algo ppo", "--agent mine.toml").replace("from-file", "mine") + " --dry-run"]
+    commands[1] += " --dry-run"
     for command in commands:
         words = [*shlex.split(command)[1:], "--timesteps", "300", "--eval-episodes", "1"]
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)

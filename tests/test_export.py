@@ -73,14 +73,23 @@ def actions_of(path, algorithm, stock, normalized, space, action_space, observat
     return np.load(out)
 
 
+def only_long(*cases):
+    return [pytest.param(*case, marks=pytest.mark.long) for case in cases]
+
+
 CASES = [
-    *((algo, policy, RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo") for policy in ("alrao", "stock")),
-    *((algo, policy, RAW, "box", True) for algo in ("a2c", "ppo") for policy in ("alrao", "stock")),
-    ("dqn", "alrao", OBSERVATIONS["vector"], "discrete", False),
+    *((algo, "alrao", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo")),
+    *only_long(*((algo, "stock", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo"))),
+    *(("ppo", policy, RAW, "box", True) for policy in ("alrao", "stock")),
+    *only_long(*(("a2c", policy, RAW, "box", True) for policy in ("alrao", "stock"))),
     ("dqn", "stock", IMAGE, "discrete", False),
     ("ppo", "alrao", DICT, "multi-discrete", True),
-    *((algo, "alrao", RAW, "discrete", True) for algo in ("qrdqn", "recurrent-ppo")),
-    ("qrdqn", "stock", RAW, "discrete", False),
+    ("recurrent-ppo", "alrao", RAW, "discrete", True),
+    *only_long(
+        ("dqn", "alrao", OBSERVATIONS["vector"], "discrete", False),
+        ("qrdqn", "alrao", RAW, "discrete", True),
+        ("qrdqn", "stock", RAW, "discrete", False),
+    ),
 ]
 
 
@@ -218,13 +227,15 @@ def test_help_imports_no_torch():
 # --- ONNX -----------------------------------------------------------------------------------------------------------
 
 GRAPHS = [
-    *((algo, policy, RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo") for policy in ("alrao", "stock")),
+    *((algo, "alrao", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo")),
+    *only_long(*((algo, "stock", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo"))),
     ("dqn", "alrao", IMAGE, "discrete", False),
     ("qrdqn", "alrao", RAW, "discrete", True),
     ("a2c", "alrao", OBSERVATIONS["discrete"], "multi-discrete", False),
     ("ppo", "alrao", RAW, "multi-binary", False),
-    *(("ppo", policy, RAW, "box", True) for policy in ("alrao", "stock")),
-    *(("a2c", policy, RAW, "sde", False) for policy in ("alrao", "stock")),
+    ("ppo", "alrao", RAW, "box", True),
+    ("a2c", "alrao", RAW, "sde", False),
+    *only_long(("ppo", "stock", RAW, "box", True), ("a2c", "stock", RAW, "sde", False)),
     ("ppo", "alrao", DICT, "discrete", True),
 ]
 

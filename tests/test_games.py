@@ -216,7 +216,9 @@ def test_atari_evaluation_is_of_whole_games():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("game", ["ALE/Pong-v5", "ALE/Breakout-v5", "MinAtar/Seaquest-v1"])
+@pytest.mark.parametrize(
+    "game", ["ALE/Pong-v5", pytest.param("ALE/Breakout-v5", marks=pytest.mark.long), "MinAtar/Seaquest-v1"]
+)
 def test_training_and_playing_a_game(tmp_path, capfd, monkeypatch, game):
     monkeypatch.setattr(alrao_rl.training, "N_EVALUATIONS", 2)  # of whole games, which take most of the time
     monkeypatch.setattr(alrao_rl.training, "CONFIRMATION", 1)

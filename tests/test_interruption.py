@@ -138,7 +138,9 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.slow
-@BOTH
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)], ids=lambda number: number.name
+)
 @pytest.mark.parametrize("algo", RUNS)
 def test_interrupted_and_continued(straight, tmp_path, capfd, algo, number):
     """It writes a checkpoint, says so, and ends bit for bit as in one go; the only checkpoint is that of the signal."""
@@ -171,8 +173,9 @@ ODD_RUN += ["--algo", "a2c", "--env", "odd:Odd-v0", "--timesteps", "4000"]
 @pytest.mark.parametrize(
     ("what", "low", "high"),
     [
-        ("sleep", 5.5, 10), ("swallow", 5.5, 10), ("lose_its_server", 5.5, 10), ("lose_it_at_once", 0, 5),
-        ("swallow_all", 8, 10), ("hang", 8, 10),
+        ("swallow", 5.5, 10), ("lose_it_at_once", 0, 5), ("hang", 8, 10),
+        *(pytest.param(*case, marks=pytest.mark.long)
+          for case in (("sleep", 5.5, 10), ("lose_its_server", 5.5, 10), ("swallow_all", 8, 10))),
     ],
 )  # fmt: skip
 def test_no_place_for_a_checkpoint(odd, tmp_path, what, low, high):

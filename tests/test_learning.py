@@ -64,7 +64,7 @@ def test_contrib(algo, env, interval, budget):
     assert max(stop.returns) >= GOAL, stop.returns
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_masked_actions():
     """Name the state, one of 20, where 15 that change at every step cannot be named: 100 is perfect, by chance 20."""
     pytest.importorskip("sb3_contrib")

@@ -740,7 +740,7 @@ def test_comparisons_stay_within_an_algorithm(tmp_path):
     assert [(a.name, b.name) for a, b in pairs] == [("dqn", "dqn-adam")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_fast_and_small(tmp_path, rendered):
     """Three agents on six environments with thirty seeds: less than 20 seconds, less than 2 MB."""
     envs = [{**ENV, "id": f"Env{i}-v0"} for i in range(6)]

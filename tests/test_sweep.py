@@ -589,7 +589,7 @@ def test_none_waits_behind_a_long_one():
     ("env", "state", "reason"),
     [
         ("Killed", "failed", "its process was killed by SIGKILL, 2 times"),
-        ("Terminated", "failed", "its process was killed by SIGTERM, 2 times"),
+        pytest.param("Terminated", "failed", "its process was killed by SIGTERM, 2 times", marks=pytest.mark.long),
         ("Once", "finished", ""),
     ],
 )
@@ -657,7 +657,7 @@ def dask_command(name, *args, settings):
             process.terminate()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_with_tls(place):
     """By Dask's own settings; who has no certificate, or another one, is not let in, and says so."""
     ours, other = certificate(place, "ours"), certificate(place, "other")

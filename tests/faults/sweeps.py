@@ -135,6 +135,6 @@ FAULTS = [
     Fault(
         "soak", "200 short runs in one sweep",
         "memory of driver and workers flat (under 50 kB a run), no file or process left",
-        lambda _, place: soak(200, place), asked=1, value="kB a run", short_run=lambda _, place: soak(6, place),
+        lambda _, place: soak(200, place), asked=1, value="kB a run", short_run=lambda _, place: soak(4, place),
     ),
 ]  # fmt: skip
