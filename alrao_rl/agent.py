@@ -108,6 +108,12 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
         raise UserError(
             f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use --algo ppo or --algo a2c"
         )
+    for what, space in {"act in": env.action_space, "observe": env.observation_space}.items():
+        if not _counts_from_0(space):
+            raise UserError(
+                f"{name} cannot {what} {space}: Stable-Baselines3 counts from 0; shift it by a wrapper such as "
+                "gymnasium.wrappers.TransformAction or TransformObservation"
+            )
     kind = algorithm(agent)
     if agent.algo == "maskable-ppo" and not env.has_attr("action_masks"):
         raise UserError("maskable-ppo takes environments with a method action_masks(), and this one has none; use ppo")
@@ -129,6 +135,13 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
         )
     except (ValueError, TypeError, LookupError, AssertionError, RuntimeError, MemoryError) as error:
         raise UserError(f"cannot build {name}: {first_line(error)}") from error
+
+
+def _counts_from_0(space: spaces.Space[Any]) -> bool:
+    """Whether no discrete part of a space has a ``start``, past which Stable-Baselines3 looks."""
+    if isinstance(space, spaces.Dict):
+        return all(map(_counts_from_0, space.values()))
+    return not np.any(getattr(space, "start", 0))
 
 
 _ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
@@ -428,10 +441,12 @@ def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Dict":
-        return spaces.Dict({key: decode_space(inner) for key, inner in data["spaces"].items()})
+        # As pairs: of a dict it would sort the keys, and features are made in their order.
+        return spaces.Dict([(key, decode_space(inner)) for key, inner in data["spaces"].items()])
     raise ValueError(f"unknown space {kind!r}")
 
 
 def _bound(data: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    flat = np.asarray(data, dtype=np.float64).reshape(-1)
+    # Whole numbers past floating point, which does not hold the greatest ones.
+    flat = np.asarray(data, dtype=dtype if np.issubdtype(dtype, np.integer) else np.float64).reshape(-1)
     return np.broadcast_to(flat, (int(np.prod(shape)),)).reshape(shape).astype(dtype)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from alrao_rl import atari, registry
-from alrao_rl.errors import UserError, first_line, suggest
+from alrao_rl.errors import UserError, first_line, print_warning, suggest
 from alrao_rl.recipes import Environment, Recipe
 from alrao_rl.recorder import RecordingMonitor
 
@@ -50,6 +50,9 @@ def _normalized(env: VecEnv, training: bool, how: bool | str) -> VecEnv:
         keys = [key for key, inner in space.spaces.items() if _has_statistics(inner)]
     if not (keys or _has_statistics(space)):
         return env
+    if isinstance(space, spaces.Dict) and any(map(_has_channels_last, space.values())):
+        # Below the normalisation: SB3 would do it above, and replay what was not transposed.
+        env = VecTransposeImage(env)
     normalizer = VecNormalize(env, training=training, norm_reward=False, norm_obs_keys=keys)
     if how == "scale":
         normalizer.obs_rms = _uncentred(normalizer.obs_rms)
@@ -73,8 +76,20 @@ def _uncentred(statistics: RunningMeanStd | dict[str, RunningMeanStd]) -> Any:
     return RunningMeanSquare(shape=statistics.mean.shape)
 
 
+def _has_channels_last(space: spaces.Space[Any]) -> bool:
+    return is_image_space(space) and not is_image_space_channels_first(cast(spaces.Box, space))
+
+
 def _has_statistics(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space)
+
+
+def close(env: VecEnv) -> None:
+    """Close environments; what they raise then is a warning, as all that they were for is done."""
+    try:
+        env.close()
+    except Exception as error:
+        print_warning(f"the environment could not be closed: {type(error).__name__}: {first_line(error)}")
 
 
 def make_one(environment: Environment, training: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:

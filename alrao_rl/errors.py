@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 class UserError(Exception):
@@ -48,15 +48,21 @@ def first_line(error: BaseException) -> str:
 
 
 def say(*lines: object) -> None:
-    """Print lines to stdout. A reader that goes away, as ``head`` does, ends the printing and not the run."""
-    text = "\n".join(map(str, lines))
+    """Print lines to stdout."""
+    _put("\n".join(map(str, lines)), sys.stdout)
+
+
+def _put(text: str, stream: TextIO) -> None:
+    """Print. A reader that goes away, a lost terminal or a full disk ends the printing and not the run."""
     try:
         try:
-            print(text, flush=True)
+            print(text, file=stream, flush=True)
         except UnicodeEncodeError:
-            print(text.encode("ascii", "replace").decode(), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(text.encode("ascii", "replace").decode(), file=stream, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def python() -> str:
@@ -80,4 +86,4 @@ def print_warning(message: object) -> None:
 def _print_line(kind: str, message: object) -> None:
     # What a stranger's file is called, or holds, must not command the terminal.
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(str(message).splitlines()))
-    print(f"{kind}: {text}", file=sys.stderr)
+    _put(f"{kind}: {text}", sys.stderr)

@@ -51,7 +51,8 @@ def literal(value: Any) -> str:
         return f"{{{', '.join(f'{toml_key(key)} = {literal(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
-    return json.dumps(value)
+    # TOML has escapes of four digits or eight, and JSON writes what needs more than four as two of them.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def toml_key(key: str) -> str:
@@ -61,5 +62,10 @@ def toml_key(key: str) -> str:
 
 def setting_name(values: Mapping[str, Any]) -> str:
     """What follows the agent's name and ``@`` in a folder's: ``learning_rate=0.001``; the values of a grid by key."""
-    names = {key: re.sub(r"[^A-Za-z0-9._+-]+", "-", literal(value)).strip("-") for key, value in values.items()}
-    return ",".join(f"{key}={name or 'empty'}" for key, name in names.items())
+    return ",".join(f"{key}={_word(literal(value)) or 'empty'}" for key, value in values.items())
+
+
+def _word(text: str) -> str:
+    """What a folder may be called by; a number keeps its sign."""
+    word = re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-")
+    return f"-{word}" if re.match(r"-[0-9.]", text) else word

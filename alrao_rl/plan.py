@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from alrao_rl import recipes, train
 from alrao_rl.errors import UserError
@@ -28,7 +28,7 @@ FILE = "sweep.toml"
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MAX_SEEDS)]
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1000)]
-Values = Annotated[list[Any], Field(min_length=1, max_length=1000)]
+Values = Annotated[list[Any], Field(min_length=1, max_length=1000), AfterValidator(recipes.plain)]
 
 
 class Sweep(Table):

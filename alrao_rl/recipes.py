@@ -63,7 +63,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]
 
 
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
+def plain(value: Any) -> Any:
     """Refuse what ``config.json`` could not hold: TOML's dates and times, nan and inf."""
     try:
         json.dumps(value, allow_nan=False)
@@ -72,7 +72,7 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Options = Annotated[dict[str, Any], AfterValidator(_plain)]
+Options = Annotated[dict[str, Any], AfterValidator(plain)]
 
 
 class Table(BaseModel):

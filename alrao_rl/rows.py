@@ -61,7 +61,7 @@ class Rows:
 
     def get(self, key: Key) -> Row | None:
         """The row of a run."""
-        return self._rows.get(key)
+        return self._rows.get(tuple(map(_text, key)))
 
     def values(self) -> list[Row]:
         """All rows."""

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -187,7 +188,12 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise self._unusable(error) from None
-        if not try_lock(self._lock):
+        try:
+            is_mine = try_lock(self._lock)
+        except UserError:
+            self.close()
+            raise
+        if not is_mine:
             self.close()
             raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out")
 
@@ -323,12 +329,33 @@ def packed(folder: Path) -> Path:
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file, until it is closed or the process ends; False where another process has it."""
+    """Lock an open file, until it is closed or the process ends; False where another process has it.
+
+    Raises:
+        UserError: there are no locks on this file system.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {file.name}: {error.strerror}; choose a place on a file system that has locks (flock)"
+        ) from None
+    _locked.add(file)
     return True
+
+
+_locked: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+
+
+def _leave_locks() -> None:
+    """In a process that was forked, by an environment perhaps, which would hold them after its parent's end."""
+    for file in list(_locked):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -183,9 +183,10 @@ def _start_episodes(model: BaseAlgorithm, numbers: Collection[int]) -> None:
     while isinstance(venv, VecEnvWrapper):
         wrappers.append(venv)
         venv = venv.venv
-    raw = observations = cast(DummyVecEnv, venv)._obs_from_buf()
+    original = observations = cast(DummyVecEnv, venv)._obs_from_buf()
     for wrapper in reversed(wrappers):
         if isinstance(wrapper, VecNormalize):
+            original = observations
             observations = wrapper.normalize_obs(cast(Any, observations))
         elif isinstance(wrapper, VecTransposeImage):
             observations = wrapper.transpose_observations(cast(Any, observations))
@@ -193,9 +194,9 @@ def _start_episodes(model: BaseAlgorithm, numbers: Collection[int]) -> None:
     for i in numbers:
         _set_row(model._last_obs, observations, i)
         cast(Any, model._last_episode_starts)[i] = True
-        _set_row(model._last_original_obs, observations if normalizer is None else raw, i)
+        _set_row(model._last_original_obs, observations if normalizer is None else original, i)
         if normalizer is not None:
-            _set_row(normalizer.old_obs, raw, i)
+            _set_row(normalizer.old_obs, original, i)
             normalizer.returns[i] = 0
         if buffer is not None and buffer.size() and not buffer.dones[buffer.pos - 1, i]:
             # Cut off as by a time limit: returns over n steps must not run on into the new episode.

@@ -69,7 +69,12 @@ def state(root: Path, run: Run, rows: Rows) -> State:
         return State("failed", reason)
     if row is not None and name is None:
         return State("failed", row["reason"], elsewhere=gone, lost=lost)
-    return State("queued", step=Checkpoints(folder.path / CHECKPOINT).last_step())
+    return queued(root, run)
+
+
+def queued(root: Path, run: Run) -> State:
+    """The state of a run that is to be done: how far it is."""
+    return State("queued", step=Checkpoints(root / run.folder / CHECKPOINT).last_step())
 
 
 def refuse_mismatch(root: Path, todo: Iterable[tuple[Run, int]]) -> None:

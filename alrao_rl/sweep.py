@@ -102,6 +102,12 @@ def main(argv: list[str] | None = None) -> int:
         except SchedulerGoneError as error:
             print_error(error)
             return 1
+        except OSError as error:  # a disk that is full
+            where = f"{error.filename}: " if error.filename else ""
+            print_error(
+                f"the sweep stopped: {where}{error.strerror or first_line(error)}; the same command continues it"
+            )
+            return 1
         except KeyboardInterrupt:
             print_error("interrupted; the same command continues, each run from its last checkpoint")
             return interruption.exit_status
@@ -142,7 +148,9 @@ def sweep(args: argparse.Namespace) -> int:
         table = rows.Rows(root / rows.FILE)
         states = {run: survey.state(root, run, table) for run in runs}
         if args.retry_failed:
-            states = {run: survey.State("queued") if state.name == "failed" else state for run, state in states.items()}
+            states = {
+                run: survey.queued(root, run) if state.name == "failed" else state for run, state in states.items()
+            }
         todo = [run for run, state in states.items() if state.name == "queued"]
         # A cluster's versions are its own: there each run finds out for itself.
         if not args.allow_mismatch and args.scheduler is None:
@@ -445,8 +453,7 @@ def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: 
         error = future.exception()
         killed = type(error).__name__ == "KilledWorker"
         reason = "too many workers died under it" if killed else f"no worker could run it: {first_line(error)}"
-        worker.record_failure(root / run.folder, reason, "")
-        outcome = worker.Outcome("failed", reason, (), 0.0)
+        outcome = worker.outcome_of_failure(root / run.folder, reason)
     else:
         raise SchedulerGoneError
     for warning in outcome.warnings:

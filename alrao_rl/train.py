@@ -255,7 +255,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
     from alrao_rl.agent import build, check_device
     from alrao_rl.compiled import kernels
-    from alrao_rl.envs import make_env
+    from alrao_rl.envs import close, make_env
     from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
 
@@ -304,7 +304,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
             return _finish(recipe, folder, args.quiet)
         finally:
             folder.close()
-            env.close()
+            close(env)
 
 
 def _begin(
@@ -405,8 +405,11 @@ def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
 def _interrupted(folder: RunFolder, callback: TrainingCallback, exit_status: int) -> int:
     """Leave the state in the folder and say how the run goes on; in another thread where this one does not stop."""
     step, last = callback.step, callback.checkpoints.last_step()
-    # Only where there is a run: a signal may come before its first file.
+    # Only where there is a run: a signal may come before its first file, or after its last.
     with contextlib.suppress(OSError, UserError):
+        if (folder.status() or {}).get("state") == "finished":
+            print(f"interrupted after the end; {folder.path} is finished", file=sys.__stderr__, flush=True)
+            return exit_status
         if folder.config() is not None:
             folder.set_status("interrupted", timestep=step)
     how = ("continues" if step == last else f"continues from step {last}") if last else "begins anew"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +14,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecNormalize
 
 from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
-from alrao_rl.envs import make_env
+from alrao_rl.envs import close, make_env
 from alrao_rl.errors import print_warning, say
 from alrao_rl.interruption import Interruption
 from alrao_rl.recipes import Recipe
@@ -138,7 +140,7 @@ class TrainingCallback(AlraoCallback):
     def close(self) -> None:
         """Give the terminal and the evaluation environments back, also after a failure."""
         self._display.stop()
-        self._evaluations.close()
+        close(self._evaluations)
 
     def lost_heads(self) -> int:
         """How often a head was replaced because it was not finite."""
@@ -228,8 +230,9 @@ class TrainingCallback(AlraoCallback):
 
     def _judge(self) -> None:
         before = time.perf_counter()
-        if isinstance(self._evaluations, VecNormalize):
-            sync_envs_normalization(self.training_env, self._evaluations)
+        trained = self.model.get_vec_normalize_env()
+        if trained is not None and isinstance(self._evaluations, VecNormalize):
+            self._evaluations.obs_rms = copy.deepcopy(trained.obs_rms)
         returns = self._play()
         # The best of fifty noisy means is luck: what looks better than the best so far has to show it again, and again.
         new, self._judged = self.model._n_updates != self._judged, self.model._n_updates
@@ -318,7 +321,8 @@ class Display:
         bars = "  ".join(f"{layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights().items())
         completed = min(step, self._total)
         self._progress.update(self._task, completed=completed, rate=rate, score=score)
-        self._screen.update(Group(self._progress, bars), refresh=True)
+        with contextlib.suppress(OSError):  # the terminal may have gone away
+            self._screen.update(Group(self._progress, bars), refresh=True)
 
     def evaluated(self, step: int, mean: float) -> None:
         """Say the result of an evaluation where there is no live bar."""
@@ -337,7 +341,8 @@ class Display:
     def stop(self) -> None:
         """End the live bar."""
         if self._live:
-            self._screen.stop()
+            with contextlib.suppress(OSError):
+                self._screen.stop()
 
 
 def bar_chart(weights: Any) -> str:

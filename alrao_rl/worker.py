@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,8 @@ _STOP = 10.0
 """Seconds a run that is stopped has to write a checkpoint."""
 _GRACE = 5.0
 """Seconds a run that is out of time has to write its traceback."""
+_TICK = 0.1
+"""Seconds between two looks at whether a run has ended."""
 _TAIL = 8192
 """Bytes of a run's output that are kept."""
 
@@ -93,7 +96,7 @@ def execute(task: Task) -> Outcome:
         return Outcome("stopped", "", tuple(warnings), seconds)
     if code == 0:
         return Outcome("finished", "", tuple(warnings), seconds)
-    return Outcome("failed", record_failure(Path(task.folder), reason, output), tuple(warnings), seconds)
+    return outcome_of_failure(Path(task.folder), reason, output, code == 1, warnings, seconds)
 
 
 async def stop(sweep: str) -> None:
@@ -111,27 +114,40 @@ async def stop(sweep: str) -> None:
         _kill(process)
 
 
-def record_failure(path: Path, reason: str, output: str) -> str:
-    """Leave the reason in a run folder, unless the run itself has done so; return the reason."""
+def outcome_of_failure(
+    path: Path, reason: str, output: str = "", said: bool = True, warnings: Sequence[str] = (), seconds: float = 0.0
+) -> Outcome:
+    """What became of a run whose process failed; the reason is left in its folder.
+
+    Args:
+        path: the run folder.
+        reason: why it failed, as far as is known from outside.
+        output: the end of what it printed.
+        said: whether a reason that is there already is the run's own, and a better one.
+        warnings: of the run.
+        seconds: wall time.
+    """
     folder = RunFolder(path)
     # A full disk may be what stopped the run; then the row of the sweep has to do.
     with contextlib.suppress(OSError, UserError):
         status = folder.status() or {}
-        if status.get("state") == "failed":
-            return str(status.get("reason", reason))
+        if status.get("state") == "finished":  # its process fell when all was done
+            return Outcome("finished", "", (*warnings, f"it is finished, but {reason}"), seconds)
+        if said and status.get("state") == "failed":
+            return Outcome("failed", str(status.get("reason", reason)), tuple(warnings), seconds)
         if folder.config() is not None:
             folder.open()
             with contextlib.closing(folder):
                 folder.set_status("failed", reason=reason)
                 write_atomically(path / TRACEBACK, output or f"{reason}\n")
-    return reason
+    return Outcome("failed", reason, tuple(warnings), seconds)
 
 
 def _wait_for_lock(task: Task, deadline: float | None) -> None:
     """Wait while another process writes to the run folder: a run that a lost worker still does, or the user's own."""
     lock = Path(task.folder, ".lock")
     while lock.exists() and task.sweep not in _stopped:
-        with lock.open("a") as file:
+        with lock.open("a") as file, contextlib.suppress(UserError):  # of which the run will tell
             if try_lock(file):
                 return
         if deadline is not None and time.monotonic() > deadline:
@@ -161,18 +177,28 @@ def _train(task: Task, deadline: float | None) -> tuple[int, str]:
             )  # fmt: skip
             _processes.setdefault(task.sweep, set()).add(process)
         try:
-            code = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGABRT)  # faulthandler writes where every thread is
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
-            raise TimeoutError(_end(log)) from None
+            if not _ends(process, deadline):
+                process.send_signal(signal.SIGABRT)  # faulthandler writes where every thread is
+                _ends(process, time.monotonic() + _GRACE)
+                raise TimeoutError(_end(log))
         finally:
             _kill(process)
-            process.wait()
+            code = process.wait()
             with _lock:
                 _processes[task.sweep].discard(process)
         return code, _end(log)
+
+
+def _ends(process: subprocess.Popen[bytes], deadline: float | None) -> bool:
+    """Wait; whether it ends in time. Its number stays its own, for :func:`_kill`: what it has started may live on."""
+    while deadline is None or time.monotonic() < deadline:
+        try:
+            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                return True
+        except ChildProcessError:  # somebody else has asked how it ended
+            return True
+        time.sleep(_TICK)
+    return False
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -286,6 +286,9 @@ def test_loaded_dqn_explores_as_at_the_end_of_training_and_does_not_learn(tmp_pa
         spaces.Box(np.array([-np.inf, 0.0, -1.5]), np.array([np.inf, 1.0, 2.5]), dtype=np.float64),
         spaces.Box(-np.inf, np.inf, (2, 2)),
         spaces.Box(0, 9, (), np.int64),
+        spaces.Box(0, 2**63 - 1, (2,), np.int64),
+        spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64),
+        spaces.Box(0, 2**64 - 1, (1,), np.uint64),
         spaces.Discrete(3, start=-1),
         spaces.MultiDiscrete([2, 5]),
         spaces.MultiBinary(3),
@@ -298,6 +301,27 @@ def test_space_round_trip(space):
     decoded = decode_space(json.loads(json.dumps(encode_space(space), allow_nan=False)))
     assert decoded == space
     assert decoded.dtype == space.dtype
+
+
+def test_keys_keep_their_order():
+    """SB3 puts features together in it, and a Dict space that is made of a dict would sort them."""
+    space = spaces.Dict([("velocity", BOX), ("angle", BOX)])
+    decoded = decode_space(json.loads(json.dumps(encode_space(space))))
+    assert list(decoded) == list(space) == ["velocity", "angle"]
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "says"),
+    [
+        (BOX, spaces.Discrete(3, start=-1), r"PPO cannot act in Discrete\(3, start=-1\): Stable-Baselines3 counts"),
+        (BOX, spaces.MultiDiscrete([2, 2], start=[0, 1]), "PPO cannot act in MultiDiscrete"),
+        (spaces.Dict(x=spaces.Discrete(3, start=1)), spaces.Discrete(2), r"PPO cannot observe Dict\('x'"),
+    ],
+)
+def test_counts_from_0(observation, action, says):
+    env = DummyVecEnv([lambda: RandomEnv(observation, action)])
+    with pytest.raises(UserError, match=says):
+        build(recipes.load_agent_recipe("ppo")[1], env, seed=0)
 
 
 def test_space_that_cannot_be_saved():

@@ -1,8 +1,11 @@
 """The run folder: nothing is ever half there, one writer at a time, nothing of an earlier run remains."""
 
+import errno
 import json
+import multiprocessing
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,31 @@ def test_one_writer_at_a_time(tmp_path):
     first.close()
     second.open()
     second.close()
+
+
+def test_a_child_of_the_writer_does_not_hold_the_folder(tmp_path):
+    """As one that an environment forks, and that outlives the run."""
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.open()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    with pytest.raises(UserError, match="another process is writing to"):
+        second.open()
+    first.close()
+    try:
+        second.open()
+    finally:
+        child.kill()
+    second.close()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"cannot lock .*\.lock: No locks available; choose a place on"):
+        RunFolder(tmp_path / "run").open()
 
 
 @pytest.mark.parametrize("where", ["file", "file/run"])

@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import datetime
+import errno
 import fcntl
 import json
 import math
@@ -303,6 +305,8 @@ def test_rows(tmp_path):
     assert [row["seed"] for row in again.values()] == ["3", "4"]
     found = again.get(("E", "a", "k=1, l=2", "3"))
     assert (found["state"], found["auc"], found["reason"]) == ("finished", "1.23457", "")
+    kept.put(row | {"agent": "my  agent"})
+    assert rows.Rows(path).get(("E", "my  agent", "k=1, l=2", "3"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs.csv"]
     text = path.read_text()
     for damaged, says in (
@@ -313,6 +317,73 @@ def test_rows(tmp_path):
         path.write_text(damaged)
         with pytest.raises(UserError, match=says):
             rows.Rows(path)
+
+
+def test_words_of_values():
+    assert notation.setting_name({"a": -1.0, "b": [64, 64], "c": "x y", "d": -3}) == "a=-1.0,b=64-64,c=x-y,d=-3"
+    assert notation.setting_name({"a": -1.0}) != notation.setting_name({"a": 1.0})
+    for value in ("\U0001f680/dqn.toml", 'quotes "', "\x7f", "\n", -1.5, [True, "é"]):
+        assert tomllib.loads(f"x = {notation.literal(value)}")["x"] == value
+
+
+def test_values_that_are_none():
+    for value in ([datetime.date(1979, 5, 27)], [math.nan]):
+        with pytest.raises(UserError, match=r"grid is \[.*: expected numbers, text, true or false"):
+            plan.checked(data(grid={"learning_rate": value}), "test")
+
+
+def test_what_becomes_of_a_run_whose_process_failed(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert worker.outcome_of_failure(folder.path, "gone").reason == "gone"  # before there was a folder
+    folder.path.mkdir()
+    with contextlib.closing(folder):
+        folder.start({"agent": "a"})
+        folder.set_status("failed", reason="its own")
+    assert worker.outcome_of_failure(folder.path, "from outside").reason == "its own"
+    # The run was refused, and what is there is of the time before.
+    assert worker.outcome_of_failure(folder.path, "refused", said=False).reason == "refused"
+    assert folder.status() == {"state": "failed", "reason": "refused"}
+    folder.set_status("finished")
+    outcome = worker.outcome_of_failure(folder.path, "its process ended with exit status 1")
+    assert (outcome.state, outcome.reason) == ("finished", "")
+    assert outcome.warnings == ("it is finished, but its process ended with exit status 1",)
+    assert folder.status() == {"state": "finished"}
+
+
+def test_what_a_run_leaves_running_is_killed():
+    code = "import os, time; os.fork() or time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    assert worker._ends(process, time.monotonic() + 30)
+    os.killpg(process.pid, 0)  # the child is there
+    worker._kill(process)
+    assert process.wait() == 0
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("it lives")
+
+
+def test_a_run_in_time_and_one_that_is_not():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    assert not worker._ends(process, time.monotonic() + 0.3)
+    worker._kill(process)
+    assert process.wait() == -signal.SIGKILL
+    assert worker._ends(process, None)  # somebody has asked already
+
+
+def test_a_disk_that_is_full_stops_a_sweep_with_a_line(place, monkeypatch, capfd):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("alrao_rl.plan.write_atomically", full)
+    assert sweep("--agents", "small.toml", "--envs", "CartPole-v1", "--seeds", "0", "--name", "x") == 1
+    assert capfd.readouterr().err.strip() == (
+        "error: the sweep stopped: results/x/sweep.toml: No space left on device; the same command continues it"
+    )
 
 
 def test_reached(tmp_path):

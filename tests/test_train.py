@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,14 +42,29 @@ class Tiny(gym.Env):
     metadata = {"render_modes": []}
     action_space = spaces.Discrete(2)
 
-    def __init__(self, image=False, fail_at=-1, wait_at=-1, wait_for="", refuse=False, exit_at=-1):
+    def __init__(
+        self, image=False, fail_at=-1, wait_at=-1, wait_for="", refuse=False, exit_at=-1, mixed=False, close=None
+    ):
         if refuse:
             raise OSError("no licence\\nfound")
         self.observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8) if image else spaces.Box(-1.0, 1.0, (2,))
         self.fail_at, self.wait_at, self.wait_for, self.total = fail_at, wait_at, wait_for, 0
-        self.exit_at = exit_at
+        self.exit_at, self.happens = exit_at, close
+        if mixed:
+            image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+            self.observation_space = spaces.Dict([("vector", spaces.Box(-9.0, 9.0, (2,))), ("image", image)])
+
+    def close(self):
+        if self.happens == "raise":
+            raise OSError("the server is gone")
+        if self.happens == "signal":
+            import os, signal
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
 
     def _observe(self):
+        if isinstance(self.observation_space, spaces.Dict):
+            return self.observation_space.sample()
         return self.np_random.integers(0, 2, self.observation_space.shape).astype(self.observation_space.dtype)
 
     def reset(self, *, seed=None, options=None):
@@ -582,6 +598,46 @@ def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path,
     assert "hyperparameters.learning_rate" not in values
     assert printed.out.splitlines()[-1] == "run folder: results/train/CartPole-v1/dqn/seed-0"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("algo", ["dqn", "ppo"])
+def test_images_beside_vectors_that_are_normalised(tiny, tmp_path, capfd, algo):
+    """Whose channels come last, so that SB3 wraps the training environments once more."""
+    args = ["--algo", algo, "--env", "tiny:Tiny-v0", "--env-kwargs", "mixed=true", "--timesteps", "40"]
+    sets = DQN if algo == "dqn" else [*FAST, "--set", "n_steps=4", "--set", "batch_size=4"]
+    assert main([*args, *sets, "--set", "normalize_observations=scale", "--out", str(tmp_path / "run")]) == 0
+    assert capfd.readouterr().err == ""
+    assert len(rows(tmp_path / "run" / "evaluations.csv")) > 1
+
+
+def test_an_environment_that_fails_when_it_is_closed(tiny, tmp_path, capfd):
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--env-kwargs", 'close="raise"', "--timesteps", "40", *DQN]
+    assert main([*args, "--out", str(tmp_path / "run")]) == 0
+    said = "warning: the environment could not be closed: OSError: the server is gone\n"
+    assert capfd.readouterr().err == 2 * said  # that of the evaluations, too
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_end_leaves_a_finished_run_finished(tiny, tmp_path):
+    args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "40", *DQN, "--out", "run"]
+    # Of the training environments, which are closed last.
+    code = (
+        "import sys; from alrao_rl import train as t, training; training.close = lambda env: None; "
+        "t.PATIENCE, t.LIMIT = 0.5, 1.0; sys.exit(t.main(sys.argv[1:]))"
+    )
+    signalled = [sys.executable, "-c", code, *args, "--env-kwargs", 'close="signal"']
+    done = subprocess.run(signalled, capture_output=True, text=True, cwd=tmp_path, env=environment(tiny))
+    assert done.returncode in (0, 143), done.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+    again = [*args, "--env-kwargs", 'close="signal"']
+    assert "run is finished:" in run(*again, cwd=tmp_path, path=[tiny]).stdout
+
+
+def test_a_full_disk_behind_the_output_ends_the_printing_and_not_the_run():
+    code = "from alrao_rl.errors import print_warning as w, say; say('a'); w('b'); say('c'); w('d')"
+    line = f"{sys.executable} -c {shlex.quote(code)} > /dev/full 2> /dev/full"
+    assert subprocess.run(["bash", "-c", line], cwd=ROOT).returncode == 0
 
 
 def test_a_reader_that_goes_away_and_a_terminal_of_few_letters(tmp_path):
