@@ -230,8 +230,9 @@ class TrainingCallback(AlraoCallback):
 
     def _judge(self) -> None:
         before = time.perf_counter()
-        trained = self.model.get_vec_normalize_env()
-        if trained is not None and isinstance(self._evaluations, VecNormalize):
+        if isinstance(self._evaluations, VecNormalize):
+            trained = self.model.get_vec_normalize_env()
+            assert trained is not None
             self._evaluations.obs_rms = copy.deepcopy(trained.obs_rms)
         returns = self._play()
         # The best of fifty noisy means is luck: what looks better than the best so far has to show it again, and again.

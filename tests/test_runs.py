@@ -90,8 +90,11 @@ def test_a_child_of_the_writer_does_not_hold_the_folder(tmp_path):
     """As one that an environment forks, and that outlives the run."""
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     first.open()
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    child = fork.Process(target=lambda: begun.set() or time.sleep(60))
     child.start()
+    assert begun.wait(30)
     with pytest.raises(UserError, match="another process is writing to"):
         second.open()
     first.close()
