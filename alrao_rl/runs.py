@@ -189,13 +189,11 @@ class RunFolder:
         except OSError as error:
             raise self._unusable(error) from None
         try:
-            is_mine = try_lock(self._lock)
+            if not try_lock(self._lock):
+                raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out")
         except UserError:
             self.close()
             raise
-        if not is_mine:
-            self.close()
-            raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out")
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(f"cannot write to {self.path}: {error.strerror or error}; choose another folder with --out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
@@ -231,9 +230,7 @@ class TrainingCallback(AlraoCallback):
     def _judge(self) -> None:
         before = time.perf_counter()
         if isinstance(self._evaluations, VecNormalize):
-            trained = self.model.get_vec_normalize_env()
-            assert trained is not None
-            self._evaluations.obs_rms = copy.deepcopy(trained.obs_rms)
+            sync_envs_normalization(self.training_env, self._evaluations)
         returns = self._play()
         # The best of fifty noisy means is luck: what looks better than the best so far has to show it again, and again.
         new, self._judged = self.model._n_updates != self._judged, self.model._n_updates
