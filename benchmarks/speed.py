@@ -53,6 +53,7 @@ STOCK = {"dqn": "dqn-adam", "a2c": "a2c-rmsprop", "ppo": "ppo-adam"}
 # Short: what else a machine does changes within seconds, and a ratio is that of neighbours in time.
 STEPS = {"dqn": 400, "a2c": 4_000, "ppo": 2_048}
 WIDE = "net_arch=[256, 256]"
+DEVICE = "cpu"
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 Models = tuple[BaseAlgorithm, BaseAlgorithm]
@@ -64,7 +65,7 @@ Models = tuple[BaseAlgorithm, BaseAlgorithm]
 def make(agent: str, env_id: str, *overrides: str) -> BaseAlgorithm:
     """A model that has begun to learn: DQN's running average takes in every update of the first 200, then fewer."""
     recipe = recipes.resolve(agent, env_id, overrides, 1, {})
-    model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0)
+    model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0, device=DEVICE)
     if isinstance(model, OffPolicyAlgorithm):
         model.learn(model.learning_starts + 1_000)
     return model
@@ -78,7 +79,7 @@ def training(algo: str, env_id: str, *overrides: str, alrao: tuple[str, ...] = (
 def spaces(make_one: Callable[[], gym.Env], algorithm: Any = PPO, alrao: Any = AlraoPolicy) -> Models:
     """On an environment that takes no time, with as many steps a rollout as the recipes of PPO."""
     env = DummyVecEnv([make_one] * 8)
-    stock, ours = (algorithm(policy, env, n_steps=256, device="cpu") for policy in ("MlpPolicy", alrao))
+    stock, ours = (algorithm(policy, env, n_steps=256, device=DEVICE) for policy in ("MlpPolicy", alrao))
     return stock, ours
 
 
@@ -91,7 +92,7 @@ def images() -> Models:
     """A2C on synthetic frames, 84×84×4, with the layers of NatureCNN; tanh in both, as in all comparisons."""
     env = DummyVecEnv([lambda: FakeImageEnv(n_channels=4, discrete=True, channel_first=True)] * 8)
     bounded = {"features_extractor_class": AlraoNatureCNN, "net_arch": []}
-    return A2C("CnnPolicy", env, device="cpu", policy_kwargs=bounded), A2C(AlraoCnnPolicy, env, device="cpu")
+    return A2C("CnnPolicy", env, device=DEVICE, policy_kwargs=bounded), A2C(AlraoCnnPolicy, env, device=DEVICE)
 
 
 def recurrent() -> Pair:
@@ -177,6 +178,8 @@ class Pairs:
         def times(function: Callable[[], object]) -> tuple[float, float]:
             wall, process = time.perf_counter(), time.process_time()
             function()
+            if DEVICE != "cpu":
+                torch.cuda.synchronize()
             return time.process_time() - process, time.perf_counter() - wall
 
         for function in pair:
@@ -351,7 +354,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=41, help="pairs a case (default 41)")
     parser.add_argument("--only", default="", help="training cases whose name contains this, and no report")
+    parser.add_argument("--device", default=DEVICE, help="of training cases, such as cuda, and no report")
     args = parser.parse_args()
+    global DEVICE
+    DEVICE = args.device
+    partial_run = bool(args.only) or DEVICE != "cpu"
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     pairs = Pairs(args.pairs)
@@ -371,10 +378,10 @@ def main() -> None:
         micro = np.median(times, axis=0) / steps * 1e6
         ratios = f"{median(times[:, 1] / times[:, 0])} | {median(times[:, 3] / times[:, 2])}"
         tell(f"| {name} | {micro[0]:.0f} | {micro[1]:.0f} | {ratios} |")
-        if not args.only:
+        if not partial_run:
             parts = breakdown(models, steps) + "\n\n" if name in BROKEN_DOWN else ""
             details.append(f"### {name}\n\n{parts}Ten heaviest functions of Alrao:\n\n{profile(models[1], steps)}")
-    if args.only:
+    if partial_run:
         return
     times = pairs.run("LSTM, sequences of 32, core alone", recurrent())
     micro = np.median(times, axis=0) / 20 * 1e6

@@ -64,7 +64,7 @@ def bits(tree, path=""):
         yield path, array.tobytes()
         return
     else:
-        leaf = tree.detach().numpy() if isinstance(tree, torch.Tensor) else tree
+        leaf = tree.detach().cpu().numpy() if isinstance(tree, torch.Tensor) else tree
         yield path, leaf.tobytes() if isinstance(leaf, (np.ndarray, np.generic)) else leaf
         return
     for key, value in tree:

@@ -1001,25 +1001,6 @@ def test_options_as_a_configuration():
     assert make("ppo", alrao=AlraoConfig(n_heads=3)).policy.action_net.n_heads == 3
 
 
-# --- CUDA -----------------------------------------------------------------------------------------------------------
-
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
-
-@cuda
-@pytest.mark.parametrize("algo", ALGORITHMS)
-def test_cuda(algo, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = ALGORITHMS[algo](AlraoPolicy, RandomEnv(), device="cuda", seed=0, **TINY[algo])
-        before = snapshot(model.policy)
-        assert_trained(model.learn(16), before)
-        assert all(p.is_cuda for p in model.policy.parameters())
-        model.save(tmp_path / "model")
-        loaded = ALGORITHMS[algo].load(tmp_path / "model", env=RandomEnv(), device="cpu")
-        loaded.learn(16)
-
-
 def test_dict_observations_need_the_policy_for_them():
     with pytest.raises(ValueError, match="use AlraoMultiInputPolicy"):
         AlraoPolicy(spaces.Dict({"a": spaces.Box(-1, 1, (2,))}), spaces.Discrete(2), lambda _: 1e-3, use_sde=False)
