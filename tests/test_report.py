@@ -418,7 +418,7 @@ def test_a_collapsed_run_is_named(tmp_path):
     with (path / "episodes.csv").open("w") as file:
         csv.writer(file, lineterminator="\n").writerows([("timestep", "return", "length"), *rows])
     write(tmp_path, "dqn-adam", seed=2, rate=1e-3)
-    assert "CartPole-v1, dqn: collapsed on seeds 2" in text(make(tmp_path)[0])
+    assert "CartPole-v1, dqn: collapsed on seed 2" in text(make(tmp_path)[0])
 
 
 def test_the_same_runs_are_the_same_bytes(ten, tmp_path):

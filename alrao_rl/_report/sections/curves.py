@@ -10,6 +10,7 @@ from alrao_rl import stats
 from alrao_rl._report import compare, figures
 from alrao_rl._report.document import Block, Image, Section, Text, slug
 from alrao_rl._report.sections.words import (
+    algorithm,
     indices_of,
     number,
     of,
@@ -60,6 +61,6 @@ def _image(study: Study, name: str, env: str, methods: Sequence[Method]) -> Imag
     picture = figures.draw(name, lambda figure: figures.learning_curves(figure, curves, indices_of(study)))
     last = ", ".join(f"{name_} at {number(np.asarray(iqm.estimate)[-1], 1)}" for name_, (_, iqm, _) in curves.items())
     counts = ", ".join(f"{method.name} {of(len(method.on(env)), len(study.seeds))}" for method in methods)
-    caption = f"{env}, {methods[0].algo.upper()}. IQM over seeds with its pointwise 95 % interval. Seeds: {counts}."
+    caption = f"{env}, {algorithm(methods[0].algo)}. IQM over seeds with its pointwise 95 % interval. Seeds: {counts}."
     alt = f"Learning curves on {env}: return against environment steps; at the end {last}."
     return Image(name, caption, alt, picture)

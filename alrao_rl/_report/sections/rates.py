@@ -12,6 +12,7 @@ import pandas as pd
 from alrao_rl._report import compare, figures
 from alrao_rl._report.document import Block, Image, Section, Table, Text, slug
 from alrao_rl._report.sections.words import (
+    algorithm,
     indices_of,
     number,
     of,
@@ -88,7 +89,7 @@ def _rate_images(
         pooled = max(counts) > len(study.seeds)
         seeds = f"{min(counts)}–{max(counts)}" if pooled else span_of(study, (min(counts), max(counts)))
         alt = f"Return averaged over training against learning rate on {env}: {best}; level: {level}."
-        yield Image(name, f"{env}, {algo.upper()}. Seeds a point: {seeds}.", alt, picture)
+        yield Image(name, f"{env}, {algorithm(algo)}. Seeds a point: {seeds}.", alt, picture)
 
 
 def _plane(study: Study) -> tuple[list[Block], pd.DataFrame]:

@@ -11,6 +11,7 @@ import numpy as np
 from alrao_rl import stats
 from alrao_rl._report.study import Study
 from alrao_rl.notation import seeds_as_text
+from alrao_rl.recipes import CLASSES
 
 AMBER, RED = stats.MIN_SEEDS, 5
 """With fewer seeds an interval is too narrow, and far too narrow."""
@@ -40,6 +41,11 @@ def of(count: int, requested: int) -> str:
 def rate(value: float) -> str:
     """A learning rate."""
     return "–" if math.isnan(value) else f"{value:g}"
+
+
+def algorithm(name: str) -> str:
+    """An algorithm by the name of its class."""
+    return CLASSES.get(name, name)
 
 
 def plural(count: int | str, noun: str) -> str:
