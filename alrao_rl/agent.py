@@ -32,6 +32,7 @@ import alrao_rl
 from alrao_rl import recipes
 from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line, suggest
+from alrao_rl.notation import CLASSES
 from alrao_rl.runs import check_manifest, read_json, read_run_file, write_atomically
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
 
@@ -60,7 +61,7 @@ def algorithm(agent: recipes.Agent) -> type[BaseAlgorithm]:
     Raises:
         UserError: it is one of sb3-contrib's, which is not installed.
     """
-    name = recipes.CLASSES[agent.algo]
+    name = CLASSES[agent.algo]
     if hasattr(stable_baselines3, name):
         return cast(type[BaseAlgorithm], getattr(stable_baselines3, name))
     try:
@@ -103,7 +104,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
     Raises:
         UserError: SB3 or Alrao refuses a value or the environment's spaces, with their reason on one line.
     """
-    name = recipes.CLASSES[agent.algo]
+    name = CLASSES[agent.algo]
     if agent.algo in recipes.VALUES and not isinstance(env.action_space, spaces.Discrete):
         raise UserError(
             f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use --algo ppo or --algo a2c"
@@ -214,6 +215,7 @@ class _SpacesOnly(gym.Env[Any, Any]):
 
 def save_agent(model: BaseAlgorithm, agent: recipes.Agent, path: Path, **facts: Any) -> None:
     """Write ``path``.safetensors and ``path``.json; ``facts`` (scores, timestep) go into both headers."""
+    _refuse_to_forget(model)
     tensors = {f"policy.{name}": tensor.contiguous() for name, tensor in model.policy.state_dict().items()}
     for key, (mean, variance) in _statistics(model).items():
         tensors[f"normalization.{key}.mean"] = torch.as_tensor(mean)
@@ -372,6 +374,19 @@ def _small(agent: recipes.Agent) -> recipes.Agent:
     if agent.algo not in recipes.VALUES:
         return agent
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})
+
+
+def _refuse_to_forget(model: BaseAlgorithm) -> None:
+    """Refuse a normalisation that the file says nothing of.
+
+    Raises:
+        UserError: it clips elsewhere than ``VecNormalize`` does by default, or has another ε.
+    """
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None and normalizer.norm_obs:
+        for name, expected in {"clip_obs": 10.0, "epsilon": 1e-8}.items():
+            if (given := getattr(normalizer, name)) != expected:
+                raise UserError(f"{name} of VecNormalize is {given}, expected {expected:g} in an agent that is saved")
 
 
 def _statistics(model: BaseAlgorithm) -> Statistics:

@@ -7,8 +7,9 @@ the agent was trained on normalised observations, their statistics lie beside it
 SB3's ``load`` unpickles both: it executes what is in them. Load only what comes from who you trust.
 
 ``onnx``: the averaged model as a graph for ONNX Runtime and its like, from raw observations, images with their channels
-first, to ``action``, as ``predict(observation, deterministic=True)`` gives it, and ``scores``: Q-values or
-log-probabilities of all actions, or the mean.
+first, to ``action``, as ``predict(observation, deterministic=True)`` gives it, and ``scores``: Q-values of all actions,
+their logits (log-probabilities, of Discrete and MultiDiscrete actions of an Alrao agent), or the mean. Inputs have the
+names of the parts of a Dict observation, ``observation`` where there is none; ``action_input`` is one named ``action``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from alrao_rl.errors import CommandLine, UserError, print_error, say
+from alrao_rl.errors import CommandLine, UserError, first_line, print_error, say
 from alrao_rl.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -146,6 +147,10 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
     parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
     examples = tuple(torch.as_tensor(np.stack([part.sample(), part.sample()])) for part in parts.values())
     batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
+    outputs = ["action", "scores"]
+    inputs = [f"{name}_input" if name in outputs else name for name in parts]
+    if len(set(inputs)) < len(inputs):
+        raise UserError(f"--to onnx cannot name its inputs {', '.join(inputs)}: rename a part of the observations")
     logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
     logger.setLevel(logging.ERROR)  # of torchvision, which nobody needs here
     try:
@@ -153,13 +158,15 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 Acting(model.policy, statistics), examples, dynamo=True, verbose=False, dynamic_shapes=(batch,),
-                input_names=list(parts), output_names=["action", "scores"],
+                input_names=inputs, output_names=outputs,
             )  # fmt: skip
+    except Exception as error:  # whatever a user's own extractor holds
+        raise UserError(f"--to onnx cannot follow the network: {first_line(error)}; --to sb3 can") from None
     finally:
         logger.setLevel(level)
     graph: Any = cast(Any, program).model_proto
     graph.producer_name = _MARK.decode()
-    return graph.SerializeToString(), list(parts)
+    return graph.SerializeToString(), inputs
 
 
 def _refuse_to_overwrite(target: Path, beside: Path) -> None:
@@ -170,10 +177,11 @@ def _refuse_to_overwrite(target: Path, beside: Path) -> None:
     """
     try:
         with zipfile.ZipFile(target) as file:
-            ours = file.comment == _MARK
+            zip_is_ours = file.comment == _MARK
     except (OSError, zipfile.BadZipFile):
-        ours = False
-    for path in (target, beside):
+        zip_is_ours = False
+    statistics_are_ours = beside.is_file() and _MARK in beside.read_bytes()
+    for path, ours in ((target, zip_is_ours), (beside, statistics_are_ours)):
         if path.exists() and not ours:
             raise UserError(f"{path} is there already and not an export of alrao-rl: choose another file with --out")
 
@@ -205,6 +213,7 @@ def _normalizer(model: BaseAlgorithm, statistics: Statistics) -> Any:
     env = VecNormalize(cast(VecEnv, model.env).unwrapped, training=False, norm_reward=False, norm_obs_keys=keys)
     each: Any = {key: running(*one) for key, one in statistics.items()}
     env.obs_rms = each if keys else each[""]
+    env.origin = _MARK.decode()  # type: ignore[attr-defined]
     return env
 
 

@@ -1,4 +1,4 @@
-"""How seeds and settings are written, on command lines, in ``sweep.toml``, in names of folders and in reports."""
+"""How algorithms, seeds and settings are written, on command lines, in files, in names of folders and in reports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 
 from alrao_rl.errors import UserError
 
+CLASSES = {
+    "dqn": "DQN", "a2c": "A2C", "ppo": "PPO", "qrdqn": "QRDQN", "recurrent-ppo": "RecurrentPPO",
+    "maskable-ppo": "MaskablePPO",
+}  # fmt: skip
+"""The classes of Stable-Baselines3, and of sb3-contrib, by their names in recipes."""
 MAX_SEEDS = 10_000
 
 

@@ -22,12 +22,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from alrao_rl.checks import LINEAR, first_value
 from alrao_rl.errors import UserError, first_line, suggest
+from alrao_rl.notation import CLASSES
 
-CLASSES = {
-    "dqn": "DQN", "a2c": "A2C", "ppo": "PPO", "qrdqn": "QRDQN", "recurrent-ppo": "RecurrentPPO",
-    "maskable-ppo": "MaskablePPO",
-}  # fmt: skip
-"""The classes of Stable-Baselines3, and of sb3-contrib, by their names in recipes."""
 ALGORITHMS = tuple(CLASSES)
 VALUES = ("dqn", "qrdqn")
 """Those that learn values from replay."""

@@ -91,6 +91,16 @@ def saved(tmp_path_factory):
     return model, path.with_suffix(".safetensors")
 
 
+@pytest.mark.parametrize(("name", "value"), [("clip_obs", 0.5), ("epsilon", 1e-4)])
+def test_a_normalisation_that_the_file_does_not_tell_is_refused(tmp_path, name, value):
+    agent = make_agent("ppo", normalize_observations=True)
+    model = make_model(agent, BOX, ACTIONS["discrete"], steps=0)
+    setattr(model.get_vec_normalize_env(), name, value)
+    with pytest.raises(UserError, match=f"{name} of VecNormalize is {value}, expected"):
+        save_agent(model, agent, tmp_path / "agent")
+    assert not list(tmp_path.iterdir())
+
+
 # --- round trips ----------------------------------------------------------------------------------------------------
 
 

@@ -222,6 +222,21 @@ def test_images_and_dicts(kind, space):
     assert not any(isinstance(module, nn.ReLU) for module in modules)
 
 
+@pytest.mark.parametrize("actions", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3])], ids=str)
+def test_probabilities_under_a_mask_are_there_to_be_read(actions):
+    policy = MaskablePPO(policy_of("maskable"), Masked(actions), **OPTIONS["maskable"]).policy
+    n = sum(policy.action_net.splits)
+    masks = np.ones((1, n), bool)
+    masks[0, 0] = False
+    with torch.no_grad():
+        found = policy.get_distribution(torch.zeros(1, *policy.observation_space.shape), masks)
+        parts = [found.distribution] if isinstance(actions, spaces.Discrete) else found.distributions
+    assert parts[0].probs[0, 0] == 0
+    assert sum(part.probs.shape[1] for part in parts) == n
+    assert found.mode().shape == found.sample().shape
+    assert not hasattr(found, "nonsense")
+
+
 # --- what is not served ---------------------------------------------------------------------------------------------
 
 
@@ -243,6 +258,29 @@ def test_a_users_optimizer_for_qrdqn_is_refused():
     with pytest.raises(ValueError, match=r"optimizer_class=SGD .* has no effect on an Alrao policy"):
         QRDQN(policy_of("qrdqn"), "CartPole-v1", policy_kwargs=kwargs)
     QRDQN(policy_of("qrdqn"), "CartPole-v1")
+
+
+def test_qrdqns_own_optimizer_of_another_batch_size(tmp_path):
+    kwargs = {"n_quantiles": 5}
+    QRDQN(policy_of("qrdqn"), "CartPole-v1", batch_size=32, policy_kwargs=kwargs).save(tmp_path / "model")
+    assert kwargs["optimizer_kwargs"] == {"eps": 0.01 / 32}  # sb3-contrib writes into the user's dict
+    QRDQN(policy_of("qrdqn"), "CartPole-v1", batch_size=48, policy_kwargs=kwargs)
+    assert QRDQN.load(tmp_path / "model", batch_size=64).batch_size == 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lstm_hidden_size": 16},
+        {"lstm_hidden_size": 8, "enable_critic_lstm": False},
+        {"shared_lstm": True, "enable_critic_lstm": False, "n_lstm_layers": 2, "lstm_kwargs": {"dropout": 0.1}},
+    ],
+)
+def test_policy_of_an_lstm_comes_back_from_its_own_file(options, tmp_path):
+    policy = RecurrentPPO(policy_of("recurrent"), "CartPole-v1", policy_kwargs=options).policy
+    policy.save(tmp_path / "policy")
+    loaded = type(policy).load(tmp_path / "policy", device="cpu").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in policy.state_dict().items())
 
 
 def test_actions_that_are_not_discrete():

@@ -188,6 +188,17 @@ def test_no_run_and_what_is_no_agent(tmp_path, capfd):
     assert "seed-0.zip holds the logs of a run of a sweep" in refused(capfd, tmp_path / "seed-0.zip", "--to", "sb3")
 
 
+def test_statistics_of_the_users_beside_an_export_of_ours_stay(tmp_path, capfd):
+    agent = make_agent("ppo", normalize_observations=True)
+    save_agent(make_model(agent, RAW, ACTIONS["discrete"], steps=16), agent, tmp_path / "agent", timestep=16)
+    for _ in range(2):
+        assert main([str(tmp_path), "--to", "sb3"]) == 0
+    capfd.readouterr()
+    (tmp_path / "agent_vecnormalize.pkl").write_bytes(b"mine")
+    assert "agent_vecnormalize.pkl is there already" in refused(capfd, tmp_path, "--to", "sb3")
+    assert (tmp_path / "agent_vecnormalize.pkl").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("name", ["m.zip", "m_vecnormalize.pkl"])
 def test_what_is_not_ours_stays(run, tmp_path, capfd, name):
     """Such as a model that SB3 itself has saved."""
@@ -268,6 +279,33 @@ def test_onnx_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, acti
     else:
         np.testing.assert_array_equal(action, expected)
     np.testing.assert_allclose(scores, scores_of(model, given), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 1), (1, 3)])
+def test_onnx_of_actions_of_several_dimensions(tmp_path, capfd, shape):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    agent = make_agent("ppo")
+    low = np.linspace(-0.1, 0.0, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    model = make_model(agent, RAW, spaces.Box(low, low + 0.05), steps=16)
+    save_agent(model, agent, tmp_path / "agent", timestep=16)
+    assert main([str(tmp_path), "--to", "onnx"]) == 0
+    observations = np.stack(samples(RAW, 3))
+    action, scores = onnxruntime.InferenceSession(tmp_path / "agent.onnx").run(None, {"observation": observations})
+    expected = load_agent(tmp_path).predict(observations, deterministic=True)[0]
+    assert action.shape == scores.shape == (3, *shape)
+    np.testing.assert_allclose(action, expected, atol=1e-5)
+
+
+def test_onnx_of_a_part_that_is_named_as_an_output(tmp_path, capfd):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    agent, space = make_agent("ppo"), spaces.Dict({"action": RAW, "n": spaces.Discrete(4)})
+    save_agent(make_model(agent, space, ACTIONS["discrete"], steps=16), agent, tmp_path / "agent", timestep=16)
+    assert main([str(tmp_path), "--to", "onnx"]) == 0
+    assert "from action_input, n to action, scores" in capfd.readouterr().out
+    observation = {name: np.asarray(value)[None] for name, value in space.sample().items()}
+    fed = {"action_input" if name == "action" else name: value for name, value in observation.items()}
+    action, _ = onnxruntime.InferenceSession(tmp_path / "agent.onnx").run(None, fed)
+    assert action == load_agent(tmp_path).predict(observation, deterministic=True)[0]
 
 
 def scores_of(model, observations):

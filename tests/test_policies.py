@@ -439,6 +439,86 @@ def test_parameters_and_training_mode_are_as_torchs(algo):
             assert not any(module.training for module in others)
 
 
+class Frozen(BaseFeaturesExtractor):
+    """With a normalisation whose statistics stay, by the usual way to do so."""
+
+    def __init__(self, space):
+        super().__init__(space, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_training_mode_that_a_module_decides_on(algo):
+    policy = make(algo, features_extractor_class=Frozen).learn(32).policy
+    norms = [module for module in policy.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert norms
+    assert not any(norm.training or norm.running_mean.any() for norm in norms)
+    policy.train()
+    assert policy.training
+    assert not any(norm.training for norm in norms)
+    if algo == "dqn":
+        assert not any(module.training for module in policy.q_net_average.modules())
+
+
+def test_weights_loaded_into_the_network_of_values_alone():
+    """As a warm start: what plays is they."""
+    one, other = make("dqn").learn(40), make("dqn", seed=1).learn(40)
+    other.q_net.load_state_dict(one.q_net.state_dict())
+    observations = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    tensor = torch.from_numpy(observations)
+    with torch.no_grad():
+        torch.testing.assert_close(other.policy.q_net_average(tensor), one.q_net(tensor), rtol=1e-4, atol=1e-5)
+    whole = make("dqn", seed=2)
+    whole.policy.load_state_dict(one.policy.state_dict())
+    assert_same(snapshot(whole.policy), snapshot(one.policy))
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "load_from_vector"])
+def test_noise_on_all_parameters(how):
+    """As in SB3's example of evolution: averaging weights stay a distribution."""
+    for seed in range(5):
+        policy = make("a2c", seed=seed).policy
+        torch.manual_seed(seed)
+        if how == "load_state_dict":
+            noisy = {
+                key: value + torch.randn_like(value) for key, value in policy.state_dict().items() if "action" in key
+            }
+            policy.load_state_dict(noisy, strict=False)
+        else:
+            vector = policy.parameters_to_vector()
+            policy.load_from_vector(vector + np.random.default_rng(seed).normal(size=vector.shape))
+        with torch.no_grad():
+            probabilities = policy.get_distribution(torch.randn(20, 3)).distribution.probs
+            assert policy.predict_values(torch.randn(20, 3)).isfinite().all()
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(20))
+        for layer in policy.alrao_layers().values():
+            weights = layer.averaging_weights
+            assert (weights >= 0).all()
+            assert weights.sum().item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_of_which_no_copy_can_be_made():
+    class Old(BaseFeaturesExtractor):
+        def __init__(self, space):
+            super().__init__(space, 3)
+            self.layer = nn.utils.weight_norm(nn.Linear(3, 3))
+
+        def forward(self, x):
+            return self.layer(x)
+
+    with pytest.raises(ValueError, match=r"cannot be copied.*use torch\.nn\.utils\.parametrizations\.weight_norm"):
+        make("dqn", features_extractor_class=Old)
+
+
 def test_parameters_of_another_base_are_refused():
     model, other = make("ppo", alrao={"base": "adam"}), make("ppo")
     model.learn(16)
@@ -969,6 +1049,10 @@ def test_a2cs_own_rmsprop_is_accepted():
     assert model.policy_kwargs["optimizer_class"] is torch.optim.RMSprop
     assert type(model.policy.optimizer).__name__ == "AlraoOptimizer"
     assert A2C(AlraoPolicy, RandomEnv(), use_rms_prop=False, device="cpu").policy.alrao_options.base == "rmsprop"
+    kwargs = {"net_arch": [8]}
+    A2C(AlraoPolicy, RandomEnv(), device="cpu", policy_kwargs=kwargs)  # SB3 writes into the user's dict
+    assert "optimizer_class" in kwargs
+    PPO(AlraoPolicy, RandomEnv(), device="cpu", policy_kwargs=kwargs, **TINY["ppo"])
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,8 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
         )
     if layer.weight.is_complex():
         raise ValueError(f"output layer {name!r} is complex, expected real numbers")
-    if any(
-        module._parameters.get(key) is layer.weight
-        for module in set(modules.values()) - {layer}
-        for key in module._parameters
-    ):
+    others = set(modules.values()) - {layer}
+    if any(parameter is layer.weight for module in others for parameter in module._parameters.values()):
         raise ValueError(f"output layer {name!r} shares its weight with another layer: its copies cannot, untie it")
 
 

@@ -103,6 +103,7 @@ class OutputHeads(nn.Module):
         self.rule = make_rule(rule, self.rates)
         self.rule.prepare(self.theta.shape[1])
         self.to(layer.weight)
+        self.register_load_state_dict_post_hook(_make_distribution)
         self._evidence = Evidence()
         self._place: tuple[Any, ...] = ()
         self._finite = -1
@@ -269,6 +270,7 @@ class OutputHeads(nn.Module):
             if (gradient := self._leaves[0].grad) is not None and gradient._version >= MANY_PASSES:
                 self._warn_of_passes()
             return
+        _make_distribution(self)
         with torch.no_grad():
             self._keep_evidence()
             if not self.theta.is_contiguous():
@@ -452,6 +454,15 @@ class OutputHeads(nn.Module):
             "entropy": float(torch.special.entr(weights).sum()),
             "effective_lr": float(torch.exp((weights * rates.log()).sum())),
         }
+
+
+@torch.no_grad()
+def _make_distribution(layer: OutputHeads, *_: object) -> None:
+    """Make a distribution of averaging weights that are none, as after noise on all parameters."""
+    weights = layer.averaging_weights
+    if not (math.isclose(weights.sum().item(), 1.0, abs_tol=1e-3) and (weights >= 0).all()):
+        weights.nan_to_num_(0.0, 0.0, 0.0).clamp_(min=torch.finfo(weights.dtype).tiny)
+        weights.div_(weights.sum())
 
 
 def _matrix(layer: nn.Linear) -> Tensor:

@@ -74,6 +74,13 @@ class AlraoLstmPolicy(ActorCriticMixin, RecurrentActorCriticPolicy):
     serves = (RecurrentPPO,)
     stock = RecurrentActorCriticPolicy
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # sb3-contrib forgets these.
+        n_layers, _, size = self.lstm_hidden_state_shape
+        own = {"lstm_hidden_size": size, "n_lstm_layers": n_layers, "lstm_kwargs": self.lstm_kwargs or None}
+        shared = {"shared_lstm": self.shared_lstm, "enable_critic_lstm": self.enable_critic_lstm}
+        return super()._get_constructor_parameters() | own | shared
+
 
 class AlraoCnnLstmPolicy(AlraoLstmPolicy):
     """:class:`AlraoLstmPolicy` for images."""
@@ -151,6 +158,12 @@ class _Masked:
         if not self._is_set:
             self.apply_masking(None)
         return self._inner
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a distribution has: ``mode``, ``sample``, ``distribution``, as sb3-contrib's ``distributions``."""
+        if name.startswith("_"):  # asked for by copies that have nothing yet
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self._distribution, "distribution" if name == "distributions" else name)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Log-probabilities of actions, ``[B]``."""

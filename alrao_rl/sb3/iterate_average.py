@@ -22,9 +22,16 @@ def plain_copy(network: nn.Module) -> nn.Module:
     Its modules have the names of the network's. It is in evaluation mode and takes no gradients.
 
     Raises:
-        ValueError: an output layer averages probabilities, which no single layer can do.
+        ValueError: an output layer averages probabilities, which no single layer can do, or there is a module of which
+            no copy can be made.
     """
-    plain = copy.deepcopy(network)
+    try:
+        plain = copy.deepcopy(network)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network cannot be copied: {str(error).partition('.')[0]}; in place of torch.nn.utils.weight_norm use "
+            "torch.nn.utils.parametrizations.weight_norm"
+        ) from None
     replace_heads(plain, empty_linear)
     del plain.alrao_config, plain.alrao_rates
     follow(plain.requires_grad_(False).eval(), network, n_updates=1, window=1)

@@ -79,6 +79,8 @@ class Acting(nn.Module):
         normalised = [self._normalise(number, one) for number, one in enumerate(observations)]
         observation: Any = normalised[0] if self.keys == [""] else dict(zip(self.keys, normalised, strict=True))
         scores = self._scores(observation)
+        if isinstance(self.policy.action_space, spaces.Box):
+            scores = scores.reshape(-1, *self.policy.action_space.shape)
         return self._actions(scores), scores
 
     def _normalise(self, number: int, observation: Tensor) -> Tensor:

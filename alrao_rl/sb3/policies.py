@@ -112,16 +112,10 @@ class AlraoPolicyMixin:
 
     def set_training_mode(self, mode: bool) -> None:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
-        if mode == self.training:
-            return
-        self.training = mode
-        # A target network stays as it is.
-        trained = self if self.q_network is None else getattr(self, self.q_network)
-        for module in _modules(cast(nn.Module, trained)):
-            if type(module).train is nn.Module.train:
-                module.__dict__["training"] = mode  # past nn.Module.__setattr__, which looks for parameters
-            else:
-                module.train(mode)
+        if mode != self.training:
+            # A target network stays as it is.
+            cast(nn.Module, self if self.q_network is None else getattr(self, self.q_network)).train(mode)
+            self.training = mode
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """As nn.Module's; SB3 asks at every update, to clip the gradient."""
@@ -197,6 +191,13 @@ class QNetworkMixin(AlraoPolicyMixin):
         setattr(self, f"{self.q_network}_average", average)
         self.optimizer = optimizer = AlraoOptimizer(network, lr=lr_schedule(1))
         optimizer.after_step = partial(_follow, average, network)
+        network.register_load_state_dict_post_hook(partial(_begin_anew, average))
+
+    def train(self, mode: bool = True) -> Any:
+        """As nn.Module's; the running average only ever acts."""
+        super().train(mode)  # type: ignore[misc]
+        getattr(self, f"{self.q_network}_average").eval()
+        return self
 
     def _predict(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         """Deterministic actions are the running average's; exploration, and so the data, is the current network's."""
@@ -247,7 +248,10 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
 
     @property
     def log_std(self) -> Tensor:  # type: ignore[override]
-        """log σ of a Gaussian policy: every head has its own copy, averaged as the means are."""
+        """log σ of a Gaussian policy: every head has its own copy, averaged as the means are.
+
+        Computed, so there to be read; ``action_net.extra`` is a view of the heads' own.
+        """
         heads = self._modules.get("action_net")
         if isinstance(heads, OutputHeads):
             return heads.averaged_extra()
@@ -314,6 +318,11 @@ def _modules(root: nn.Module) -> list[nn.Module]:
 def _follow(average: nn.Module, network: nn.Module, optimizer: AlraoOptimizer) -> None:
     """After every optimizer step: the running average takes the network in."""
     follow(average, network, optimizer.param_groups[0]["n_updates"], optimizer.config.iterate_window)
+
+
+def _begin_anew(average: nn.Module, network: nn.Module, _: Any) -> None:
+    """After weights were loaded into the network alone, as of another one: the running average is that."""
+    follow(average, network, n_updates=1, window=1)
 
 
 class AlraoPolicy:
@@ -439,13 +448,18 @@ def _refuse_algorithm(policy: str, serves: tuple[type[BaseAlgorithm], ...], algo
 
 
 def _refuse_optimizer(kwargs: dict[str, Any], algorithm: BaseAlgorithm | None) -> None:
-    """Refuse a user's own optimizer; drop the one that A2C and QR-DQN put into ``policy_kwargs`` by themselves."""
-    optimizer, options = kwargs.pop("optimizer_class", None), kwargs.pop("optimizer_kwargs", None)
-    from_a2c = isinstance(algorithm, A2C) and optimizer is torch.optim.RMSprop
-    if from_a2c and set(options or {}) == {"alpha", "eps", "weight_decay"}:
-        return
-    from_qrdqn = type(algorithm).__name__ == "QRDQN" and optimizer is torch.optim.Adam
-    if from_qrdqn and options == {"eps": 0.01 / algorithm.batch_size}:  # type: ignore[union-attr]
+    """Refuse a user's own optimizer; drop the one that A2C and QR-DQN put into ``policy_kwargs`` by themselves.
+
+    The user's own dict, which may be that of another model as well: of another batch size, or another algorithm.
+    """
+    optimizer, options = kwargs.pop("optimizer_class", None), kwargs.pop("optimizer_kwargs", None) or {}
+    if optimizer is torch.optim.RMSprop and set(options) == {"alpha", "eps", "weight_decay"}:
+        from_sb3 = isinstance(algorithm, A2C) or (options["alpha"], options["weight_decay"]) == (0.99, 0)
+    else:
+        is_qrdqn = type(algorithm).__name__ == "QRDQN" and optimizer is torch.optim.Adam and set(options) == {"eps"}
+        size = 0.01 / options["eps"] if is_qrdqn else 0.0  # of a batch
+        from_sb3 = size >= 1 and math.isclose(size, round(size))
+    if from_sb3:
         return
     if optimizer is not None or options:
         given = f"optimizer_class={getattr(optimizer, '__name__', optimizer)} with optimizer_kwargs={options}"

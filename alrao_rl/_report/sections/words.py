@@ -10,8 +10,7 @@ import numpy as np
 
 from alrao_rl import stats
 from alrao_rl._report.study import Study
-from alrao_rl.notation import seeds_as_text
-from alrao_rl.recipes import CLASSES
+from alrao_rl.notation import CLASSES, seeds_as_text
 
 AMBER, RED = stats.MIN_SEEDS, 5
 """With fewer seeds an interval is too narrow, and far too narrow."""
