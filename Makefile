@@ -26,8 +26,10 @@ lint: .venv/installed-test
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-figures: .venv/installed-test ## Remake the figure and tables from results/defaults/runs.csv
+figures: .venv/installed-test ## Remake the figures and tables of this page from the runs in results/
 	$(PY) results/defaults/report.py
+	$(PY) -m alrao_rl.report results/first-sweep --out results/first-sweep
+	$(PY) results/first-sweep/summary.py
 
 bench: .venv/installed-test ## Training time against stock SB3, minutes
 	$(PY) benchmarks/speed.py

@@ -1,11 +1,9 @@
-"""Make README.md and figure.svg beside this file from runs.csv: ``python results/defaults/report.py``."""
+"""Make README.md beside this file from runs.csv: ``python results/defaults/report.py``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -66,35 +64,6 @@ def table(runs: pd.DataFrame, column: str, label: str) -> str:
     return "\n".join(lines)
 
 
-def figure(runs: pd.DataFrame) -> None:
-    """Return against learning rate for the stock agents, Alrao as a level band across."""
-    mpl.rcParams.update({"svg.hashsalt": "alrao", "font.size": 9, "svg.fonttype": "path"})
-    fig, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharex=True, layout="constrained")
-    for row, env in enumerate(ENVS):
-        for column, algo in enumerate(("dqn", "a2c", "ppo")):
-            ax, here = axes[row, column], runs[(runs.env == env) & (runs.algo == algo)]
-            stock = here[here.setting.str.startswith("stock")]
-            points = [(float(s.split()[1]), *interval(g.auc)) for s, g in stock.groupby("setting")]
-            x, y, half = (np.array(v) for v in zip(*sorted(points), strict=True))
-            ax.errorbar(x, y, half, marker="o", capsize=3, color="#7a7a7a", label="stock SB3, by learning rate")
-            for setting, group in stock.groupby("setting"):
-                ax.plot([float(setting.split()[1])] * len(group), group.auc, ".", color="#7a7a7a", alpha=0.4, ms=4)
-            mean, half_width = interval(here[here.setting == DEFAULT].auc)
-            ax.axhline(mean, color="#c2410c", label="Alrao, no learning rate")
-            if not np.isnan(half_width):
-                ax.axhspan(mean - half_width, mean + half_width, color="#c2410c", alpha=0.18, lw=0)
-            ax.set_xscale("log")
-            ax.set_title(f"{ALGOS[algo]}, {env}", fontsize=9)
-            if column == 0:
-                ax.set_ylabel("mean return over training")
-            if row == 1:
-                ax.set_xlabel("learning rate of the stock agent")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
-    fig.savefig(HERE / "figure.svg", metadata={"Date": None})
-    plt.close(fig)
-
-
 def scaled(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with a column ``score``: random policy = 0, reference = 1."""
     low, high = (runs.env.map({env: scores[i] for env, scores in ENVS.items()}) for i in (0, 1))
@@ -130,36 +99,11 @@ def losses(runs: pd.DataFrame) -> str:
     return "\n".join(lines) or "* Nowhere among these cells and rates."
 
 
-def summary(runs: pd.DataFrame) -> str:
-    """Results for the project's README: the default beside the stock rates, its rank over all cells, where it loses."""
-    shown = runs[(runs.setting == DEFAULT) | runs.setting.str.startswith("stock")]
-    means = scaled(shown).groupby(["setting", "algo", "env"]).score.mean().groupby("setting").agg(["mean", "size"])
-    shared = means[(means["size"] == len(ALGOS) * len(ENVS)) & (means.index != DEFAULT)]["mean"]
-    return f"""{table(shown, "auc", "Alrao, no learning rate")}
-
-Scaled to random policy = 0 and reference = 1 and averaged over the six cells, Alrao has {means["mean"][DEFAULT]:.2f},
-the better of the two stock rates run in all cells ({shared.idxmax().removeprefix("stock ")}) {shared.max():.2f}.
-
-Where Alrao loses, by the mean:
-
-{losses(runs)}
-"""
-
-
-def fill(readme: Path, text: str) -> None:
-    """Put ``text`` between the marks in a README."""
-    start, end = "<!-- from results/defaults/report.py -->\n", "<!-- end -->"
-    head, rest = readme.read_text().split(start)
-    readme.write_text(head + start + text + end + rest.split(end, 1)[1])
-
-
 def main() -> None:
     made = pd.read_csv(HERE / "runs.csv")
     failed = int((made.state != "finished").sum())
     runs, label = named(made), "Alrao, the default: whiteness in DQN, switch in A2C and PPO, ε 1e-8"
     steps = ", ".join(f"{ALGOS[a]} {n:,}" for a, n in runs.groupby("algo").timesteps.first().items())
-    figure(runs)
-    fill(HERE.parent.parent / "README.md", summary(runs))
     (HERE / "README.md").write_text(f"""# A look at the default setting
 
 Not a claim: at most 5 seeds a cell (fewer where a bracket says so: the study goes on), two environments, and the
@@ -184,8 +128,6 @@ said of each head; settings other than the default were measured before this cha
 
 Remake: `python results/defaults/study.py` (hours; it goes on where it was cut off), then
 `python results/defaults/report.py`.
-
-![Return against learning rate](figure.svg)
 
 ## Return averaged over training
 
