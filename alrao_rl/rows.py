@@ -20,6 +20,7 @@ COLUMNS = (
 )  # fmt: skip
 """``seconds`` is wall time, ``configuration`` the digest of what decides on the result, ``commit`` that of the code."""
 KEY = ("env", "agent", "setting", "seed")
+STATES = ("finished", "failed", "diverged", "broken")
 FILE = "runs.csv"
 
 Key = tuple[str, ...]
@@ -52,6 +53,11 @@ class Rows:
             for row in reader:
                 if len(row) != len(COLUMNS) or None in row.values():
                     raise ValueError(f"line {reader.line_num} has not {len(COLUMNS)} values")
+                if row["state"] not in STATES:
+                    raise ValueError(f"line {reader.line_num} has the state {row['state']!r}, not {', '.join(STATES)}")
+                for name in ("timesteps", "seconds"):
+                    if not row[name].replace(".", "", 1).replace("e+", "", 1).isdigit() and row[name]:
+                        raise ValueError(f"line {reader.line_num} has {name} {row[name]!r}, not a number")
                 key = tuple(row[name] for name in KEY)
                 if key in self._rows:
                     raise ValueError(f"line {reader.line_num} is a second row of {', '.join(filter(None, key))}")

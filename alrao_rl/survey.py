@@ -29,7 +29,7 @@ class State:
     """Of a run: ``finished``, ``failed`` with its ``reason``, or ``queued``, with the ``step`` it continues from.
 
     ``elsewhere``: its row is there and its folder is not, so it was done on another machine, or the folder is gone.
-    ``lost``: nor is the zip of its logs, so that no report can have it.
+    ``lost``: nor is a whole zip of its logs, so that no report can have it.
     """
 
     name: Literal["finished", "failed", "queued"]
@@ -62,7 +62,7 @@ def state(root: Path, run: Run, rows: Rows) -> State:
     name, reason = status.get("state"), str(status.get("reason", ""))
     gone = config is None
     # One that failed before it made a folder never had logs.
-    lost = gone and row is not None and row["timesteps"] != "" and not packed(folder.path).exists()
+    lost = gone and row is not None and row["timesteps"] != "" and not _is_whole(packed(folder.path))
     if name == "finished" or (row is not None and row["state"] == "finished"):
         return State("finished", elsewhere=gone, lost=lost)
     if name == "failed":

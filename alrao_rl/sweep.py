@@ -247,9 +247,9 @@ def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
         data = before | data | {"name": kept.name}
     for key in ("agents", "envs", "seeds"):
         if key not in data:
-            raise UserError(
-                f"--{key} is missing: python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
-            )
+            here = f", and there is no sweep called {data['name']!r} to go on with" if "name" in data else ""
+            example = "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
+            raise UserError(f"--{key} is missing{here}: {example}")
     return data
 
 
@@ -495,9 +495,11 @@ def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
         yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
     kinds = {
         "finished": [seed for seed, state in states.items() if state.name == "finished"],
-        "of them finished elsewhere, as their rows say": [seed for seed, state in states.items() if state.elsewhere],
+        "of them finished elsewhere, as their rows say": [
+            seed for seed, state in states.items() if state.elsewhere and state.name == "finished"
+        ],
         "failed": [seed for seed, state in states.items() if state.name == "failed"],
-        "without logs here, so no report has them: copy their seed-N.zip, or delete their rows to train them anew": [
+        "without whole logs here, so no report has them: copy their seed-N.zip, or delete their rows for new ones": [
             seed for seed, state in states.items() if state.lost
         ],
         "begun": [seed for seed, state in states.items() if state.step > 0],

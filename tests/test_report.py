@@ -612,7 +612,7 @@ def test_one_agent_only(tmp_path):
 def test_a_single_seed(tmp_path, rendered):
     sweep(tmp_path, [0])
     page, _ = make(tmp_path)
-    assert lead(page).startswith("No clear difference: dqn is ")
+    assert lead(page).startswith("No verdict: dqn is ")
     assert "(a single seed has no interval); 1 seed × 2 environments" in lead(page)
     said = "Warning: 1 seed, fewer than 5: how much runs differ is unknown and no interval can be given."
     assert ("red", said) in alerts(page)

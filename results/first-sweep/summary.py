@@ -84,10 +84,23 @@ def losses(environments: pd.DataFrame) -> str:
     return "\n".join(lines) or "* nowhere"
 
 
-def unseen(runs: pd.DataFrame) -> list[str]:
-    """Alrao's means on the seeds its default was not chosen on."""
-    rest = runs[(runs.policy == "alrao") & ~runs.seed.isin(BEFORE)].groupby(["algo", "env"]).auc.agg(["mean", "size"])
-    return [f"{rest['mean'][cell]:.0f} ({rest['size'][cell]} seeds)".replace("-", "−") for cell in CELLS]
+def unseen(runs: pd.DataFrame, environments: pd.DataFrame) -> dict[str, list[str]]:
+    """Means of Alrao and of stock at the tuned rate on the seeds that Alrao's default was not chosen on."""
+    rest = runs[~runs.seed.isin(BEFORE)]
+    rates = environments.set_index(["method", "environment"]).learning_rate
+    rows: dict[str, list[str]] = {"Alrao, the seeds from 5 on alone": [], "stock, tuned, those seeds alone": []}
+    for algo, env in CELLS:
+        stock = rest[(rest.agent == STOCK[algo]) & (rest.learning_rate == rates[f"{STOCK[algo]} (tuned)", env])]
+        for row, group in zip(rows.values(), (rest[rest.agent == algo], stock), strict=True):
+            row.append(f"{group[group.env == env].auc.mean():.0f}".replace("-", "−"))
+    return rows
+
+
+def collapses(environments: pd.DataFrame) -> str:
+    """Cells where runs collapsed, as the report has it."""
+    at = environments.set_index(["method", "environment"]).collapsed
+    found = {(algo, env): (at[algo, env], at[f"{STOCK[algo]} (tuned)", env]) for algo, env in CELLS}
+    return "; ".join(f"{a.upper()} on {env} {n} of 10, stock {m}" for (a, env), (n, m) in found.items() if n or m)
 
 
 def figure(runs: pd.DataFrame, rates: pd.DataFrame, environments: pd.DataFrame) -> None:
@@ -145,13 +158,15 @@ rates, with 95 % intervals:
 Where stock at the tuned rate has the higher mean:
 
 {losses(environments)}
+
+Collapsed, that is ended nearer to the random score than to the best that the run had held: {collapses(environments)}.
 """,
     )
     fill(
         HERE / "README.md",
         f"""Return averaged over training:
 
-{table(means | by_rate(rates) | {"Alrao, the seeds from 5 on alone": unseen(reported)})}
+{table(means | by_rate(rates) | unseen(reported, environments))}
 
 Return over the last fifth of training:
 
@@ -165,6 +180,8 @@ at the tuned rate:
 Where stock at the tuned rate has the higher mean:
 
 {losses(environments)}
+
+Collapsed, that is ended nearer to the random score than to the best that the run had held: {collapses(environments)}.
 """,
     )
 

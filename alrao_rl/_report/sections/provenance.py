@@ -65,6 +65,8 @@ def _sweep(study: Study) -> list[Block]:
     if not any(study.sweep.values()):
         return []
     command = ["python", "-m", "alrao_rl.sweep", (study.root / "sweep.toml").as_posix()]
+    if study.root != Path("results", study.root.name):  # where a sweep of its name lies
+        command += ["--out", study.root.as_posix()]
     return [Text("The runs are those of a sweep, which this command continues or makes anew:"),
             Verbatim(shlex.join(command))]  # fmt: skip
 

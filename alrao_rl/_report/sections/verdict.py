@@ -67,6 +67,8 @@ def _compared(study: Study, pair: tuple[Method, Method], result: Comparison) -> 
     value = result.difference
     clear = np.isfinite(value.low) and (value.low > 0 or value.high < 0)
     words = ("Ahead" if value.estimate > 0 else "Behind") if clear else "No clear difference"
+    if not (np.isfinite(value.low) and done[0]):
+        words = "No verdict"
     place = "above" if value.estimate >= 0 else "below"
     return (
         f"{words}: {method.name} is {number(abs(value.estimate), 3)} {place} {baseline.name} in the IQM of normalised "

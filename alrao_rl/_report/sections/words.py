@@ -21,8 +21,9 @@ def number(value: Any, digits: int = 2) -> str:
     """A number, or a dash where there is none."""
     if not np.isfinite(value):
         return "–"
-    # Adding zero takes the sign from what rounds to zero.
-    return f"{round(float(value), digits) + 0.0:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    # What rounds to zero keeps its sign, which may be what an interval says, unless it is zero but for rounding.
+    exact = 0.0 if abs(value) < 1e-9 else float(value)
+    return f"{exact:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def with_interval(value: stats.Interval, digits: int = 2) -> str:
