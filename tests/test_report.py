@@ -366,7 +366,7 @@ def test_provenance_says_how_to_make_it_again(tmp_path):
     unfinished(tmp_path, [])
     page, _ = make(tmp_path, "--out", str(tmp_path / "elsewhere"))
     assert f"python -m alrao_rl.report {tmp_path} --out {tmp_path / 'elsewhere'}" in text(page)
-    assert f"python -m alrao_rl.sweep {tmp_path / 'sweep.toml'}" in text(page)
+    assert f"python -m alrao_rl.sweep {tmp_path / 'sweep.toml'} --out {tmp_path}" in text(page)
     assert "61b6bf4 (9)" in text(page)
     commands = pd.read_csv(tmp_path / "elsewhere" / "tables" / "commands.csv")
     assert set(commands.git_commit) == {"61b6bf4"}
@@ -607,6 +607,22 @@ def test_one_agent_only(tmp_path):
     assert lead(page).startswith(f"dqn has an IQM of normalised return averaged over training of {iqm} (95 %")
     assert "There is nothing to compare it with." in lead(page)
     assert "No stock agent" in str(alerts(page))
+
+
+def test_signs_of_what_rounds_to_zero():
+    """An interval that ends at −0.0004 excludes zero; a zero with rounding in it has no sign."""
+    assert [number(value, 3) for value in (-0.0004, 0.0004, -1e-17, -0.0, -1234.5678)] == [
+        "−0.000", "0.000", "0.000", "0.000", "−1,234.568",
+    ]  # fmt: skip
+
+
+def test_no_verdict_where_no_run_finished(tmp_path):
+    for agent, rate in (("dqn", None), ("dqn-adam", 1e-3)):
+        for seed in range(3):
+            write(tmp_path, agent, seed=seed, rate=rate, state="failed")
+    page, _ = make(tmp_path)
+    assert lead(page).startswith("No verdict: ")
+    assert "0 of 6 runs finished" in lead(page)
 
 
 def test_a_single_seed(tmp_path, rendered):

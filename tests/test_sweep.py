@@ -313,6 +313,8 @@ def test_rows(tmp_path):
         (text + text.splitlines()[1] + "\n", "a second row"),
         (text[:-20], "has not 16 values"),
         ("x\n", "expected the columns"),
+        (text.replace(",finished,", ",banana,"), "line 2 has the state 'banana', not finished, failed"),
+        (text.replace(",finished,,", ",finished,abc,"), "line 2 has timesteps 'abc', not a number"),
     ):
         path.write_text(damaged)
         with pytest.raises(UserError, match=says):
@@ -485,6 +487,7 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
         (["--name", ".."], "--name is '..'"),
         (["--name", "x" * 201], "--name is 'xxx"),
         (["--name", "a b", "--seeds", "0"], "--agents is missing"),
+        (["--name", "typo"], "--agents is missing, and there is no sweep called 'typo' to go on with"),
         (["-j", "0"], "-j is 0"),
         (["-j", "1", "--scheduler", "tcp://x:1"], "not allowed with argument"),
         (["--timesteps", "1", "--budget", "1"], "not allowed with argument"),
@@ -631,6 +634,10 @@ def test_a_sweep(place, capfd):
     assert [(row["env"], row["state"]) for row in table(root)].count(("odd:Raises-v0", "finished")) == 1
     assert len(table(root)) == 2
     assert not (root / "odd-Good-v0/small/seed-0").exists()
+    whole = good.read_bytes()
+    good.write_bytes(whole[: len(whole) // 2])
+    assert main(["--name", "first", "--dry-run", "--trust"]) == 0
+    assert "1 without whole logs here" in capfd.readouterr().out
     good.unlink()
     assert main(["--name", "first", "--dry-run", "--trust"]) == 0
     assert "1 without whole logs here, so no report has them: copy their seed-N.zip" in capfd.readouterr().out
