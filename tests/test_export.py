@@ -81,7 +81,9 @@ CASES = [
     *((algo, "alrao", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo")),
     *only_long(*((algo, "stock", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo"))),
     ("ppo", "alrao", RAW, "box", True),
-    *only_long(("ppo", "stock", RAW, "box", True), *(("a2c", policy, RAW, "box", True) for policy in ("alrao", "stock"))),
+    *only_long(
+        ("ppo", "stock", RAW, "box", True), *(("a2c", policy, RAW, "box", True) for policy in ("alrao", "stock"))
+    ),
     ("dqn", "stock", IMAGE, "discrete", False),
     ("ppo", "alrao", DICT, "multi-discrete", True),
     ("recurrent-ppo", "alrao", RAW, "discrete", True),
