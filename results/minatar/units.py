@@ -2,7 +2,7 @@
 
     python results/minatar/units.py
 
-trains DQN with Alrao (dqn.toml) on MinAtar Breakout for its first 30,000 steps at three seeds, appends one row per run
+trains DQN with Alrao (dqn.toml) on MinAtar Breakout for its first 30,000 steps at ten seeds, appends one row per run
 to units.csv beside this file and skips the rows that are there, so it goes on where it was cut off. What a row says of
 the run: the return averaged over its steps and over the last fifth of them; the median norms of the gradients of the
 convolution and of the layer behind it; the share of those two layers' units that pass (almost) no gradient on at its
@@ -31,7 +31,7 @@ from alrao_rl.sb3.extractors import AlraoMinAtarCNN
 
 HERE = Path(__file__).parent
 RUNS = HERE / "units.csv"
-ENV, TIMESTEPS, SEEDS = "MinAtar/Breakout-v1", 30_000, range(3)
+ENV, TIMESTEPS, SEEDS = "MinAtar/Breakout-v1", 30_000, range(10)
 
 
 class Normalised(AlraoMinAtarCNN):
