@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,8 @@ COLUMNS = (
     "configuration", "alrao-rl", "torch", "stable-baselines3", "gymnasium", "commit",
 )  # fmt: skip
 """``seconds`` is wall time, ``configuration`` the digest of what decides on the result, ``commit`` that of the code."""
+_NUMBER = re.compile(r"(\d+(\.\d+)?(e\+\d+)?)?")
+"""As :func:`_text` writes it, or nothing."""
 KEY = ("env", "agent", "setting", "seed")
 STATES = ("finished", "failed", "diverged", "broken")
 FILE = "runs.csv"
@@ -56,7 +59,7 @@ class Rows:
                 if row["state"] not in STATES:
                     raise ValueError(f"line {reader.line_num} has the state {row['state']!r}, not {', '.join(STATES)}")
                 for name in ("timesteps", "seconds"):
-                    if not row[name].replace(".", "", 1).replace("e+", "", 1).isdigit() and row[name]:
+                    if not _NUMBER.fullmatch(row[name]):
                         raise ValueError(f"line {reader.line_num} has {name} {row[name]!r}, not a number")
                 key = tuple(row[name] for name in KEY)
                 if key in self._rows:

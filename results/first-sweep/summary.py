@@ -21,9 +21,14 @@ REPORTED, BEFORE = range(10), range(5)
 """Seeds that are reported, and those of them that Alrao's default setting was chosen on, on these environments."""
 
 
+def whole(value: float) -> str:
+    """A return without decimals."""
+    return f"{value:.0f}".replace("-", "−")
+
+
 def span(row: pd.Series, column: str = "auc") -> str:
     """``392 [373, 409]``: mean and 95 % bootstrap interval."""
-    low, mean, high = (f"{row[name]:.0f}".replace("-", "−") for name in (f"{column}_low", column, f"{column}_high"))
+    low, mean, high = (whole(row[name]) for name in (f"{column}_low", column, f"{column}_high"))
     return f"{mean} [{low}, {high}]"
 
 
@@ -79,8 +84,7 @@ def losses(environments: pd.DataFrame) -> str:
         for algo, env in CELLS:
             ours, tuned = at.loc[(algo, env), column], at.loc[(f"{STOCK[algo]} (tuned)", env), column]
             if tuned > ours:
-                numbers = f"{tuned:.0f}, Alrao {ours:.0f}".replace("-", "−")
-                lines.append(f"* {algo.upper()} on {env}, {when}: {numbers}")
+                lines.append(f"* {algo.upper()} on {env}, {when}: {whole(tuned)}, Alrao {whole(ours)}")
     return "\n".join(lines) or "* nowhere"
 
 
@@ -92,7 +96,7 @@ def unseen(runs: pd.DataFrame, environments: pd.DataFrame) -> dict[str, list[str
     for algo, env in CELLS:
         stock = rest[(rest.agent == STOCK[algo]) & (rest.learning_rate == rates[f"{STOCK[algo]} (tuned)", env])]
         for row, group in zip(rows.values(), (rest[rest.agent == algo], stock), strict=True):
-            row.append(f"{group[group.env == env].auc.mean():.0f}".replace("-", "−"))
+            row.append(whole(group[group.env == env].auc.mean()))
     return rows
 
 
@@ -146,12 +150,8 @@ def main() -> None:
     reported = runs[runs.seed.isin(REPORTED)]
     figure(reported, rates, environments)
     means = methods(environments, "auc")
-    fill(
-        HERE.parent.parent / "README.md",
-        f"""{table(means)}
-
-Scaled to random policy = 0 and reference = 1, interquartile mean over both environments, Alrao less stock at the tuned
-rates, with 95 % intervals:
+    differences = f"""Scores scaled to random policy = 0 and reference = 1, interquartile mean over seeds and
+environments, Alrao less stock at the tuned rates, with 95 % intervals:
 
 {comparisons(found)}
 
@@ -160,8 +160,8 @@ Where stock at the tuned rate has the higher mean:
 {losses(environments)}
 
 Collapsed, that is ended nearer to the random score than to the best that the run had held: {collapses(environments)}.
-""",
-    )
+"""
+    fill(HERE.parent.parent / "README.md", f"{table(means)}\n\n{differences}")
     fill(
         HERE / "README.md",
         f"""Return averaged over training:
@@ -172,17 +172,7 @@ Return over the last fifth of training:
 
 {table(methods(environments, "final"))}
 
-Scores scaled to random policy = 0 and reference = 1, interquartile mean over seeds and environments, Alrao less stock
-at the tuned rate:
-
-{comparisons(found)}
-
-Where stock at the tuned rate has the higher mean:
-
-{losses(environments)}
-
-Collapsed, that is ended nearer to the random score than to the best that the run had held: {collapses(environments)}.
-""",
+{differences}""",
     )
 
 

@@ -77,7 +77,7 @@ def _named_runs(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
         lines.append(f"{env}, {name}: {asked - len(absent)} of {asked} seeds; missing {runs_in_words(absent)}")
     for env, table in tables.items():
         for row in each_row(table):
-            seeds = "seed" if row.collapsed == 1 else "seeds"
-            fell = f"{env}, {row.method}: collapsed on {seeds} {row.collapsed_seeds.replace(' ', ', ')}"
-            lines += [fell] if row.collapsed else []
+            if row.collapsed:
+                seeds = "seed" if row.collapsed == 1 else "seeds"
+                lines.append(f"{env}, {row.method}: collapsed on {seeds} {row.collapsed_seeds.replace(' ', ', ')}")
     return lines

@@ -65,10 +65,12 @@ def _compared(study: Study, pair: tuple[Method, Method], result: Comparison) -> 
     method, baseline = pair
     done = study.finished(pair, result.envs)
     value = result.difference
-    clear = np.isfinite(value.low) and (value.low > 0 or value.high < 0)
-    words = ("Ahead" if value.estimate > 0 else "Behind") if clear else "No clear difference"
     if not (np.isfinite(value.low) and done[0]):
         words = "No verdict"
+    elif value.low > 0 or value.high < 0:
+        words = "Ahead" if value.estimate > 0 else "Behind"
+    else:
+        words = "No clear difference"
     place = "above" if value.estimate >= 0 else "below"
     return (
         f"{words}: {method.name} is {number(abs(value.estimate), 3)} {place} {baseline.name} in the IQM of normalised "
