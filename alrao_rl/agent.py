@@ -67,7 +67,7 @@ def algorithm(agent: recipes.Agent) -> type[BaseAlgorithm]:
     try:
         return cast(type[BaseAlgorithm], getattr(importlib.import_module("sb3_contrib"), name))
     except ImportError:
-        raise UserError(f"{agent.algo} needs sb3-contrib; install it with: pip install sb3-contrib") from None
+        raise UserError(f"{agent.algo} needs sb3-contrib; install it with: pip install 'alrao-rl[contrib]'") from None
 
 
 def policy_class(agent: recipes.Agent, observation_space: spaces.Space[Any]) -> Any:

@@ -116,7 +116,24 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
         raise UserError(f"{environment.id} cannot be made: {reason}") from None
     for spec in environment.wrappers:
         env = _wrap(env, environment.id, training, dict(spec))
+    _refuse_spaces(environment.id, env)
     return RecordingMonitor(env)
+
+
+def _refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:
+    """Refuse what Stable-Baselines3 has no policy for; its own words come late, and not of all of it."""
+    kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    known = "Box, Discrete, MultiDiscrete or MultiBinary"
+    observed = env.observation_space
+    if not all(
+        isinstance(one, kinds) for one in (observed.values() if isinstance(observed, spaces.Dict) else [observed])
+    ):
+        raise UserError(
+            f"{env_id} observes {observed}, expected {known}, or a Dict of these; wrap it, for instance in "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    if not isinstance(env.action_space, kinds):
+        raise UserError(f"{env_id} acts in {env.action_space}, expected {known}; wrap it")
 
 
 def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, Any]) -> gym.Env[Any, Any]:

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from alrao_rl import load_agent, recipes, save_agent
 from alrao_rl.agent import _digest, build, decode_space, encode_space, read_agent
-from alrao_rl.envs import _normalized
+from alrao_rl.envs import _normalized, make_one
 from alrao_rl.errors import UserError
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
@@ -332,6 +332,21 @@ def test_counts_from_0(observation, action, says):
     env = DummyVecEnv([lambda: RandomEnv(observation, action)])
     with pytest.raises(UserError, match=says):
         build(recipes.load_agent_recipe("ppo")[1], env, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "says"),
+    [
+        (BOX, spaces.Tuple([BOX]), r"Odd-v0 acts in Tuple\(Box.*, expected Box, Discrete"),
+        (spaces.Tuple([BOX]), spaces.Discrete(2), r"Odd-v0 observes Tuple\(Box.*, expected Box, Discrete"),
+        (spaces.Text(3), spaces.Discrete(2), r"Odd-v0 observes Text\(.*FlattenObservation"),
+        (spaces.Dict(x=spaces.Dict(y=BOX)), spaces.Discrete(2), r"Odd-v0 observes Dict\('x': Dict"),
+    ],
+)
+def test_an_environment_without_a_policy_for_its_spaces(monkeypatch, observation, action, says):
+    monkeypatch.setattr(gym, "make", lambda _: RandomEnv(observation, action))
+    with pytest.raises(UserError, match=says):
+        make_one(recipes.Environment(id="Odd-v0"))
 
 
 def test_space_that_cannot_be_saved():

@@ -196,6 +196,17 @@ def test_trains_saves_loads_and_copies(kind, tmp_path):
     assert twin.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]
 
 
+@pytest.mark.parametrize("actions", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-1, 1, (2,))])
+def test_an_lstm_learns_every_kind_of_action(actions):
+    model = RecurrentPPO(policy_of("recurrent"), Sums(actions), seed=0, n_steps=64, batch_size=32)
+    start = copy.deepcopy(model.policy.state_dict())
+    model.learn(64)
+    after = model.policy.state_dict()
+    assert all(value.isfinite().all() for value in after.values() if value.is_floating_point())
+    trained = {name for name, value in after.items() if not torch.equal(value, start[name])}
+    assert {name for name, _ in model.policy.named_parameters()} <= trained
+
+
 @pytest.mark.parametrize("kind", ALGORITHMS)
 @pytest.mark.parametrize("space", ["image", "dict"])
 def test_images_and_dicts(kind, space):
@@ -246,6 +257,19 @@ def test_the_policy_that_serves_is_named(kind):
         ALGORITHMS[kind](AlraoPolicy, Masked(spaces.Discrete(2)) if kind == "maskable" else "CartPole-v1")
     with pytest.raises(ValueError, match=rf"{PLAIN[kind]} does not serve PPO: expected {ALGORITHMS[kind].__name__}"):
         PPO(policy_of(kind), "CartPole-v1")
+
+
+def test_the_form_for_images_is_named():
+    with pytest.raises(ValueError, match="AlraoCnnPolicy does not serve QRDQN: use AlraoQRDQNCnnPolicy from"):
+        QRDQN(alrao_rl.AlraoCnnPolicy, "CartPole-v1")
+    with pytest.raises(ValueError, match=r"AlraoCnnLstmPolicy takes images.*: use AlraoLstmPolicy$"):
+        RecurrentPPO(alrao_rl.AlraoCnnLstmPolicy, "CartPole-v1")
+
+
+@pytest.mark.parametrize("option", [{"proj_size": 4}, {"bidirectional": True}, {"batch_first": True}])
+def test_an_lstm_whose_states_cannot_be_kept_is_refused(option):
+    with pytest.raises(ValueError, match=f"lstm_kwargs has {next(iter(option))}, with which"):
+        RecurrentPPO(policy_of("recurrent"), "CartPole-v1", policy_kwargs={"lstm_kwargs": option})
 
 
 def test_trpo_is_refused():

@@ -74,6 +74,13 @@ def test_bad_outputs(outputs, message):
         convert(network(), outputs)
 
 
+def test_a_network_without_a_linear_layer_or_that_is_one():
+    with pytest.raises(ValueError, match=r"is a Conv2d, expected a Linear layer: the network has none$"):
+        convert(nn.Sequential(nn.Conv2d(1, 1, 1)), {"0": "values"})
+    with pytest.raises(ValueError, match=r"the whole network, expected a Linear layer: put it in a Sequential$"):
+        convert(nn.Linear(2, 2), {"": "values"})
+
+
 def test_a_refused_network_is_left_as_it_was():
     net = network()
     with pytest.raises(ValueError, match="splits are"):

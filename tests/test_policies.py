@@ -998,7 +998,15 @@ def test_algorithm_that_is_not_served(algorithm):
     assert_one_line(error, "AlraoPolicy does not serve", algorithm.__name__, "expected DQN, A2C or PPO")
 
 
+def test_an_option_of_alrao_among_those_of_the_policy():
+    with pytest.raises(TypeError) as error:
+        PPO(AlraoPolicy, RandomEnv(), policy_kwargs={"n_heads": 10})
+    assert_one_line(error, "n_heads is an option of Alrao", "policy_kwargs=dict(alrao=dict(n_heads=...))")
+
+
 def test_concrete_policy_under_the_other_kind():
+    with pytest.raises(ValueError, match="AlraoDQNPolicy does not serve SAC: expected DQN"):
+        SAC(AlraoDQNPolicy, RandomEnv(actions=ACTIONS["box"]), buffer_size=10)
     with pytest.raises(ValueError) as error:
         PPO(AlraoDQNPolicy, RandomEnv())
     assert_one_line(error, "AlraoDQNPolicy does not serve PPO", "expected DQN")
@@ -1169,9 +1177,11 @@ def test_images_of_any_size(kind, size):
 @pytest.mark.parametrize(
     ("policy", "space", "message"),
     [
-        (AlraoMultiInputPolicy, spaces.Box(-1, 1, (3,)), "MultiInputPolicy takes Dict observations, not Box"),
-        (AlraoCnnPolicy, spaces.Box(-1, 1, (3,)), "CnnPolicy takes images, of three dimensions, not Box"),
-        (AlraoActorCriticPolicy, spaces.Dict(x=spaces.Discrete(2)), "use AlraoActorCriticMultiInputPolicy"),
+        (AlraoMultiInputPolicy, VECTOR, r"AlraoMultiInputPolicy takes Dict observations, not Box.*: use AlraoPolicy$"),
+        (AlraoMultiInputPolicy, IMAGE, r"AlraoMultiInputPolicy takes Dict .*: use AlraoCnnPolicy$"),
+        (AlraoCnnPolicy, VECTOR, r"AlraoCnnPolicy takes images, of three dimensions, not Box.*: use AlraoPolicy$"),
+        (AlraoCnnPolicy, OBSERVATIONS["dict"], "AlraoCnnPolicy takes no Dict observations: use AlraoMultiInputPolicy$"),
+        (AlraoActorCriticPolicy, spaces.Dict(x=spaces.Discrete(2)), "use AlraoMultiInputPolicy$"),
     ],
 )
 def test_observations_of_another_kind_are_one_line(policy, space, message):

@@ -100,7 +100,8 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
         linear = [key for key, module in modules.items() if key and type(module) is nn.Linear]
         found = f"is a {type(modules[name]).__name__}" if name in modules else "does not exist"
         found += "" if name else ", the whole network"
-        expected = f"one of {', '.join(linear)}" if linear else "the network has none in it; put it in a Sequential"
+        none = "put it in a Sequential" if type(modules[""]) is nn.Linear else "the network has none"
+        expected = f"one of {', '.join(linear)}" if linear else none
         raise ValueError(f"output layer {name!r} {found}, expected a Linear layer: {expected}")
     layer = cast(nn.Linear, modules[name])
     if not all(parameter.requires_grad for parameter in layer.parameters()):

@@ -23,7 +23,7 @@ from torch.overrides import wrap_torch_function
 from alrao_rl.core import OutputHeads
 from alrao_rl.sb3.distributions import LeanCategorical, LeanMultiCategorical
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
-from alrao_rl.sb3.policies import ActorCriticMixin, QNetworkMixin
+from alrao_rl.sb3.policies import FAMILIES, ActorCriticMixin, Options, QNetworkMixin
 
 _MASKED = -1e8
 """Added to the logit of an action that is not allowed: no probability, and a finite gradient.
@@ -46,6 +46,7 @@ class AlraoQRDQNPolicy(QNetworkMixin, QRDQNPolicy):
 
     serves = (QRDQN,)
     stock = QRDQNPolicy
+    family = FAMILIES["QRDQN"]
     q_network = "quantile_net"
 
     def make_quantile_net(self) -> QuantileNetwork:
@@ -73,6 +74,16 @@ class AlraoLstmPolicy(ActorCriticMixin, RecurrentActorCriticPolicy):
 
     serves = (RecurrentPPO,)
     stock = RecurrentActorCriticPolicy
+    family = FAMILIES["RecurrentPPO"]
+
+    def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
+        kwargs = super()._take_options(space, alrao, kwargs)
+        for name in ("batch_first", "bidirectional", "proj_size"):
+            if (kwargs.get("lstm_kwargs") or {}).get(name):
+                raise ValueError(
+                    f"lstm_kwargs has {name}, with which states have a shape that RecurrentPPO cannot keep"
+                )
+        return kwargs
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # sb3-contrib forgets these.
@@ -102,6 +113,7 @@ class AlraoMaskablePolicy(ActorCriticMixin, MaskableActorCriticPolicy):  # type:
 
     serves = (MaskablePPO,)
     stock = MaskableActorCriticPolicy
+    family = FAMILIES["MaskablePPO"]
 
     def _policy_output(self) -> dict[str, Any]:
         """As in sb3-contrib a binary action is one of two."""

@@ -142,7 +142,8 @@ class LeanBernoulli(BernoulliDistribution):
         """Log-probabilities of actions: ``[B, n]`` to ``[B]``."""
         if type(actions) is not Tensor or actions.requires_grad:
             return super().log_prob(actions)
-        return on_branches(lambda x: _cross_entropy(x, actions.expand_as(x)).neg(), self.logits)
+        # sb3-contrib's rollouts keep them as the space does, in one byte each.
+        return on_branches(lambda x: _cross_entropy(x, actions.expand_as(x).to(x.dtype)).neg(), self.logits)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, ``[B]``."""

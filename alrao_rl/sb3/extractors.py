@@ -61,7 +61,10 @@ class AlraoMinAtarCNN(BaseFeaturesExtractor):
     ) -> None:
         super().__init__(observation_space, features_dim)
         if not is_image_space(observation_space, check_channels=False, normalized_image=normalized_image):
-            raise ValueError(f"expected images, uint8 from 0 to 255 of three dimensions, not {observation_space}")
+            raise ValueError(
+                f"expected images, uint8 from 0 to 255 of three dimensions, not {observation_space}; for numbers that "
+                "are scaled already: policy_kwargs=dict(normalize_images=False)"
+            )
         channels, height, width = observation_space.shape  # type: ignore[misc]
         if min(height, width) < 3:
             raise ValueError(f"expected images of at least 3 pixels a side, not of {height}×{width}")

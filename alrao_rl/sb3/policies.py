@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -55,6 +56,8 @@ class AlraoPolicyMixin:
     serves: tuple[type[BaseAlgorithm], ...]
     stock: type
     """SB3's policy, the next class."""
+    family = "Alrao{}Policy"
+    """What users call it, with Cnn or MultiInput in it."""
     default_features_extractor_class: type = FlattenExtractor
     q_network: str | None = None
     """Name of the network of values that learns from replay; None where everything learns from rollouts."""
@@ -62,8 +65,10 @@ class AlraoPolicyMixin:
     def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keep the Alrao options and return the keywords for SB3's policy."""
         algorithm = _calling_algorithm()
-        _refuse_algorithm(type(self).__name__, self.serves, algorithm)
+        _refuse_algorithm(type(self), self.serves, algorithm)
         _refuse_optimizer(kwargs, algorithm)
+        for option in AlraoConfig.__dataclass_fields__.keys() & kwargs.keys():
+            raise TypeError(f"{option} is an option of Alrao: write policy_kwargs=dict(alrao=dict({option}=...))")
         if kwargs.get("features_extractor_class") is None:
             kwargs["features_extractor_class"] = self._extractor(space)
         if kwargs.get("normalize_images") is False and kwargs["features_extractor_class"] is AlraoMinAtarCNN:
@@ -92,23 +97,21 @@ class AlraoPolicyMixin:
             ValueError: they are of another kind.
         """
         default: type[BaseFeaturesExtractor] = self.default_features_extractor_class
-        name, are_dict = type(self).__name__, isinstance(space, spaces.Dict)
-        if default is FlattenExtractor and are_dict:
-            forms = [one for one in type(self).__subclasses__() if one._takes_dict()]
-            raise ValueError(
-                f"{name} takes no Dict observations: use {forms[0].__name__ if forms else 'another policy'}"
-            )
-        if self._takes_dict() and not are_dict:
-            raise ValueError(f"{name} takes Dict observations, not {space}: use the policy without MultiInput")
-        if default is not AlraoNatureCNN:
-            return default
-        if space.shape is None or len(space.shape) != 3:
-            raise ValueError(f"{name} takes images, of three dimensions, not {space}: use the policy without Cnn")
-        return image_extractor(space)
-
-    @classmethod
-    def _takes_dict(cls) -> bool:
-        return issubclass(cls.default_features_extractor_class, CombinedExtractor)
+        # What the user wrote is AlraoPolicy, whichever of its two it stands for.
+        name = re.sub("^Alrao(DQN|ActorCritic)", "Alrao", type(self).__name__)
+        are_images = space.shape is not None and len(space.shape) == 3
+        if isinstance(space, spaces.Dict):
+            if not issubclass(default, CombinedExtractor):
+                raise ValueError(f"{name} takes no Dict observations: use {self.family.format('MultiInput')}")
+        elif issubclass(default, CombinedExtractor):
+            form = self.family.format("Cnn" if are_images else "")
+            raise ValueError(f"{name} takes Dict observations, not {space}: use {form}")
+        elif default is AlraoNatureCNN:
+            if not are_images:
+                plain = self.family.format("")
+                raise ValueError(f"{name} takes images, of three dimensions, not {space}: use {plain}")
+            return image_extractor(space)
+        return default
 
     def set_training_mode(self, mode: bool) -> None:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
@@ -169,12 +172,12 @@ class QNetworkMixin(AlraoPolicyMixin):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(
                 f"{self.serves[0].__name__} has no actions of the kind {action_space}: expected Discrete; PPO and A2C "
                 "take all kinds"
             )
-        kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # type: ignore[call-arg]
 
     def _converted(self, network: Any) -> Any:
@@ -356,11 +359,7 @@ class AlraoPolicy:
         cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Make the concrete policy."""
-        serves = cls.dqn_class.serves + cls.actor_critic_class.serves
-        _refuse_algorithm(cls.__name__, serves, _calling_algorithm())
-        plain = cls.dqn_class.default_features_extractor_class is FlattenExtractor
-        if plain and isinstance(observation_space, spaces.Dict) and not kwargs.get("features_extractor_class"):
-            raise ValueError(f"{cls.__name__} takes no Dict observations: use AlraoMultiInputPolicy")
+        _refuse_algorithm(cls, cls.dqn_class.serves + cls.actor_critic_class.serves, _calling_algorithm())
         # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
         concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
         return concrete(observation_space, action_space, *args, **kwargs)
@@ -415,8 +414,8 @@ class AlraoMultiInputPolicy(AlraoPolicy):
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
-# Algorithms whose policies have another structure, and those that serve them.
-_OTHERS = {"QRDQN": "AlraoQRDQNPolicy", "RecurrentPPO": "AlraoLstmPolicy", "MaskablePPO": "AlraoMaskablePolicy"}
+FAMILIES = {"QRDQN": "AlraoQRDQN{}Policy", "RecurrentPPO": "Alrao{}LstmPolicy", "MaskablePPO": "AlraoMaskable{}Policy"}
+"""Algorithms whose policies have another structure, and those that serve them, with Cnn or MultiInput in the name."""
 
 
 def _calling_algorithm() -> BaseAlgorithm | None:
@@ -432,19 +431,22 @@ def _calling_algorithm() -> BaseAlgorithm | None:
     return None
 
 
-def _refuse_algorithm(policy: str, serves: tuple[type[BaseAlgorithm], ...], algorithm: BaseAlgorithm | None) -> None:
+def _refuse_algorithm(policy: type, serves: tuple[type[BaseAlgorithm], ...], algorithm: BaseAlgorithm | None) -> None:
     """Refuse an algorithm of another kind, with the policy that serves it."""
     names = [base.__name__ for base in type(algorithm).__mro__]
     if "TRPO" in names:
         raise ValueError("TRPO has no Alrao policy: it writes the policy's parameters itself, past the learning rates")
-    other = next((name for name in names if name in _OTHERS), None)
+    other = next((name for name in names if name in FAMILIES), None)
     mine = [base.__name__ for base in serves]
     if algorithm is None or (isinstance(algorithm, serves) and (other is None or other in mine)):
         return
     if other is not None:
-        raise ValueError(f"{policy} does not serve {names[0]}: use {_OTHERS[other]} from alrao_rl")
+        form = next((form for form in ("Cnn", "MultiInput") if form in policy.__name__), "")
+        raise ValueError(
+            f"{policy.__name__} does not serve {names[0]}: use {FAMILIES[other].format(form)} from alrao_rl"
+        )
     expected = ", ".join("A2C or PPO" if name == "OnPolicyAlgorithm" else name for name in mine)
-    raise ValueError(f"{policy} does not serve {names[0]}: expected {expected}")
+    raise ValueError(f"{policy.__name__} does not serve {names[0]}: expected {expected}")
 
 
 def _refuse_optimizer(kwargs: dict[str, Any], algorithm: BaseAlgorithm | None) -> None:
