@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ import torch.nn.functional as F
 from sklearn.datasets import load_diabetes, load_digits, make_friedman1
 from torch import Tensor, nn
 
-from alrao_rl import AlraoOptimizer, Output, convert
+from alrao_rl import AlraoOptimizer, Output, convert, provenance
+from alrao_rl.compiled import kernels
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"
-COLUMNS = ["task", "method", "seed", "state", "loss", "error", "seconds"]
+COLUMNS = ["task", "method", "seed", "state", "loss", "error", "seconds", "torch", "loops", "git_commit"]
 SEEDS = range(10)
+LOOPS = "compiled" if kernels.library is not None else "torch"
+MADE_WITH = provenance.current("", "cpu", LOOPS)
 WIDE, RECURRENT = (-5, 1), (-3, 2)
 """Powers of ten that the rates lie between: the paper's interval, and its interval for LSTMs."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,:;()[]{}'`\"_=*+-/<>|#@%\n"
@@ -62,6 +66,7 @@ class Task:
         epochs: passes through the training data.
         batch: examples a step.
         interval: powers of ten between which the rates lie, of SGD and of Alrao.
+        only: the methods that are compared; all if there are none.
     """
 
     data: Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -70,6 +75,7 @@ class Task:
     epochs: int
     batch: int
     interval: tuple[int, int] = WIDE
+    only: tuple[str, ...] = ()
 
 
 def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -118,11 +124,18 @@ def split(x: Tensor, y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor
     return x[train], y[train], x[test], y[test]
 
 
-def convolutional() -> nn.Module:
-    """Two convolutions and two layers."""
+def convolutional(unit: type[nn.Module] = nn.Tanh, normalised: bool = False) -> nn.Module:
+    """Two convolutions and two layers; a layer's units can be normalised, by image, before their activation."""
+
+    def units(layer: nn.Conv2d | nn.Linear) -> list[nn.Module]:
+        if not normalised:
+            return [layer, unit()]
+        n = layer.weight.shape[0]
+        return [layer, nn.LayerNorm(n) if isinstance(layer, nn.Linear) else nn.GroupNorm(1, n), unit()]
+
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.Tanh(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 10),
+        *units(nn.Conv2d(1, 16, 3, padding=1)), nn.MaxPool2d(2), *units(nn.Conv2d(16, 32, 3, padding=1)),
+        nn.MaxPool2d(2), nn.Flatten(), *units(nn.Linear(128, 64)), nn.Linear(64, 10),
     )  # fmt: skip
 
 
@@ -139,12 +152,18 @@ TASKS = {
     "Friedman, MLP": Task(friedman, lambda: perceptron(10, 1), ("5", "values"), 30, 16),
     "diabetes, MLP": Task(diabetes, lambda: perceptron(10, 1), ("5", "values"), 60, 16),
 }
+for _name, _layer, _unit, _normalised in [
+    ("ReLU", "9", nn.ReLU, False), ("tanh, normalised", "12", nn.Tanh, True), ("ReLU, normalised", "12", nn.ReLU, True),
+]:  # fmt: skip
+    _network = partial(convolutional, _unit, _normalised)
+    _task = Task(digits, _network, (_layer, "categorical"), 15, 32, only=("Alrao", "SGD 0.01", "SGD 0.1", "SGD 1"))
+    TASKS[f"digits, ConvNet with {_name}"] = _task
 
 
 def methods(task: Task) -> list[str]:
     """Names of what is compared."""
     low, high = task.interval
-    return ["Alrao", "Adam 1e-3", *(f"SGD {10.0**k:g}" for k in range(low, high + 1))]
+    return list(task.only) or ["Alrao", "Adam 1e-3", *(f"SGD {10.0**k:g}" for k in range(low, high + 1))]
 
 
 def run(name: str, method: str, seed: int) -> dict[str, Any]:
@@ -186,6 +205,7 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
         "task": name, "method": method, "seed": seed, "state": "finished" if finite else "diverged",
         "loss": f"{loss:.6g}", "error": "" if math.isnan(wrong) else f"{wrong:.4f}",
         "seconds": f"{time.perf_counter() - started:.1f}",
+        "torch": torch.__version__, "loops": LOOPS, "git_commit": MADE_WITH["git_commit"],
     }  # fmt: skip
 
 
