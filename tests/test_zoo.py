@@ -71,3 +71,16 @@ def test_an_optimizer_is_refused(zoo, tmp_path):
     done = zoo(train, tmp_path, "policy:'alrao_rl.AlraoPolicy'", f"policy_kwargs:{options}")
     assert done.returncode != 0
     assert "has no effect on an Alrao policy: choose the base update instead" in done.stderr
+
+
+@pytest.mark.long
+def test_an_optimizer_of_a_configuration_is_taken_back_as_the_page_says(zoo, tmp_path):
+    options = "dict(optimizer_class=RMSpropTFLike, optimizer_kwargs=dict(eps=1e-5))"
+    (tmp_path / "my.yml").write_text(f'CartPole-v1:\n  n_timesteps: 500\n  policy_kwargs: "{options}"\n')
+    taken_back = re.search(r'"policy_kwargs:dict\(\)"', PAGE.read_text())[0]
+    train = "python -m rl_zoo3.train --algo a2c --env CartPole-v1 --conf-file my.yml --eval-freq -1 -params"
+    policy = "policy:'alrao_rl.AlraoPolicy'"
+    done = zoo(train, tmp_path, policy)
+    assert "optimizer_class=RMSpropTFLike" in done.stderr
+    done = zoo(train, tmp_path, policy, *shlex.split(taken_back))
+    assert done.returncode == 0, done.stderr

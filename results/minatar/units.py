@@ -6,7 +6,7 @@ trains DQN with Alrao (dqn.toml) on MinAtar Breakout for its first 30,000 steps 
 to units.csv beside this file and skips the rows that are there, so it goes on where it was cut off. What a row says of
 the run: the return averaged over its steps and over the last fifth of them; the median norms of the gradients of the
 convolution and of the layer behind it; the share of those two layers' units that pass (almost) no gradient on at its
-end; how many heads were lost because they were not finite.
+end; how many heads were lost because they were not finite. At the end it prints the table of README.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.stats import t
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
@@ -46,8 +48,8 @@ class Normalised(AlraoMinAtarCNN):
 VARIANTS: Mapping[str, tuple[type[AlraoMinAtarCNN], type[nn.Module]]] = {
     "tanh": (AlraoMinAtarCNN, nn.Tanh),
     "relu": (AlraoMinAtarCNN, nn.ReLU),
-    "relu, normalised": (Normalised, nn.ReLU),
     "tanh, normalised": (Normalised, nn.Tanh),
+    "relu, normalised": (Normalised, nn.ReLU),
 }
 
 
@@ -114,6 +116,30 @@ def run(variant: str, seed: int) -> dict[str, Any]:
     }
 
 
+def table(runs: pd.DataFrame) -> str:
+    """A row a variant, as Markdown: means with 95 % intervals, medians of norms and times."""
+    of_tanh = runs[runs.variant == "tanh"].set_index("seed").auc
+    lines = [
+        "| units | over training | last fifth | less tanh, by seed | gradient of convolution, of linear | "
+        "idle in convolution, linear | heads lost | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in VARIANTS:
+        rows = runs[runs.variant == name].set_index("seed")
+        idle = [f"{100 * rows[column].mean():.0f} %" for column in ("idle_convolution", "idle_linear")]
+        norms = [f"{rows[column].median():.3f}" for column in ("gradient_convolution", "gradient_linear")]
+        less = "" if name == "tanh" else interval(rows.auc - of_tanh)
+        cells = [interval(rows.auc), interval(rows.final), less, ", ".join(norms), ", ".join(idle), rows.lost.sum()]
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} | {rows.seconds.median():.0f} |")
+    return "\n".join(lines)
+
+
+def interval(values: pd.Series) -> str:
+    """Mean and half width of its 95 % interval (Student's t)."""
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():.2f} ± {half:.2f}"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     done = set()
@@ -131,6 +157,7 @@ def main() -> None:
                 writer.writeheader()
             writer.writerow(row)
         print(row, flush=True)
+    print(table(pd.read_csv(RUNS)))
 
 
 if __name__ == "__main__":

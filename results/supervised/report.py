@@ -16,6 +16,10 @@ UNITS = {
     "digits, MLP": "nats", "digits, ConvNet": "nats", "help texts, LSTM": "nats a character",
     "Friedman, MLP": "variances of the target", "diabetes, MLP": "variances of the target",
 }  # fmt: skip
+CONVOLUTIONAL = "digits, ConvNet"
+VARIANTS = {"tanh": "", "ReLU": " with ReLU", "tanh, normalised": " with tanh, normalised",
+            "ReLU, normalised": " with ReLU, normalised"}  # fmt: skip
+"""Units of the ConvNet, and what their tasks have behind its name."""
 TEXT = """# Alrao in supervised learning, as it was published
 
 SGD at every power of ten of an interval, Adam at its default, and Alrao as in the paper (SGD, rates from the same
@@ -26,6 +30,9 @@ of SGD, chosen on these very runs.
 
 {table}
 
+Alrao's loss against that of the best rate and of Adam: of the means, and the geometric mean of the ratios by seed,
+which no single run decides.
+
 {words}
 
 ![Loss against learning rate](figure.svg)
@@ -35,6 +42,15 @@ Share of held-out data that is classified wrongly, in percent, likewise:
 {errors}
 
 {remarks}
+
+## Which units
+
+The ConvNet of above with other units, and with a normalisation (GroupNorm of one group, LayerNorm) before them; loss in
+nats, and in brackets the share of digits that is classified wrongly, in percent:
+
+{variants}
+
+{on_units}
 
 Data, networks and lengths are in [study.py](study.py): scikit-learn's digits (1,797 images of 8 × 8), Friedman's
 function (2,000 points) and diabetes (442 patients), and the help texts that come with Python. Remake:
@@ -56,6 +72,8 @@ best rate:
 Regression found a fault: an average of outputs in which every head keeps a share, as switch has it, is ruined by heads
 whose rates let them diverge; the first three runs on diabetes ended at losses from 3e28 to 1e32. Now the average
 follows what the last step said of each head, before the share (`Switch` in alrao_rl/core/averaging.py)."""
+
+ON_UNITS = """"""
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
@@ -87,8 +105,15 @@ def best_rate(rows: pd.DataFrame) -> str:
     return str(sgd.groupby("method").loss.mean().idxmin())
 
 
+def by_seed(rows: pd.DataFrame, method: str, other: str) -> str:
+    """Geometric mean of the ratio of two methods' losses, seed by seed, with its 95 % interval (Student's t)."""
+    losses = rows.pivot(index="seed", columns="method", values="loss")
+    mean, half = interval(np.log(losses[method] / losses[other]))
+    return f"{np.exp(mean):.2f} [{np.exp(mean - half):.2f}, {np.exp(mean + half):.2f}]"
+
+
 def words(runs: pd.DataFrame) -> str:
-    """How Alrao compares, a sentence a task."""
+    """How Alrao compares, a row a task."""
     lines = []
     for task in UNITS:
         rows = runs[runs.task == task]
@@ -97,11 +122,13 @@ def words(runs: pd.DataFrame) -> str:
         best = best_rate(rows)
         mean = rows.groupby("method").loss.mean()
         lost = int((rows[rows.method == "Alrao"].state == "diverged").sum())
-        lines.append(
-            f"* {task}: against {best}, the best, Alrao's loss is {100 * (mean['Alrao'] / mean[best] - 1):+.1f} %, "
-            f"against Adam {100 * (mean['Alrao'] / mean['Adam 1e-3'] - 1):+.1f} %; {lost} of its runs diverged."
-        )
-    return "\n".join(lines)
+        compared = [
+            f"{100 * (mean['Alrao'] / mean[other] - 1):+.1f} %, by seed {by_seed(rows, 'Alrao', other)}"
+            for other in (best, "Adam 1e-3")
+        ]
+        lines.append(f"| {task} | {best} | {compared[0]} | {compared[1]} | {lost} |")
+    head = "| | best | Alrao against it | Alrao against Adam | diverged |"
+    return "\n".join([head, "|---|---|---|---|---|", *lines])
 
 
 def figure(runs: pd.DataFrame) -> None:
@@ -139,6 +166,18 @@ def table(runs: pd.DataFrame, units: dict[str, str], column: str, digits: int) -
     return "\n".join(lines)
 
 
+def variants(runs: pd.DataFrame) -> str:
+    """A row a kind of units, a column a method, as Markdown."""
+    methods = ["Alrao", "SGD 0.01", "SGD 0.1", "SGD 1"]
+    lines = ["| | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
+    for name, ending in VARIANTS.items():
+        rows = runs[runs.task == CONVOLUTIONAL + ending]
+        cells = [rows[rows.method == method] for method in methods]
+        texts = [f"{cell(one, False)} ({cell(one, False, 'percent', 1)})" for one in cells]
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     runs = pd.read_csv(HERE / "runs.csv")
     runs["percent"] = 100 * runs.error
@@ -154,6 +193,8 @@ def main() -> None:
         words=words(runs),
         errors=table(runs, classified, "percent", 1),
         remarks=REMARKS,
+        variants=variants(runs),
+        on_units=ON_UNITS,
     )
     (HERE / "README.md").write_text(text, encoding="utf-8")
     figure(runs)
