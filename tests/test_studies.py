@@ -42,7 +42,7 @@ def test_the_supervised_study_goes_on_where_it_was_cut_off(tmp_path, monkeypatch
     monkeypatch.setattr(study, "ProcessPoolExecutor", ThreadPoolExecutor)
     monkeypatch.setattr(sys, "argv", ["study.py", "-j", "1"])
     study.main()
-    rows = list(csv.DictReader(study.RUNS.open()))
+    rows = list(csv.DictReader(study.RUNS.read_text().splitlines()))
     assert {(row["method"], row["seed"]) for row in rows} == {(m, str(s)) for m in short.only for s in range(2)}
     diverged = [row for row in rows if row["state"] == "diverged"]
     assert {row["method"] for row in diverged} == {"SGD 1e+10"}
@@ -52,7 +52,7 @@ def test_the_supervised_study_goes_on_where_it_was_cut_off(tmp_path, monkeypatch
     capsys.readouterr()
     study.main()
     assert capsys.readouterr().out.startswith("1/1 short / ")
-    again = list(csv.DictReader(study.RUNS.open()))
+    again = list(csv.DictReader(study.RUNS.read_text().splitlines()))
     before, after = ({(row["method"], row["seed"]): row["loss"] for row in one} for one in (rows, again))
     assert before == after
 

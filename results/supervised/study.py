@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-j", type=int, default=2, help="runs at a time")
     jobs = parser.parse_args().j
-    rows = list(csv.DictReader(RUNS.open())) if RUNS.exists() else []
+    rows = list(csv.DictReader(RUNS.read_text().splitlines())) if RUNS.exists() else []
     done = {(row["task"], row["method"], int(row["seed"])) for row in rows}
     todo = [(t, m, s) for s in SEEDS for t in TASKS for m in methods(TASKS[t]) if (t, m, s) not in done]
     started = time.perf_counter()
