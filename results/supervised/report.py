@@ -24,9 +24,9 @@ TEXT = """# Alrao in supervised learning, as it was published
 
 SGD at every power of ten of an interval, Adam at its default, and Alrao as in the paper (SGD, rates from the same
 interval, switch), which has no rate. The interval is the paper's: 1e-5 to 10, for the LSTM 1e-3 to 100. {n} of
-{requested} runs, {seeds}; loss on held-out data after the last epoch, mean with its 95 % interval (Student's t). A run
-whose loss is not finite counts with the loss of a guess that knows nothing; brackets say how many. Bold: the best rate
-of SGD, chosen on these very runs.
+{requested} runs, {seeds}; loss on held-out data, of a run the mean of ten moments of the last epoch, mean with its 95 %
+interval (Student's t). What is not finite counts with the loss of a guess that knows nothing; brackets say of how many
+runs. Bold: the best rate of SGD, chosen on these very runs.
 
 {table}
 

@@ -4,8 +4,8 @@
 
 appends one row per finished run to runs.csv beside this file and skips the rows that are there, so it goes on where it
 was cut off. Data come with scikit-learn and with Python. Same network, data order and number of epochs for all; the
-score is the loss on held-out data after the last epoch, in the unit of report.py. A run whose loss is not finite
-has the loss of a guess that knows nothing, and is counted as diverged.
+score is the loss on held-out data, the mean of ten moments of the last epoch, in the unit of report.py. Where it is not
+finite it is that of a guess that knows nothing, and the run is counted as diverged.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_diabetes, load_digits, make_friedman1
@@ -32,8 +33,10 @@ from alrao_rl.compiled import kernels
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"
-COLUMNS = ["task", "method", "seed", "state", "loss", "error", "seconds", "torch", "loops", "git_commit"]
+COLUMNS = ["task", "method", "seed", "state", "loss", "last", "error", "seconds", "torch", "loops", "git_commit"]
 SEEDS = range(10)
+MOMENTS = 10
+"""Of the last epoch, at which the held-out loss is taken: a step that happens to be a bad one counts as such steps do."""
 LOOPS = "compiled" if kernels.library is not None else "torch"
 MADE_WITH = provenance.current("", "cpu", LOOPS)
 WIDE, RECURRENT = (-5, 1), (-3, 2)
@@ -174,6 +177,7 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
     x, y, x_test, y_test = task.data(seed)
     network = task.network()
     layer, kind = task.output
+    guess = 1.0 if kind == "values" else math.log(network.get_submodule(layer).out_features)
     if method == "Alrao":
         low, high = task.interval
         options = {"base": "sgd", "lr_range": (10.0**low, 10.0**high), "seed": seed}
@@ -188,22 +192,32 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
         outputs = network(inputs)
         return F.mse_loss(outputs, targets) if kind == "values" else F.cross_entropy(outputs, targets.flatten())
 
-    shuffle = torch.Generator().manual_seed(seed)
-    for _ in range(task.epochs):
-        for batch in torch.randperm(len(x), generator=shuffle).split(task.batch):
+    def held_out() -> tuple[float, float]:
+        """Loss, and share that is classified wrongly."""
+        with torch.no_grad():
+            outputs = network(x_test)
+            loss = loss_of(x_test, y_test).item()
+        wrong = math.nan if kind == "values" else (outputs.argmax(1) != y_test.flatten()).float().mean().item()
+        return loss, wrong
+
+    shuffle, scores = torch.Generator().manual_seed(seed), []
+    for epoch in range(1, task.epochs + 1):
+        batches = torch.randperm(len(x), generator=shuffle).split(task.batch)
+        moments = {round(len(batches) * k / MOMENTS) for k in range(1, MOMENTS + 1)} if epoch == task.epochs else ()
+        for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad()
-            loss_of(x[batch], y[batch]).backward()
+            loss = loss_of(x[batch], y[batch])
+            loss.backward()
             optimizer.step()
-    with torch.no_grad():
-        loss = loss_of(x_test, y_test).item()
-        outputs = network(x_test)
-        wrong = float("nan") if kind == "values" else (outputs.argmax(1) != y_test.flatten()).float().mean().item()
-    finite = math.isfinite(loss)
-    if not finite:
-        loss = 1.0 if kind == "values" else math.log(outputs.shape[1])
+            if step in moments:
+                scores.append(held_out())
+    losses, wrong = np.array(scores).T
+    finite = np.isfinite(losses)
+    losses[~finite] = guess
     return {
-        "task": name, "method": method, "seed": seed, "state": "finished" if finite else "diverged",
-        "loss": f"{loss:.6g}", "error": "" if math.isnan(wrong) else f"{wrong:.4f}",
+        "task": name, "method": method, "seed": seed, "state": "finished" if finite.all() else "diverged",
+        "loss": f"{losses.mean():.6g}", "last": f"{losses[-1]:.6g}",
+        "error": "" if kind == "values" else f"{wrong.mean():.4f}",
         "seconds": f"{time.perf_counter() - started:.1f}",
         "torch": torch.__version__, "loops": LOOPS, "git_commit": MADE_WITH["git_commit"],
     }  # fmt: skip
