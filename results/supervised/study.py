@@ -36,7 +36,7 @@ RUNS = HERE / "runs.csv"
 COLUMNS = ["task", "method", "seed", "state", "loss", "last", "error", "seconds", "torch", "loops", "git_commit"]
 SEEDS = range(10)
 MOMENTS = 10
-"""Of the last epoch, at which the held-out loss is taken: a step that happens to be a bad one counts as such steps do."""
+"""Of the last epoch, at which the held-out loss is taken: a step that happens to be bad counts as often as such are."""
 LOOPS = "compiled" if kernels.library is not None else "torch"
 MADE_WITH = provenance.current("", "cpu", LOOPS)
 WIDE, RECURRENT = (-5, 1), (-3, 2)
