@@ -66,7 +66,9 @@ class Rows:
                     raise ValueError(f"line {reader.line_num} is a second row of {', '.join(filter(None, key))}")
                 self._rows[key] = row
         except (ValueError, csv.Error) as error:
-            raise UserError(f"{path} is not as a sweep writes it: {error}") from None
+            raise UserError(
+                f"{path} is not as a sweep writes it: {error}; mend it, or bring an older one back"
+            ) from None
 
     def get(self, key: Key) -> Row | None:
         """The row of a run."""
