@@ -18,7 +18,7 @@ UNITS = {
 }  # fmt: skip
 CONVOLUTIONAL = "digits, ConvNet"
 VARIANTS = {"tanh": "", "ReLU": " with ReLU", "tanh, normalised": " with tanh, normalised",
-            "ReLU, normalised": " with ReLU, normalised"}  # fmt: skip
+            "ReLU, normalised": " with ReLU, normalised", "four times the units": " with four times the units"}  # fmt: skip
 """Units of the ConvNet, and what their tasks have behind its name."""
 TEXT = """# Alrao in supervised learning, as it was published
 

@@ -127,8 +127,8 @@ def split(x: Tensor, y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor
     return x[train], y[train], x[test], y[test]
 
 
-def convolutional(unit: type[nn.Module] = nn.Tanh, normalised: bool = False) -> nn.Module:
-    """Two convolutions and two layers; a layer's units can be normalised, by image, before their activation."""
+def convolutional(unit: type[nn.Module] = nn.Tanh, normalised: bool = False, times: int = 1) -> nn.Module:
+    """Two convolutions and two layers, of so many times their units, which are normalised before their activation."""
 
     def units(layer: nn.Conv2d | nn.Linear) -> list[nn.Module]:
         if not normalised:
@@ -136,9 +136,10 @@ def convolutional(unit: type[nn.Module] = nn.Tanh, normalised: bool = False) -> 
         n = layer.weight.shape[0]
         return [layer, nn.LayerNorm(n) if isinstance(layer, nn.Linear) else nn.GroupNorm(1, n), unit()]
 
+    n, m, k = 16 * times, 32 * times, 64 * times
     return nn.Sequential(
-        *units(nn.Conv2d(1, 16, 3, padding=1)), nn.MaxPool2d(2), *units(nn.Conv2d(16, 32, 3, padding=1)),
-        nn.MaxPool2d(2), nn.Flatten(), *units(nn.Linear(128, 64)), nn.Linear(64, 10),
+        *units(nn.Conv2d(1, n, 3, padding=1)), nn.MaxPool2d(2), *units(nn.Conv2d(n, m, 3, padding=1)),
+        nn.MaxPool2d(2), nn.Flatten(), *units(nn.Linear(4 * m, k)), nn.Linear(k, 10),
     )  # fmt: skip
 
 
@@ -155,12 +156,14 @@ TASKS = {
     "Friedman, MLP": Task(friedman, lambda: perceptron(10, 1), ("5", "values"), 30, 16),
     "diabetes, MLP": Task(diabetes, lambda: perceptron(10, 1), ("5", "values"), 60, 16),
 }
-for _name, _layer, _unit, _normalised in [
-    ("ReLU", "9", nn.ReLU, False), ("tanh, normalised", "12", nn.Tanh, True), ("ReLU, normalised", "12", nn.ReLU, True),
-]:  # fmt: skip
-    _network = partial(convolutional, _unit, _normalised)
-    _task = Task(digits, _network, (_layer, "categorical"), 15, 32, only=("Alrao", "SGD 0.01", "SGD 0.1", "SGD 1"))
-    TASKS[f"digits, ConvNet with {_name}"] = _task
+for _name, _layer, _network in [
+    ("ReLU", "9", partial(convolutional, nn.ReLU)),
+    ("tanh, normalised", "12", partial(convolutional, nn.Tanh, normalised=True)),
+    ("ReLU, normalised", "12", partial(convolutional, nn.ReLU, normalised=True)),
+    ("four times the units", "9", partial(convolutional, times=4)),
+]:
+    _only = ("Alrao", "SGD 0.01", "SGD 0.1", "SGD 1")
+    TASKS[f"digits, ConvNet with {_name}"] = Task(digits, _network, (_layer, "categorical"), 15, 32, only=_only)
 
 
 def methods(task: Task) -> list[str]:
