@@ -17,9 +17,14 @@ UNITS = {
     "Friedman, MLP": "variances of the target", "diabetes, MLP": "variances of the target",
 }  # fmt: skip
 CONVOLUTIONAL = "digits, ConvNet"
-VARIANTS = {"tanh": "", "ReLU": " with ReLU", "tanh, normalised": " with tanh, normalised",
-            "ReLU, normalised": " with ReLU, normalised", "four times the units": " with four times the units"}  # fmt: skip
-"""Units of the ConvNet, and what their tasks have behind its name."""
+VARIANTS = {
+    "tanh": CONVOLUTIONAL,
+    **{
+        name: f"{CONVOLUTIONAL} with {name}"
+        for name in ("ReLU", "tanh, normalised", "ReLU, normalised", "four times the units")
+    },
+}
+"""Kinds of the ConvNet, and their tasks."""
 TEXT = """# Alrao in supervised learning, as it was published
 
 SGD at every power of ten of an interval, Adam at its default, and Alrao as in the paper (SGD, rates from the same
@@ -169,12 +174,12 @@ def table(runs: pd.DataFrame, units: dict[str, str], column: str, digits: int) -
 def variants(runs: pd.DataFrame) -> str:
     """A row a kind of units, a column a method, as Markdown."""
     methods = ["Alrao", "SGD 0.01", "SGD 0.1", "SGD 1"]
-    lines = ["| | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
-    for name, ending in VARIANTS.items():
-        rows = runs[runs.task == CONVOLUTIONAL + ending]
+    lines = ["| | " + " | ".join(methods) + " | Alrao to the best, by seed |", "|---|" + "---|" * (len(methods) + 1)]
+    for name, task in VARIANTS.items():
+        rows = runs[runs.task == task]
         cells = [rows[rows.method == method] for method in methods]
         texts = [f"{cell(one, False)} ({cell(one, False, 'percent', 1)})" for one in cells]
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+        lines.append(f"| {name} | {' | '.join(texts)} | {by_seed(rows, 'Alrao', best_rate(rows))} |")
     return "\n".join(lines)
 
 

@@ -33,7 +33,20 @@ from alrao_rl.compiled import kernels
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"
-COLUMNS = ["task", "method", "seed", "state", "loss", "last", "error", "seconds", "torch", "loops", "git_commit"]
+COLUMNS = [
+    "task",
+    "method",
+    "seed",
+    "state",
+    "loss",
+    "last",
+    "error",
+    "largest",
+    "seconds",
+    "torch",
+    "loops",
+    "git_commit",
+]
 SEEDS = range(10)
 MOMENTS = 10
 """Of the last epoch, at which the held-out loss is taken: a step that happens to be bad counts as often as such are."""
@@ -220,10 +233,19 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
     return {
         "task": name, "method": method, "seed": seed, "state": "finished" if finite.all() else "diverged",
         "loss": f"{losses.mean():.6g}", "last": f"{losses[-1]:.6g}",
-        "error": "" if kind == "values" else f"{wrong.mean():.4f}",
+        "error": "" if kind == "values" else f"{wrong.mean():.4f}", "largest": largest_unit(network, layer, x_test),
         "seconds": f"{time.perf_counter() - started:.1f}",
         "torch": torch.__version__, "loops": LOOPS, "git_commit": MADE_WITH["git_commit"],
     }  # fmt: skip
+
+
+@torch.no_grad()
+def largest_unit(network: nn.Module, layer: str, x: Tensor) -> str:
+    """The largest share of one unit in the mean square of what a chain's last hidden layer says."""
+    if not isinstance(network, nn.Sequential):
+        return ""
+    squares = network[: int(layer)](x).square().mean(0)
+    return f"{squares.max() / squares.sum():.3f}"
 
 
 def main() -> None:
