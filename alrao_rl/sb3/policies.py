@@ -337,8 +337,8 @@ class AlraoPolicy:
     decaying schedule anneals.
 
     All of the stock policy's keywords work. The default ``activation_fn`` is tanh, also for DQN: a unit whose learning
-    rate is far too large must saturate, not explode and take the units behind it along. With unbounded units (ReLU)
-    use a normalisation.
+    rate is far too large must saturate, not explode and take the units behind it along. Unbounded units (ReLU) are best
+    put behind a normalisation, and left to bases whose steps are bounded: all but ``sgd``.
 
     Args:
         alrao: options as a dict, see :class:`~alrao_rl.core.AlraoConfig`:
