@@ -125,9 +125,8 @@ def _refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:
     kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     known = "Box, Discrete, MultiDiscrete or MultiBinary"
     observed = env.observation_space
-    if not all(
-        isinstance(one, kinds) for one in (observed.values() if isinstance(observed, spaces.Dict) else [observed])
-    ):
+    parts = observed.values() if isinstance(observed, spaces.Dict) else [observed]
+    if not all(isinstance(part, kinds) for part in parts):
         raise UserError(
             f"{env_id} observes {observed}, expected {known}, or a Dict of these; wrap it, for instance in "
             "gymnasium.wrappers.FlattenObservation"

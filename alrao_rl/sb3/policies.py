@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -67,7 +67,8 @@ class AlraoPolicyMixin:
         algorithm = _calling_algorithm()
         _refuse_algorithm(type(self), self.serves, algorithm)
         _refuse_optimizer(kwargs, algorithm)
-        for option in AlraoConfig.__dataclass_fields__.keys() & kwargs.keys():
+        option = next((field.name for field in fields(AlraoConfig) if field.name in kwargs), None)
+        if option is not None:
             raise TypeError(f"{option} is an option of Alrao: write policy_kwargs=dict(alrao=dict({option}=...))")
         if kwargs.get("features_extractor_class") is None:
             kwargs["features_extractor_class"] = self._extractor(space)

@@ -34,24 +34,11 @@ from alrao_rl.compiled import kernels
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"
 COLUMNS = [
-    "task",
-    "method",
-    "seed",
-    "state",
-    "loss",
-    "last",
-    "error",
-    "largest",
-    "seconds",
-    "torch",
-    "loops",
-    "git_commit",
-]
+    "task", "method", "seed", "state", "loss", "last", "error", "largest", "seconds", "torch", "loops", "git_commit",
+]  # fmt: skip
 SEEDS = range(10)
 MOMENTS = 10
 """Of the last epoch, at which the held-out loss is taken: a step that happens to be bad counts as often as such are."""
-LOOPS = "compiled" if kernels.library is not None else "torch"
-MADE_WITH = provenance.current("", "cpu", LOOPS)
 WIDE, RECURRENT = (-5, 1), (-3, 2)
 """Powers of ten that the rates lie between: the paper's interval, and its interval for LSTMs."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,:;()[]{}'`\"_=*+-/<>|#@%\n"
@@ -204,15 +191,14 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
     else:
         optimizer = torch.optim.SGD(network.parameters(), lr=float(method.split()[1]))
 
-    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = network(inputs)
+    def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, targets) if kind == "values" else F.cross_entropy(outputs, targets.flatten())
 
     def held_out() -> tuple[float, float]:
         """Loss, and share that is classified wrongly."""
         with torch.no_grad():
             outputs = network(x_test)
-            loss = loss_of(x_test, y_test).item()
+            loss = loss_of(outputs, y_test).item()
         wrong = math.nan if kind == "values" else (outputs.argmax(1) != y_test.flatten()).float().mean().item()
         return loss, wrong
 
@@ -222,7 +208,7 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
         moments = {round(len(batches) * k / MOMENTS) for k in range(1, MOMENTS + 1)} if epoch == task.epochs else ()
         for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad()
-            loss = loss_of(x[batch], y[batch])
+            loss = loss_of(network(x[batch]), y[batch])
             loss.backward()
             optimizer.step()
             if step in moments:
@@ -235,7 +221,6 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
         "loss": f"{losses.mean():.6g}", "last": f"{losses[-1]:.6g}",
         "error": "" if kind == "values" else f"{wrong.mean():.4f}", "largest": largest_unit(network, layer, x_test),
         "seconds": f"{time.perf_counter() - started:.1f}",
-        "torch": torch.__version__, "loops": LOOPS, "git_commit": MADE_WITH["git_commit"],
     }  # fmt: skip
 
 
@@ -252,6 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-j", type=int, default=2, help="runs at a time")
     jobs = parser.parse_args().j
+    facts = provenance.current("", "cpu", "torch" if kernels.library is None else "compiled")
+    made_with = {"torch": facts["versions"]["torch"], "loops": facts["loops"], "git_commit": facts["git_commit"]}
     rows = list(csv.DictReader(RUNS.read_text().splitlines())) if RUNS.exists() else []
     done = {(row["task"], row["method"], int(row["seed"])) for row in rows}
     todo = [(t, m, s) for s in SEEDS for t in TASKS for m in methods(TASKS[t]) if (t, m, s) not in done]
@@ -262,7 +249,7 @@ def main() -> None:
             writer.writeheader()
         for n, future in enumerate(as_completed([pool.submit(run, *one) for one in todo]), start=1):
             row = future.result()
-            writer.writerow(row)
+            writer.writerow(row | made_with)
             file.flush()
             left = (time.perf_counter() - started) / n * (len(todo) - n) / 60
             key = f"{row['task']} / {row['method']} / {row['seed']}"
