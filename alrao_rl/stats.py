@@ -329,6 +329,30 @@ def bootstrap(
     )
 
 
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean of one set of scores, which few seeds do not make too narrow.
+
+    Exact for scores that are normally distributed; :func:`bootstrap` assumes no distribution, but wants more seeds.
+
+    Args:
+        values: ``(..., n_seeds)``, finite.
+        confidence: nominal coverage.
+
+    Returns:
+        Mean and ends, ``(...)`` each. Ends are nan with fewer than two seeds, all of it with none.
+
+    Raises:
+        ValueError: ``confidence`` out of range; scores that are not finite.
+    """
+    number("confidence", confidence, 0, 1)
+    scores = _array("the scores", values)
+    n, middle = scores.shape[-1], _mean(scores)
+    if n < 2:
+        return Interval(middle, middle * np.nan, middle * np.nan)
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * scores.std(-1, ddof=1) / math.sqrt(n)
+    return Interval(middle, middle - half, middle + half)
+
+
 def learning_curve(curves: Scores, n_resamples: int = 2_000, **options: Any) -> Interval:
     """IQM over all runs at every point of their curves, with its pointwise band.
 
@@ -532,21 +556,30 @@ def _named(scores: Scores) -> dict[Any, Array]:
     """
     named: dict[Any, Array] = {}
     for env, values in scores.items() if isinstance(scores, Mapping) else enumerate(scores):
-        array = np.asarray(values, np.float64)
-        if array.ndim == 0:
-            raise ValueError(f"the scores of environment {env!r} are {values!r}, expected an array, one score a seed")
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"the scores of environment {env!r} hold {array[~np.isfinite(array)][0]}, expected finite numbers: "
-                "a failed run scores the environment's floor, an unfinished one has no score yet"
-            )
-        named[env] = array
+        named[env] = _array(f"the scores of environment {env!r}", values)
     return named
+
+
+def _array(what: str, values: ArrayLike) -> Array:
+    array = np.asarray(values, np.float64)
+    if array.ndim == 0:
+        raise ValueError(f"{what} are {values!r}, expected an array, one score a seed")
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{what} hold {array[~np.isfinite(array)][0]}, expected finite numbers: "
+            "a failed run scores the environment's floor, an unfinished one has no score yet"
+        )
+    return array
+
+
+def _mean(scores: Array) -> Values:
+    """Over the seeds, ``(...)``; nan where there are none."""
+    return scores.mean(axis=-1) if scores.shape[-1] else np.full(scores.shape[:-1], np.nan)
 
 
 def _by_environment(scores: Scores) -> Array:
     """Mean over the seeds of each environment, ``(n_envs, ...)``; nan for one without runs or where there is none."""
-    means = [a.mean(axis=-1) if a.shape[-1] else np.full(a.shape[:-1], np.nan) for a in _named(scores).values()]
+    means = [_mean(a) for a in _named(scores).values()]
     return np.stack(np.broadcast_arrays(*means or [np.full((), np.nan)]))
 
 

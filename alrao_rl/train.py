@@ -266,7 +266,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     made_with = provenance.current(
         shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
         str(model.device),
-        "torch" if kernels.library is None else "compiled",
+        kernels.LOOPS,
         type(model),
         *map(type, env.get_attr("unwrapped")),
     )

@@ -448,10 +448,9 @@ def test_another_version(interrupted, broken, train, capfd, monkeypatch):
     begun = config["provenance"]
     before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
     assert main([*PPO_RUN, "--checkpoint-interval", "1", "--out", str(broken)]) == 2
-    loops = "torch" if kernels.library is None else "compiled"
     changed = (
         f"(torch: 1.0 -> {version('torch')}, numpy: 1.1 -> {version('numpy')}, device: cuda -> cpu, "
-        f"loops: others -> {loops})"
+        f"loops: others -> {kernels.LOOPS})"
     )
     err = capfd.readouterr().err
     assert err.startswith(

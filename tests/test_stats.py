@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from scipy.stats import bootstrap, mannwhitneyu
+from scipy.stats import bootstrap, mannwhitneyu, ttest_1samp
 
 from alrao_rl import stats
 
@@ -391,6 +391,29 @@ def test_bootstrap_refuses(options, message):
 def test_a_statistic_that_forgets_the_last_axis_is_refused():
     with pytest.raises(ValueError, match="work along the last axis"):
         stats.bootstrap(lambda s: np.mean(s[0]), [[1.0, 2.0, 3.0]])
+
+
+def test_mean_interval_by_hand():
+    """Mean 1, standard deviation 1, and 4.3027 is Student's quantile with two degrees of freedom."""
+    assert stats.mean_interval([0.0, 1.0, 2.0]) == pytest.approx(
+        (1, 1 - 4.30265 / 3**0.5, 1 + 4.30265 / 3**0.5), abs=1e-5
+    )
+    assert stats.mean_interval([3.0, 3.0]) == (3, 3, 3)
+    assert np.isnan(stats.mean_interval([3.0])).tolist() == [False, True, True]
+    assert np.isnan(stats.mean_interval([])).all()
+
+
+def test_mean_interval_is_scipys():
+    x = np.random.default_rng(0).normal(size=(3, 7))
+    ours = stats.mean_interval(x, confidence=0.8)
+    np.testing.assert_allclose(ours[1:], ttest_1samp(x, 0, axis=-1).confidence_interval(0.8))
+    assert ours.low.tolist() == [stats.mean_interval(row, confidence=0.8).low for row in x]
+
+
+@pytest.mark.parametrize("values", [[1.0, math.nan], 1.0])
+def test_mean_interval_refuses(values):
+    with pytest.raises(ValueError, match=r"^the scores (hold nan, expected finite|are 1\.0, expected an array)"):
+        stats.mean_interval(values)
 
 
 def test_learning_curve():

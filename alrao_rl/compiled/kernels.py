@@ -55,3 +55,5 @@ def _load() -> ctypes.CDLL | None:
 
 
 library = _load()
+LOOPS = "torch" if library is None else "compiled"
+"""What computes small networks here: the two round differently."""

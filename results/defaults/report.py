@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from alrao_rl.stats import normalise
+from alrao_rl.stats import mean_interval, normalise
 
 HERE = Path(__file__).parent
 DEFAULT = "the default"
@@ -29,19 +27,12 @@ def named(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([same_rules, runs.assign(setting=runs.setting.replace(names))])
 
 
-def interval(values: pd.Series) -> tuple[float, float]:
-    """Mean and half width of the 95 % interval of the mean (Student's t); NaN below three seeds."""
-    n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 2 else float("nan")
-    return float(values.mean()), float(half)
-
-
 def cell(values: pd.Series, requested: int) -> str:
     """``mean ± half width (n of requested)``, the bracket only where seeds are missing."""
     if values.empty:
         return "–"
-    mean, half = interval(values)
-    text = f"{mean:.0f}" if np.isnan(half) else f"{mean:.0f} ± {half:.0f}"
+    mean, _, high = mean_interval(values)
+    text = f"{mean:.0f} ± {high - mean:.0f}" if len(values) > 2 else f"{mean:.0f}"
     return text if len(values) == requested else f"{text} ({len(values)} of {requested})"
 
 

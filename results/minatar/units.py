@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
@@ -136,8 +135,8 @@ def table(runs: pd.DataFrame) -> str:
 
 def interval(values: pd.Series) -> str:
     """Mean and half width of its 95 % interval (Student's t)."""
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.2f} ± {half:.2f}"
+    mean, _, high = stats.mean_interval(values)
+    return f"{mean:.2f} ± {high - mean:.2f}"
 
 
 def main() -> None:

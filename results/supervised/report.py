@@ -8,7 +8,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from alrao_rl.stats import mean_interval
 
 HERE = Path(__file__).parent
 SEEDS = 10
@@ -96,19 +97,12 @@ In reinforcement learning, where a step of the base update (RMSprop) is about as
 ([MinAtar](../minatar/README.md#which-units))."""
 
 
-def interval(values: pd.Series) -> tuple[float, float]:
-    """Mean and half width of the 95 % interval of the mean."""
-    n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 2 else float("nan")
-    return float(values.mean()), float(half)
-
-
 def cell(rows: pd.DataFrame, best: bool, column: str = "loss", digits: int = 3) -> str:
     """``mean ± half width (2 diverged)``."""
     if rows.empty:
         return "–"
-    mean, half = interval(rows[column])
-    text = f"{mean:.{digits}f}" if np.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
+    mean, _, high = mean_interval(rows[column])
+    text = f"{mean:.{digits}f}" if np.isnan(high) else f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
     diverged = int((rows.state == "diverged").sum())
     return (f"**{text}**" if best else text) + (f" ({diverged} diverged)" if diverged else "")
 
@@ -128,8 +122,8 @@ def best_rate(rows: pd.DataFrame) -> str:
 def by_seed(rows: pd.DataFrame, method: str, other: str) -> str:
     """Geometric mean of the ratio of two methods' losses, seed by seed, with its 95 % interval (Student's t)."""
     losses = rows.pivot(index="seed", columns="method", values="loss")
-    mean, half = interval(np.log(losses[method] / losses[other]))
-    return f"{np.exp(mean):.2f} [{np.exp(mean - half):.2f}, {np.exp(mean + half):.2f}]"
+    ratio, low, high = np.exp(mean_interval(np.log(losses[method] / losses[other])))
+    return f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def words(runs: pd.DataFrame) -> str:
@@ -157,14 +151,16 @@ def figure(runs: pd.DataFrame) -> None:
     picture, axes = plt.subplots(1, len(UNITS), figsize=(14, 3.2), layout="constrained")
     for ax, (task, unit) in zip(axes, UNITS.items(), strict=True):
         rows = runs[runs.task == task]
-        sgd = {rate: interval(rows[rows.method == method].loss) for method, rate in sgd_rates(rows).items()}
-        ax.errorbar(sgd.keys(), [m for m, _ in sgd.values()], [h for _, h in sgd.values()], marker="o", label="SGD")
+        rates = sgd_rates(rows)
+        sgd = [mean_interval(rows[rows.method == method].loss) for method in rates]
+        means, errors = [one.estimate for one in sgd], [one.high - one.estimate for one in sgd]
+        ax.errorbar(rates.values(), means, errors, marker="o", label="SGD")
         if len(alrao := rows[rows.method == "Alrao"]):
-            mean, half = interval(alrao.loss)
-            ax.axhspan(mean - half, mean + half, color="C1", alpha=0.3, linewidth=0)
+            mean, low, high = mean_interval(alrao.loss)
+            ax.axhspan(low, high, color="C1", alpha=0.3, linewidth=0)
             ax.axhline(mean, color="C1", label="Alrao")
         if len(adam := rows[rows.method == "Adam 1e-3"]):
-            ax.axhline(interval(adam.loss)[0], color="C2", linestyle="--", label="Adam 1e-3")
+            ax.axhline(adam.loss.mean(), color="C2", linestyle="--", label="Adam 1e-3")
         ax.set(xscale="log", yscale="log", title=task, xlabel="learning rate of SGD", ylabel=f"loss, {unit}")
     axes[0].legend()
     picture.savefig(HERE / "figure.svg", metadata={"Date": None})

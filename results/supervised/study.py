@@ -237,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-j", type=int, default=2, help="runs at a time")
     jobs = parser.parse_args().j
-    facts = provenance.current("", "cpu", "torch" if kernels.library is None else "compiled")
+    facts = provenance.current("", "cpu", kernels.LOOPS)
     made_with = {"torch": facts["versions"]["torch"], "loops": facts["loops"], "git_commit": facts["git_commit"]}
     rows = list(csv.DictReader(RUNS.read_text().splitlines())) if RUNS.exists() else []
     done = {(row["task"], row["method"], int(row["seed"])) for row in rows}
