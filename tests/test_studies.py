@@ -69,3 +69,23 @@ def test_the_supervised_page_is_what_its_rows_make(tmp_path, monkeypatch):
 def test_the_table_of_units_is_what_its_rows_make():
     units = script(RESULTS / "minatar" / "units.py")
     assert units.table(pd.read_csv(units.RUNS)) in (units.HERE / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("study", "scores"), [("qrdqn", ("auc", "final_return")), ("recurrent", ("last_evaluation", "auc"))]
+)
+def test_the_tables_of_looks_are_what_their_runs_make(study, scores):
+    tables = "\n".join(script(RESULTS / "look.py").tables(str(RESULTS / study), list(scores)))
+    assert tables.strip() in (RESULTS / study / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_look_counts_failed_runs_and_says_which_have_not_ended(monkeypatch):
+    """Two seeds finished with 2 and 4, one failed and has the floor, 0; the last one is under way."""
+    look = script(RESULTS / "look.py")
+    runs = pd.DataFrame({"state": ["finished", "finished", "failed", "running"], "auc": [2.0, 4.0, 0.0, float("nan")]})
+    runs = runs.assign(env="E-v0", agent="dqn-adam", policy="stock", learning_rate=0.01, seed=range(4))
+    monkeypatch.setattr(look, "load_results", lambda folder: runs)
+    assert "\n".join(look.tables("", ["auc"])) == (
+        "| agent | seeds 0 to 3, over training | mean |\n|---|---|---|\n"
+        "| dqn-adam at 0.01 | 2.0, 4.0, 0.0, running | 2.0 ± 5.0 |\n"
+    )

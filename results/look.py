@@ -1,0 +1,53 @@
+"""The tables of a sweep with few seeds, as Markdown: ``python results/look.py FOLDER [--scores SCORE ...]``.
+
+For each environment a row an agent, in bold with Alrao, and learning rate: what each seed has of the first score, and of every score the
+mean with its 95 % interval (Student's t). Scores are columns of ``alrao_rl.load_results``; a run that failed has the
+environment's floor, and the state of one that has not ended stands in its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pandas as pd
+
+from alrao_rl import load_results
+from alrao_rl.stats import mean_interval
+
+SCORES = {"auc": "over training", "final_return": "last fifth", "last_evaluation": "last evaluation"}
+ENDED = ("finished", "failed", "diverged")
+
+
+def tables(folder: str, scores: list[str]) -> Iterator[str]:
+    """One for each environment, under its name where there are several."""
+    runs = load_results(folder)
+    first, *others = [SCORES[score] for score in scores]
+    for env, here in runs.groupby("env", sort=False):
+        if runs.env.nunique() > 1:
+            yield f"{env}:\n"
+        digits = 0 if here[scores].abs().max(axis=None) >= 100 else 1
+        seeds = f"seeds {here.seed.min()} to {here.seed.max()}"
+        columns = ["agent", f"{seeds}, {first}", "mean", *others]
+        yield f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+        for (agent, policy, rate), rows in here.groupby(["agent", "policy", "learning_rate"], dropna=False):
+            rows = rows.sort_values("seed")
+            name = f"**{agent}**" if policy == "alrao" else f"{agent} at {rate:g}"
+            each = [f"{row[scores[0]]:.{digits}f}" if row.state in ENDED else row.state for _, row in rows.iterrows()]
+            means = [cell(rows[rows.state.isin(ENDED)][score], digits) for score in scores]
+            yield f"| {name} | {', '.join(each)} | {' | '.join(means)} |"
+        yield ""
+
+
+def cell(values: pd.Series, digits: int) -> str:
+    """``mean ± half width of its interval``, or what there is of it."""
+    mean, _, high = mean_interval(values)
+    return "–" if values.empty else f"{mean:.{digits}f}" + (f" ± {high - mean:.{digits}f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="of a sweep")
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=["auc", "final_return"])
+    given = parser.parse_args()
+    print("\n".join(tables(given.folder, given.scores)))
