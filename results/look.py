@@ -1,8 +1,8 @@
 """The tables of a sweep with few seeds, as Markdown: ``python results/look.py FOLDER [--scores SCORE ...]``.
 
-For each environment a row an agent, in bold with Alrao, and learning rate: what each seed has of the first score, and of every score the
-mean with its 95 % interval (Student's t). Scores are columns of ``alrao_rl.load_results``; a run that failed has the
-environment's floor, and the state of one that has not ended stands in its place.
+For each environment a row an agent, in bold with Alrao, and learning rate: what each seed has of the first score, and
+of every score the mean with its 95 % interval (Student's t). Scores are columns of ``alrao_rl.load_results``; a run
+that failed has the environment's floor, and the state of one that has not ended stands in its place.
 """
 
 from __future__ import annotations
