@@ -27,6 +27,7 @@ _NAMES = {
     "AlraoConfig": "alrao_rl.core",
     "AlraoOptimizer": "alrao_rl.core",
     "Output": "alrao_rl.core",
+    "averaged": "alrao_rl.plain",
     "convert": "alrao_rl.core",
     "load_agent": "alrao_rl.agent",
     "load_results": "alrao_rl.load",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from alrao_rl.core import Output as Output
     from alrao_rl.core import convert as convert
     from alrao_rl.load import load_results as load_results
+    from alrao_rl.plain import averaged as averaged
     from alrao_rl.sb3.callback import AlraoCallback as AlraoCallback
     from alrao_rl.sb3.policies import AlraoActorCriticPolicy as AlraoActorCriticPolicy
     from alrao_rl.sb3.policies import AlraoCnnPolicy as AlraoCnnPolicy

@@ -247,7 +247,7 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
         It is there to act: the file holds no optimizer state and no replay buffer.
 
     Raises:
-        UserError: there is no such agent, or the file is truncated or not ours.
+        UserError: there is no such agent, or the file is damaged or not ours.
     """
     path = agent_path(run, which)
     check_device(device)
@@ -268,7 +268,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
     The model takes observations as they were in training: normalised by the statistics, if there are any.
 
     Raises:
-        UserError: there is no such agent, or the file is truncated or not ours.
+        UserError: there is no such agent, or the file is damaged or not ours.
     """
     description, tensors = read_agent(path)
     try:
@@ -332,7 +332,7 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The description and the tensors of an agent's file, checked against their hash.
 
     Raises:
-        UserError: no such file, truncated, damaged or not ours.
+        UserError: no such file, damaged or not ours.
     """
     try:
         data = path.read_bytes()
@@ -346,7 +346,7 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER])
         tensors = load(data)
     except Exception:
-        raise UserError(f"{path} is not an agent of alrao-rl, or it is truncated") from None
+        raise UserError(f"{path} is not an agent of alrao-rl, or it is damaged") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{path} is not an agent of this version: expected the format {FORMAT!r}")
     if _digest(data) != description.get("sha256"):

@@ -40,9 +40,9 @@ def number(name: str, value: Any, low: float, high: float = math.inf, ends: str 
     """
     inside = is_number(value) and low <= value <= high
     if not inside or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
-        kind = (
-            "a positive number" if (low, high) == (0, math.inf) else f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}"
-        )
+        kind = f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}"
+        if (low, high) == (0, math.inf):
+            kind = "a positive number" + (" or 0" if ends[0] == "[" else "")
         raise ValueError(f"{name} is {value!r}, expected {also}{kind}")
     return float(value)
 

@@ -141,7 +141,7 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
     import torch
     from gymnasium import spaces
 
-    from alrao_rl.sb3.plain import Acting
+    from alrao_rl.sb3.acting import Acting
 
     space = model.observation_space
     parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}

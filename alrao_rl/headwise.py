@@ -704,6 +704,10 @@ def _by_vmap(func: Any, args: Any, kwargs: Any) -> Any:
     try:
         result = torch.vmap(one_branch, randomness="same")(*mapped.values())
     except Exception as error:
+        try:
+            _visible(func, args, kwargs)
+        except Exception as mistake:  # what torch refuses of a plain tensor, too, it says itself
+            raise mistake from None
         name = getattr(func, "__name__", str(func))
         raise HeadwiseError(
             f"{name}() cannot be applied to the output of Alrao heads ({type(error).__name__}: "

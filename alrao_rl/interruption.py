@@ -12,6 +12,7 @@ only C code that hangs and does not let go of the interpreter's lock.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -190,4 +191,8 @@ def leave(status: int) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+    if "ale_py" in sys.modules:
+        # It complains at length of games that are there at the end. What torch holds is free only the second time.
+        gc.collect()
+        gc.collect()
     sys.exit(status)

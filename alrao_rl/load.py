@@ -17,13 +17,12 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import first_value, is_number
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.runs import COLUMNS, check_manifest, flatten, read_json, read_run_file
+from alrao_rl.runs import COLUMNS, STATES, check_manifest, flatten, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
 
 _FILES = {"config.json", "status.json", "episodes.csv"}
-_STATES = ("queued", "running", "interrupted", "finished", "failed")
 _NOT_A_SETTING = ("agent", "env", "seed", "timesteps", "eval_episodes", "provenance")
 
 
@@ -239,7 +238,7 @@ _CONFIG: dict[str, Any] = {
     "timesteps": lambda value: _is_count(value) and value > 0, "seed": _is_count,
 }  # fmt: skip
 """What the table needs of a configuration: a type, or a test."""
-_STATUS: dict[str, Any] = {"state": _STATES.__contains__}
+_STATUS: dict[str, Any] = {"state": STATES.__contains__}
 
 
 def _checked(data: dict[str, Any], path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:

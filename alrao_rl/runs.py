@@ -37,6 +37,8 @@ COLUMNS = {
     "timing.csv": ("timestep", "wall_seconds", "steps_per_second"),
 }
 AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))
+STATES = ("queued", "running", "interrupted", "finished", "failed")
+"""Of a run folder."""
 TRACEBACK = "traceback.txt"
 CHECKPOINT = "checkpoint"
 MANIFEST = "sha256.json"
@@ -174,7 +176,7 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def set_status(self, state: str, **details: Any) -> None:
-        """Write ``status.json``; ``state`` is running, finished, interrupted or failed."""
+        """Write ``status.json``; ``state`` is one of :data:`STATES`."""
         write_json(self.path / "status.json", {"state": state, **details})
 
     def open(self) -> None:

@@ -476,6 +476,7 @@ def _table(settings: Mapping[Any, Scores], envs: Sequence[Any] | None = None) ->
 
 def by_environment(runs: pd.DataFrame, score: str = "auc_normalised") -> dict[str, Array]:
     """Scores of one method from its rows of :func:`~alrao_rl.load_results`: ``(n_seeds,)`` by environment, by seed."""
+    one_of("score", score, map(str, runs.columns))
     return {str(env): rows[score].to_numpy(np.float64) for env, rows in runs.sort_values("seed").groupby("env")}
 
 

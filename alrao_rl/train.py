@@ -24,6 +24,7 @@ from alrao_rl.runs import (
     AGENTS,
     CHECKPOINT,
     MANIFEST,
+    STATES,
     TRACEBACK,
     RunFolder,
     check_manifest,
@@ -367,9 +368,15 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
             f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
             "choose another folder with --out"
         )
-    finished = (folder.status() or {}).get("state") == "finished"
+    status, ended = folder.status(), (folder.path / MANIFEST).is_file()
+    state = (status or {}).get("state")
+    # A process may have been killed between its first two files, but then no run had ended there.
+    if state not in STATES and (ended or status is not None):
+        said = "is not there" if status is None else f"has the state {state!r}, expected one of {', '.join(STATES)}"
+        raise UserError(f"{folder.path / 'status.json'} {said}: the run is damaged, choose another folder with --out")
+    finished = state == "finished"
     if finished:
-        if not (folder.path / MANIFEST).is_file():
+        if not ended:
             raise UserError(
                 f"{folder.path} says that it is finished and has no {MANIFEST}, with which a run ends: it is damaged, "
                 "choose another folder with --out"
@@ -439,6 +446,7 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
     status, environment = folder.status() or {}, recipe.environment
     known = {"reference": environment.reference_score, "random": environment.random_score}
     scores = ", ".join(f"{name} {score:g}" for name, score in known.items() if score is not None)
+    trust = " --trust" if ":" in environment.id else ""
     try:
         steps, seconds = status["timesteps"], status["wall_seconds"]
         return "\n".join([
@@ -446,7 +454,7 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
             f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
             f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
             f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
-            f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}",
+            f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",
         ])  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from alrao_rl import load_results
+from alrao_rl.load import SCORED, load_results
 from alrao_rl.stats import mean_interval
 
 SCORES = {"auc": "over training", "final_return": "last fifth", "last_evaluation": "last evaluation"}
-ENDED = ("finished", "failed", "diverged")
 
 
 def tables(folder: str, scores: list[str]) -> Iterator[str]:
@@ -33,8 +32,8 @@ def tables(folder: str, scores: list[str]) -> Iterator[str]:
         for (agent, policy, rate), rows in here.groupby(["agent", "policy", "learning_rate"], dropna=False):
             rows = rows.sort_values("seed")
             name = f"**{agent}**" if policy == "alrao" else f"{agent} at {rate:g}"
-            each = [f"{row[scores[0]]:.{digits}f}" if row.state in ENDED else row.state for _, row in rows.iterrows()]
-            means = [cell(rows[rows.state.isin(ENDED)][score], digits) for score in scores]
+            each = [f"{row[scores[0]]:.{digits}f}" if row.state in SCORED else row.state for _, row in rows.iterrows()]
+            means = [cell(rows[rows.state.isin(SCORED)][score], digits) for score in scores]
             yield f"| {name} | {', '.join(each)} | {' | '.join(means)} |"
         yield ""
 

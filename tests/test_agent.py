@@ -381,9 +381,9 @@ def test_loading_executes_nothing(tmp_path):
     path = tmp_path / "agent.safetensors"
     for data in (pickle.dumps(Payload(target)), b"\x80\x04" + pickle.dumps(Payload(target))):
         path.write_bytes(data)
-        assert "is not an agent of alrao-rl, or it is truncated" in refused(path)
+        assert "is not an agent of alrao-rl, or it is damaged" in refused(path)
     torch.save({"policy": Payload(target)}, path)
-    assert "is not an agent of alrao-rl, or it is truncated" in refused(path)
+    assert "is not an agent of alrao-rl, or it is damaged" in refused(path)
     assert not target.exists()
     # The payload is a live one.
     pickle.loads(pickle.dumps(Payload(target)))
@@ -394,7 +394,7 @@ def test_loading_executes_nothing(tmp_path):
 def test_truncated(saved, tmp_path, length):
     path = tmp_path / "agent.safetensors"
     path.write_bytes(saved[1].read_bytes()[:length])
-    assert "is not an agent of alrao-rl, or it is truncated" in refused(path)
+    assert "is not an agent of alrao-rl, or it is damaged" in refused(path)
 
 
 def test_one_flipped_bit(saved, tmp_path):

@@ -284,6 +284,12 @@ def test_a_users_optimizer_for_qrdqn_is_refused():
     QRDQN(policy_of("qrdqn"), "CartPole-v1")
 
 
+@pytest.mark.parametrize("number", [0, 2.5, "a"])
+def test_a_number_of_quantiles_that_is_none(number):
+    with pytest.raises(ValueError, match=f"n_quantiles is {number!r}, expected a whole number of at least 1"):
+        QRDQN(policy_of("qrdqn"), "CartPole-v1", policy_kwargs={"n_quantiles": number})
+
+
 def test_qrdqns_own_optimizer_of_another_batch_size(tmp_path):
     kwargs = {"n_quantiles": 5}
     QRDQN(policy_of("qrdqn"), "CartPole-v1", batch_size=32, policy_kwargs=kwargs).save(tmp_path / "model")

@@ -148,6 +148,24 @@ def test_the_rule_of_values_follows_their_data_unless_it_is_given(replay, rule):
     assert AlraoConfig(value_averaging="uniform").resolve(replay).value_averaging == "uniform"
 
 
+@pytest.mark.parametrize("network", ["net", nn.Linear, lambda x: x])
+def test_only_a_module_can_be_converted(network):
+    with pytest.raises(TypeError, match=r"^network is .*, expected an nn\.Module$"):
+        convert(network, {"0": "values"})
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(
+        ValueError, match="of float16, where the base 'rmsprop' divides by squares that are 0: expected float32"
+    ):
+        AlraoOptimizer(convert(network().half(), {"2": "values"}))
+    late = convert(network(), {"2": "values"})
+    optimizer = AlraoOptimizer(late)
+    late.half()(torch.ones(2, 4).half()).sum().backward()
+    with pytest.raises(ValueError, match="of float16"):
+        optimizer.step()
+
+
 def test_converting_twice_is_refused():
     net = convert(network(), {"2": "values"})
     with pytest.raises(ValueError, match="already"):
@@ -404,8 +422,11 @@ def test_annealing_from_a_rate_of_its_own_warns():
         optimizer.step()
 
 
-@pytest.mark.parametrize("base", ["adam", "sgd"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "base"),
+    [(dtype, base) for dtype in (torch.float64, torch.bfloat16) for base in ("rmsprop", "adam", "sgd")]
+    + [(torch.float16, "sgd")],
+)
 def test_losses_in_another_precision_than_the_network(dtype, base):
     network = convert(perceptron().to(dtype), {"2": "values"}, {"base": base})
     optimizer, before = AlraoOptimizer(network), network[0].weight.detach().clone()

@@ -212,7 +212,7 @@ def test_no_run_and_an_unfinished_one(tmp_path, capfd):
 
 def test_truncated_agent(run, tmp_path, capfd):
     (tmp_path / "agent.safetensors").write_bytes((run / "agent.safetensors").read_bytes()[:500])
-    assert "is not an agent of alrao-rl, or it is truncated" in refused(capfd, tmp_path)
+    assert "is not an agent of alrao-rl, or it is damaged" in refused(capfd, tmp_path)
 
 
 @pytest.mark.parametrize("environment", [None, {}, {"id": 3}, {"id": "CartPole-v1", "foo": 1}])

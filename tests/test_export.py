@@ -182,7 +182,7 @@ def test_no_run_and_what_is_no_agent(tmp_path, capfd):
     (tmp_path / "status.json").write_text(json.dumps({"state": "failed"}))
     assert "the run's state is 'failed'" in refused(capfd, tmp_path, "--to", "sb3")
     (tmp_path / "agent.safetensors").write_bytes(b"x" * 100)
-    assert "is not an agent of alrao-rl, or it is truncated" in refused(capfd, tmp_path, "--to", "sb3")
+    assert "is not an agent of alrao-rl, or it is damaged" in refused(capfd, tmp_path, "--to", "sb3")
     assert "m.zip is Stable-Baselines3's own format" in refused(capfd, tmp_path / "m.zip", "--to", "sb3")
     with zipfile.ZipFile(tmp_path / "seed-0.zip", "w") as file:
         for name in ("config.json", "status.json", "episodes.csv"):

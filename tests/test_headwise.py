@@ -250,6 +250,17 @@ def test_what_cannot_be_done_names_the_function():
         torch.zeros(4).sub_(headwise(4))
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 1, 2, 7]])
+def test_what_torch_refuses_of_plain_tensors_it_says_itself(labels):
+    """A label too few, or of a class that is none: no advice how to do without the heads."""
+    labels = torch.tensor(labels)
+    with pytest.raises((ValueError, IndexError)) as expected:
+        F.cross_entropy(torch.zeros(4, 3), labels)
+    with pytest.raises(type(expected.value)) as told:
+        F.cross_entropy(headwise(4, 3), labels)
+    assert str(told.value) == str(expected.value)
+
+
 def test_matrix_product_from_the_left():
     matrix = torch.randn(3, 3)
     check(lambda x: matrix @ x, headwise(3, 3))

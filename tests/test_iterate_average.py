@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from alrao_rl.core import AlraoOptimizer, Output, OutputHeads, convert
-from alrao_rl.sb3.iterate_average import follow, plain_copy
+from alrao_rl.core import AlraoOptimizer, Output, convert
+from alrao_rl.plain import averaged
+from alrao_rl.sb3.iterate_average import follow
 
 
 def network(kind="values", **options):
@@ -40,24 +41,10 @@ def flat(plain):
     return torch.cat([t.flatten() for t in (plain[0].weight, plain[0].bias, *norm, plain[3].weight, plain[3].bias)])
 
 
-def test_copy_is_the_average_and_plain():
-    net, state = network(), torch.get_rng_state()
-    plain = plain_copy(net)
-    assert torch.equal(state, torch.get_rng_state())
-    assert not any(isinstance(module, OutputHeads) for module in plain.modules())
-    assert not any("alrao" in name for name in plain.state_dict())
-    assert not plain.training
-    assert not any(p.requires_grad for p in plain.parameters())
-    x = torch.randn(5, 3)
-    with torch.no_grad():
-        torch.testing.assert_close(plain(x), net.eval()(x))
-    assert not {p.data_ptr() for p in plain.parameters()} & {p.data_ptr() for p in net.parameters()}
-
-
 @pytest.mark.parametrize("window", [1, 4, 1000])
 def test_follows_as_by_hand(window):
     net = network()
-    plain = plain_copy(net)
+    plain = averaged(net)
     expected = reference(net)
     for n in train(net, 40):
         follow(plain, net, n, window)
@@ -69,7 +56,7 @@ def test_follows_as_by_hand(window):
 def test_a_long_window_averages_the_last_tenth():
     """Iterates 1 … T of one number: Σ over a tenth of the updates behind T, so the lag is about T/10."""
     net = network()
-    plain = plain_copy(net)
+    plain = averaged(net)
     for n in range(1, 1001):
         nn.init.constant_(net[0].bias, n)
         follow(plain, net, n, 10**9)
@@ -79,7 +66,7 @@ def test_a_long_window_averages_the_last_tenth():
 
 def test_some_hundred_iterates_make_the_average():
     net = network()
-    plain = plain_copy(net)
+    plain = averaged(net)
     moved = []
     for n in range(1, 1201):
         before = plain[0].bias.clone()
@@ -94,7 +81,7 @@ def test_some_hundred_iterates_make_the_average():
 
 def test_a_first_update_forgets_what_was_there():
     net = network()
-    plain = plain_copy(net)
+    plain = averaged(net)
     nn.init.constant_(plain[0].bias, float("nan"))
     follow(plain, net, 1, 1000)
     assert torch.equal(plain[0].bias, net[0].bias)
@@ -103,7 +90,7 @@ def test_a_first_update_forgets_what_was_there():
 def test_shared_modules_move_once():
     shared = nn.Linear(4, 4)
     net = convert(nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 1)), {"4": "values"}, {"seed": 1})
-    plain = plain_copy(net)
+    plain = averaged(net)
     assert plain[0] is plain[2]
     nn.init.zeros_(plain[0].bias)
     nn.init.ones_(net[0].bias)
@@ -113,12 +100,13 @@ def test_shared_modules_move_once():
 
 def test_a_broken_head_does_not_reach_the_average():
     net = network()
-    plain = plain_copy(net)
+    plain = averaged(net)
     nn.init.constant_(net[3].weight[1], float("nan"))
     follow(plain, net, 2, 1000)
     assert all(p.isfinite().all() for p in plain.parameters())
 
 
-def test_probabilities_have_no_plain_copy():
+def test_an_average_of_probabilities_is_not_followed():
+    net = network("categorical")
     with pytest.raises(ValueError, match="'categorical' average probabilities"):
-        plain_copy(network("categorical"))
+        follow(averaged(net), net, 2, 1000)

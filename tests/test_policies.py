@@ -526,6 +526,15 @@ def test_parameters_of_another_base_are_refused():
         other.set_parameters(model.get_parameters())
 
 
+@pytest.mark.parametrize("other", [{"alrao": {"n_heads": 4}}, {"net_arch": [8]}])
+def test_a_state_of_other_sizes_is_refused(other):
+    """At once, not at the next step."""
+    model, other = make("ppo").policy.optimizer, make("ppo", **other)
+    other.learn(16)
+    with pytest.raises(ValueError, match="of another network or of another number of heads"):
+        model.load_state_dict(other.policy.optimizer.state_dict())
+
+
 @pytest.mark.parametrize("algo", ALGORITHMS)
 @pytest.mark.parametrize("by", ["concrete", "AlraoPolicy"])
 def test_policy_save_and_load(algo, by, tmp_path):

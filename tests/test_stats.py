@@ -516,6 +516,11 @@ def table(rows):
     return pd.DataFrame(rows, columns=["env", "seed", "learning_rate", "auc_normalised"])
 
 
+def test_a_column_that_is_not_there():
+    with pytest.raises(ValueError, match="score is 'acu', expected one of env, seed, auc; did you mean 'auc'"):
+        stats.by_environment(pd.DataFrame({"env": ["a"], "seed": [0], "auc": [1.0]}), "acu")
+
+
 def test_by_environment_and_by_setting():
     runs = table([("b", 1, 0.1, 0.4), ("a", 2, 0.1, 0.3), ("a", 0, 0.1, 0.1), ("a", 0, 0.2, 0.7)])
     first = stats.by_environment(runs[runs.learning_rate == 0.1])

@@ -37,6 +37,7 @@ ALLOWED = {
         *("torch", "typing_extensions"),
         *(f"alrao_rl.{name}" for name in ("checks", "mixtures", "compiled", "headwise", "core")),
     },
+    "plain.py": {"torch", "alrao_rl.core", "alrao_rl.mixtures"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
     "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
     "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
@@ -49,7 +50,7 @@ ALLOWED = {
     },
     "sb3": {
         *("torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib"),
-        *(f"alrao_rl.{name}" for name in ("mixtures", "compiled", "core", "sb3")),
+        *(f"alrao_rl.{name}" for name in ("checks", "plain", "compiled", "core", "sb3")),
     },
 }
 # Modules in the order of the imports: none imports one to its right.
@@ -174,4 +175,4 @@ def test_code_lines_by_hand():
 def test_the_method_is_small():
     """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 1220, sizes
+    assert sum(sizes.values()) < 1230, sizes

@@ -355,6 +355,25 @@ def test_status_that_was_edited(finished, tmp_path, capfd, edit):
     assert "status.json is not as a finished run leaves it" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (None, "status.json is not there: the run is damaged, choose another folder with --out"),
+        ('{"a": 1}', "status.json has the state None, expected one of queued, running, "),
+        ('{"state": "finshed"}', "status.json has the state 'finshed', expected one of queued, running, "),
+    ],
+)
+def test_a_finished_run_without_its_status_is_not_trained_anew(finished, tmp_path, capfd, status, said):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "status.json").unlink()
+    if status is not None:
+        (tmp_path / "run" / "status.json").write_text(status)
+    before = contents(tmp_path)
+    assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
+    assert said in capfd.readouterr().err
+    assert contents(tmp_path) == before
+
+
 def test_status_of_an_unfinished_run_that_says_it_is_finished(finished, tmp_path, capfd):
     """What it has left, its checkpoints above all, stays."""
     shutil.copytree(finished[0], tmp_path / "run")
@@ -401,6 +420,7 @@ def test_terminal_is_given_back(tiny, tmp_path, capsys, monkeypatch, fail_at):
         assert err.startswith("error: the run failed at step 36")
     else:
         assert after.startswith("dqn on tiny:Tiny-v0: best evaluation")
+        assert after.endswith("--trust\n")
 
 
 # --- wrappers -------------------------------------------------------------------------------------------------------

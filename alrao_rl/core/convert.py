@@ -67,8 +67,11 @@ def convert(
         config: options of Alrao, see :class:`~alrao_rl.core.config.AlraoConfig`.
 
     Raises:
+        TypeError: ``network`` is no module.
         ValueError: no such layer, a layer that is no ``nn.Linear``, or a network converted before.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network is {network!r}, expected an nn.Module")
     config = AlraoConfig.from_options(config).resolve(replay=False)
     if hasattr(network, "alrao_config"):
         raise ValueError(f"{type(network).__name__} is an Alrao network already")

@@ -169,7 +169,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         lr: see above; 1 unless an algorithm writes its own.
 
     Raises:
-        ValueError: ``network`` is not a converted one, or ``lr`` is no rate.
+        ValueError: ``network`` is not a converted one, or of float16, or ``lr`` is no rate.
 
     The heads' gradients are not in ``.grad``, where one that diverges would decide on the clipping of all: what works
     on ``.grad`` of all parameters, such as a gradient scaler, does not reach them, nor does ``network.zero_grad()``:
@@ -187,6 +187,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
         self._layout = Layout(network, self._layers)
         self._base: Base = self.config.make_base()
+        self._refuse_half()
         self._rates = self._flat = torch.empty(0)
         self._views: list[Tensor] = []
         self._version: list[tuple[int, int]] = []
@@ -195,6 +196,13 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
         lr = number("lr", lr, 0, ends="[)")
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
+
+    def _refuse_half(self) -> None:
+        if hasattr(self._base, "eps") and any(parameter.dtype is torch.float16 for parameter in self._layout.parameters):
+            raise ValueError(
+                f"the network is of float16, where the base {self.config.base!r} divides by squares that are 0: "
+                "expected float32 or bfloat16"
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse a second group: the optimizer is that of a network."""
@@ -210,13 +218,14 @@ class AlraoOptimizer(torch.optim.Optimizer):
         return self.__dict__ | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict()`` gave; ValueError if it is the state of another base update."""
-        expected = {*self._base.buffers, *_COUNTS}
+        """Load what ``state_dict()`` gave; ValueError if it is the state of another base update or network."""
+        numbers = dict.fromkeys(self._base.buffers, self._layout.numel)
+        expected = numbers | dict.fromkeys(_COUNTS, len(self._layout.sizes))
         for held in state_dict["state"].values():
-            if held.keys() != expected:
+            if (given := {name: len(values) for name, values in held.items()}) != expected:
                 raise ValueError(
-                    f"the state holds {', '.join(sorted(held))}, expected {', '.join(sorted(expected))}: it is of "
-                    f"another base update than {self.config.base!r}"
+                    f"the state holds {given}, expected {expected}: it is of another base update than "
+                    f"{self.config.base!r}, of another network or of another number of heads"
                 )
         super().load_state_dict(state_dict)
 
@@ -328,6 +337,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             rates: Tensor = layer._buffers["rates"]  # type: ignore[assignment]
             version.append((rates.data_ptr(), rates._version))
         if version != self._version or not self._rates.numel():
+            self._refuse_half()
             self._version = version
             self._rates = self._layout.rates(feature_rates)
             self._flat = torch.empty_like(self._rates)

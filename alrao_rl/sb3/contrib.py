@@ -20,6 +20,7 @@ from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
+from alrao_rl.checks import whole
 from alrao_rl.core import OutputHeads
 from alrao_rl.sb3.distributions import LeanCategorical, LeanMultiCategorical
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
@@ -48,6 +49,10 @@ class AlraoQRDQNPolicy(QNetworkMixin, QRDQNPolicy):
     stock = QRDQNPolicy
     family = FAMILIES["QRDQN"]
     q_network = "quantile_net"
+
+    def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
+        whole("n_quantiles", kwargs.get("n_quantiles", 1), 1)
+        return super()._take_options(space, alrao, kwargs)
 
     def make_quantile_net(self) -> QuantileNetwork:
         """sb3-contrib's quantile network, its last layer duplicated."""

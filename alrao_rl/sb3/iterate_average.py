@@ -7,35 +7,10 @@ https://doi.org/10.1137/0330046). The network learns as it would without; the av
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from alrao_rl.core.heads import OutputHeads
-from alrao_rl.sb3.plain import empty_linear, replace_heads
-
-
-def plain_copy(network: nn.Module) -> nn.Module:
-    """An independent copy of a converted network with nothing of Alrao left: Σ_j a_j C_j as one ``Linear``.
-
-    Its modules have the names of the network's. It is in evaluation mode and takes no gradients.
-
-    Raises:
-        ValueError: an output layer averages probabilities, which no single layer can do, or there is a module of which
-            no copy can be made.
-    """
-    try:
-        plain = copy.deepcopy(network)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the network cannot be copied: {str(error).partition('.')[0]}; in place of torch.nn.utils.weight_norm use "
-            "torch.nn.utils.parametrizations.weight_norm"
-        ) from None
-    replace_heads(plain, empty_linear)
-    del plain.alrao_config, plain.alrao_rates
-    follow(plain.requires_grad_(False).eval(), network, n_updates=1, window=1)
-    return plain
 
 
 def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) -> None:
@@ -48,7 +23,7 @@ def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) 
     number is copied.
 
     Args:
-        average: a :func:`plain_copy` of ``network``.
+        average: ``network``, :func:`~alrao_rl.plain.averaged`.
         network: the converted network, after its update.
         n_updates: n, number of updates so far, this one included.
         window: in updates; 1 copies the network every time.

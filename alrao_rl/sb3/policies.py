@@ -26,9 +26,10 @@ from torch.nn.modules.module import _has_any_global_hook
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
 from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.optim import BASES
+from alrao_rl.plain import averaged
 from alrao_rl.sb3.distributions import LeanGaussian, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
-from alrao_rl.sb3.iterate_average import follow, plain_copy
+from alrao_rl.sb3.iterate_average import follow
 from alrao_rl.sb3.lean import are_features, is_hooked, make_lean
 
 Options = Mapping[str, Any] | AlraoConfig | None
@@ -191,7 +192,7 @@ class QNetworkMixin(AlraoPolicyMixin):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)  # type: ignore[misc]
         network = getattr(self, self.q_network)
-        average = plain_copy(network)
+        average = averaged(network)
         setattr(self, f"{self.q_network}_average", average)
         self.optimizer = optimizer = AlraoOptimizer(network, lr=lr_schedule(1))
         optimizer.after_step = partial(_follow, average, network)

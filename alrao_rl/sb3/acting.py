@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -11,34 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from alrao_rl.core import OutputHeads
-from alrao_rl.mixtures import mix_bernoulli, mix_logits
-
-
-class Mixture(nn.Module):
-    """The average of heads whose probabilities are averaged, which is no ``Linear``: Σ_j a_j p_j(x) as logits.
-
-    Args:
-        heads: the output layer.
-    """
-
-    weights: Tensor
-
-    def __init__(self, heads: OutputHeads) -> None:
-        super().__init__()
-        self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
-        self.all = empty_linear(heads, heads.n_heads)
-        self.all.weight.data = heads.weight.detach().reshape(-1, heads.in_features).clone()
-        if heads.bias is not None:
-            self.all.bias.data = heads.bias.detach().reshape(-1).clone()
-        self.register_buffer("weights", heads.averaging_weights.detach().clone())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """``[B, I]`` to ``[B, O]``."""
-        logits = self.all(features).t().reshape(*self.shape, -1)
-        if self.kind == "bernoulli":
-            return mix_bernoulli(logits, self.weights).t()
-        return torch.cat([mix_logits(part, self.weights) for part in logits.split(self.splits, 1)]).t()
+from alrao_rl.plain import replace_heads
 
 
 class Acting(nn.Module):
@@ -63,7 +35,7 @@ class Acting(nn.Module):
                 self.register_buffer(f"std_{number}", (variance + 1e-8).sqrt())
         # Without the distribution: it may hold noise for exploration, of which no copy can be made.
         self.policy = copy.deepcopy(policy, {id(getattr(policy, "action_dist", self)): None})
-        replace_heads(self.policy, _averaged)
+        replace_heads(self.policy)
         self.requires_grad_(False).eval()
         space = policy.action_space
         if isinstance(space, spaces.Box):
@@ -111,27 +83,3 @@ class Acting(nn.Module):
         if self.policy.squash_output:
             return self.low + 0.5 * (scores.tanh() + 1) * (self.high - self.low)
         return torch.maximum(torch.minimum(scores, self.high), self.low)
-
-
-def replace_heads(network: nn.Module, plain: Callable[[OutputHeads], nn.Module]) -> None:
-    """Put what ``plain`` makes of it in the place of every duplicated output layer."""
-    for module in list(network.modules()):
-        for name, child in list(module._modules.items()):
-            if isinstance(child, OutputHeads):
-                module._modules[name] = plain(child)
-
-
-def empty_linear(heads: OutputHeads, copies: int = 1) -> nn.Linear:
-    """A ``Linear`` of the shape, type and place of so many heads in a row, to be filled."""
-    # Its own initialisation must leave no trace. Not skip_init, which loads sympy: most of a second of every start.
-    with torch.random.fork_rng(devices=()):
-        layer = nn.Linear(heads.in_features, copies * heads.out_features, heads.bias is not None)
-    return layer.to(heads.weight)
-
-
-def _averaged(heads: OutputHeads) -> nn.Module:
-    if heads.kind not in ("values", "mean"):
-        return Mixture(heads)
-    layer = empty_linear(heads)
-    layer.load_state_dict({name: value for name, value in heads.collapse().items() if value is not None})
-    return layer

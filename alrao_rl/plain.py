@@ -1,0 +1,88 @@
+"""The averaged model of a converted network as plain torch: nothing of Alrao left, to act, to export, to hand on."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from alrao_rl.core import OutputHeads
+from alrao_rl.mixtures import mix_bernoulli, mix_logits
+
+
+def averaged(network: nn.Module) -> nn.Module:
+    """An independent copy of a converted network that computes what it computes now, of plain modules alone.
+
+    It is in evaluation mode and takes no gradients; ``torch.export``, ``torch.onnx`` and ``torch.jit`` can follow it.
+    Where outputs are averaged (``"values"``, ``"mean"``) an output layer is one ``Linear``, Σ_j a_j θ_j, where
+    probabilities are it is a :class:`Mixture`. Other modules keep their names and types.
+
+    Args:
+        network: a network made by :func:`~alrao_rl.core.convert.convert`.
+
+    Raises:
+        ValueError: it is not converted, or holds a module of which no copy can be made.
+    """
+    if not hasattr(network, "alrao_config"):
+        raise ValueError(f"{type(network).__name__} is not an Alrao network: pass it through convert() first")
+    try:
+        plain = copy.deepcopy(network)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network cannot be copied: {str(error).partition('.')[0]}; in place of torch.nn.utils.weight_norm use "
+            "torch.nn.utils.parametrizations.weight_norm"
+        ) from None
+    replace_heads(plain)
+    del plain.alrao_config, plain.alrao_rates
+    return plain.requires_grad_(False).eval()
+
+
+class Mixture(nn.Module):
+    """The average of heads whose probabilities are averaged, which is no ``Linear``: Σ_j a_j p_j(x) as logits.
+
+    Args:
+        heads: the output layer.
+    """
+
+    weights: Tensor
+
+    def __init__(self, heads: OutputHeads) -> None:
+        super().__init__()
+        self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
+        self.all = _empty_linear(heads, heads.n_heads)
+        self.all.weight.data = heads.weight.detach().reshape(-1, heads.in_features).clone()
+        if heads.bias is not None:
+            self.all.bias.data = heads.bias.detach().reshape(-1).clone()
+        self.register_buffer("weights", heads.averaging_weights.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, I]`` to ``[B, O]``."""
+        logits = self.all(features).t().reshape(*self.shape, -1)
+        if self.kind == "bernoulli":
+            return mix_bernoulli(logits, self.weights).t()
+        return torch.cat([mix_logits(part, self.weights) for part in logits.split(self.splits, 1)]).t()
+
+
+def replace_heads(network: nn.Module) -> None:
+    """Put the plain module that computes its average in the place of every duplicated output layer."""
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):
+            if isinstance(child, OutputHeads):
+                module._modules[name] = _plain(child)
+
+
+def _plain(heads: OutputHeads) -> nn.Module:
+    if heads.kind not in ("values", "mean"):
+        return Mixture(heads)
+    layer = _empty_linear(heads)
+    layer.load_state_dict({name: value for name, value in heads.collapse().items() if value is not None})
+    return layer
+
+
+def _empty_linear(heads: OutputHeads, copies: int = 1) -> nn.Linear:
+    """A ``Linear`` of the shape, type and place of so many heads in a row, to be filled."""
+    # Its own initialisation must leave no trace. Not skip_init, which loads sympy: most of a second of every start.
+    with torch.random.fork_rng(devices=()):
+        layer = nn.Linear(heads.in_features, copies * heads.out_features, heads.bias is not None)
+    return layer.to(heads.weight)
