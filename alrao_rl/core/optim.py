@@ -198,7 +198,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
 
     def _refuse_half(self) -> None:
-        if hasattr(self._base, "eps") and any(parameter.dtype is torch.float16 for parameter in self._layout.parameters):
+        if hasattr(self._base, "eps") and any(p.dtype is torch.float16 for p in self._layout.parameters):
             raise ValueError(
                 f"the network is of float16, where the base {self.config.base!r} divides by squares that are 0: "
                 "expected float32 or bfloat16"
