@@ -351,12 +351,12 @@ def start_up() -> str:
 
 
 def main() -> None:
+    global DEVICE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=41, help="pairs a case (default 41)")
     parser.add_argument("--only", default="", help="training cases whose name contains this, and no report")
     parser.add_argument("--device", default=DEVICE, help="of training cases, such as cuda, and no report")
     args = parser.parse_args()
-    global DEVICE
     DEVICE = args.device
     partial_run = bool(args.only) or DEVICE != "cpu"
     os.environ["OMP_NUM_THREADS"] = "1"

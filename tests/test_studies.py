@@ -72,7 +72,12 @@ def test_the_table_of_units_is_what_its_rows_make():
 
 
 @pytest.mark.parametrize(
-    ("study", "scores"), [("qrdqn", ("auc", "final_return")), ("recurrent", ("last_evaluation", "auc"))]
+    ("study", "scores"),
+    [
+        ("qrdqn", ("auc", "final_return")),
+        ("recurrent", ("last_evaluation", "auc")),
+        ("minatar", ("auc", "final_return")),
+    ],
 )
 def test_the_tables_of_looks_are_what_their_runs_make(study, scores):
     tables = "\n".join(script(RESULTS / "look.py").tables(str(RESULTS / study), list(scores)))
