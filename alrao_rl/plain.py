@@ -51,10 +51,11 @@ class Mixture(nn.Module):
         super().__init__()
         self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
         self.all = _empty_linear(heads, heads.n_heads)
-        self.all.weight.data = heads.weight.detach().reshape(-1, heads.in_features).clone()
-        if heads.bias is not None:
-            self.all.bias.data = heads.bias.detach().reshape(-1).clone()
-        self.register_buffer("weights", heads.averaging_weights.detach().clone())
+        weight, bias, weights = heads.usable()
+        self.all.weight.data = weight.reshape(-1, heads.in_features).clone()
+        if bias is not None:
+            self.all.bias.data = bias.reshape(-1).clone()
+        self.register_buffer("weights", weights.clone())
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B, I]`` to ``[B, O]``."""

@@ -156,13 +156,13 @@ def test_only_a_module_can_be_converted(network):
 
 def test_half_precision_is_refused():
     with pytest.raises(
-        ValueError, match="of float16, where the base 'rmsprop' divides by squares that are 0: expected float32"
+        ValueError, match="'rmsprop' divides by squares, 0 in float16: expected float32"
     ):
         AlraoOptimizer(convert(network().half(), {"2": "values"}))
     late = convert(network(), {"2": "values"})
     optimizer = AlraoOptimizer(late)
     late.half()(torch.ones(2, 4).half()).sum().backward()
-    with pytest.raises(ValueError, match="of float16"):
+    with pytest.raises(ValueError, match="0 in float16"):
         optimizer.step()
 
 

@@ -55,6 +55,16 @@ def test_computes_what_the_network_computes_and_is_plain(output, bias):
 
 
 @kinds
+def test_a_broken_head_is_left_out(output):
+    net, x = trained(output), torch.randn(5, 3)
+    nn.init.constant_(net[3].weight[1], float("nan"))
+    with torch.no_grad():
+        expected = net.eval()(x)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(averaged(net)(x), expected)
+
+
+@kinds
 def test_torch_follows_it(output, tmp_path):
     plain, x = averaged(trained(output)), torch.randn(5, 3)
     program = torch.export.export(plain, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

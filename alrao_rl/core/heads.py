@@ -196,6 +196,11 @@ class OutputHeads(nn.Module):
         weight, bias = self._split(self._rows(weights.detach() @ theta))
         return {"weight": weight, "bias": None if bias is None else bias.squeeze(1)}
 
+    def usable(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the average is made of, without heads that are not finite: weights, ``[J, O, I]``, biases, and a."""
+        theta, weights = self._usable()
+        return *self._split(self._rows(theta)), weights.detach()
+
     def averaged_extra(self) -> Tensor:
         """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
         if self._extra_shape is None:

@@ -199,10 +199,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def _refuse_half(self) -> None:
         if hasattr(self._base, "eps") and any(p.dtype is torch.float16 for p in self._layout.parameters):
-            raise ValueError(
-                f"the network is of float16, where the base {self.config.base!r} divides by squares that are 0: "
-                "expected float32 or bfloat16"
-            )
+            raise ValueError(f"{self.config.base!r} divides by squares, 0 in float16: expected float32 or bfloat16")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse a second group: the optimizer is that of a network."""
