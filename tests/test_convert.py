@@ -155,9 +155,7 @@ def test_only_a_module_can_be_converted(network):
 
 
 def test_half_precision_is_refused():
-    with pytest.raises(
-        ValueError, match="'rmsprop' divides by squares, 0 in float16: expected float32"
-    ):
+    with pytest.raises(ValueError, match="'rmsprop' divides by squares, 0 in float16: expected float32"):
         AlraoOptimizer(convert(network().half(), {"2": "values"}))
     late = convert(network(), {"2": "values"})
     optimizer = AlraoOptimizer(late)
