@@ -292,7 +292,7 @@ def predict(models: Models) -> Pair:
 
 
 MEMORY = """
-import resource, sys, torch
+import pathlib, sys, torch
 sys.path.insert(0, {folder!r})
 import speed
 torch.set_num_threads(1)
@@ -303,7 +303,9 @@ size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors if isin
 state = [t for one in policy.optimizer.state.values() for t in one.values()]
 heads = [m.theta for m in policy.modules() if isinstance(m, speed.OutputHeads)]
 more = size(heads) * (1 - 1 / heads[0].shape[0]) if heads else 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, size(policy.parameters()), size(state), more)
+# Not getrusage, which counts what the parent process had at the fork.
+peak = pathlib.Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]
+print(int(peak) / 1024, size(policy.parameters()), size(state), more)
 """
 
 
