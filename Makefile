@@ -31,7 +31,7 @@ figures: .venv/installed-test ## Remake the figures and tables of this page from
 	$(PY) -m alrao_rl.report results/first-sweep --out results/first-sweep
 	$(PY) results/first-sweep/summary.py
 
-bench: .venv/installed-test ## Training time against stock SB3, minutes
+bench: .venv/installed-test ## Training time against stock SB3, half an hour
 	$(PY) benchmarks/speed.py
 
 bench-checkpoint: .venv/installed-test ## Time and bytes of checkpoints, minutes and 12 GB of disk
