@@ -284,6 +284,21 @@ def test_a_users_optimizer_for_qrdqn_is_refused():
     QRDQN(policy_of("qrdqn"), "CartPole-v1")
 
 
+def test_recurrent_ppo_explores_by_gsde():
+    kwargs = {"lstm_hidden_size": 8, "net_arch": [6]}
+    model = RecurrentPPO(policy_of("recurrent"), "Pendulum-v1", n_steps=16, batch_size=16, use_sde=True, seed=0,
+                         policy_kwargs=kwargs)  # fmt: skip
+    before = model.policy.action_net.theta.detach().clone()
+    model.learn(48)
+    assert (model.policy.action_net.theta != before).any()
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    observation = model.env.reset()
+    first, state = model.predict(observation, deterministic=True)
+    again, _ = model.predict(observation, state=None, deterministic=True)
+    np.testing.assert_array_equal(first, again)
+    assert len(state) == 2
+
+
 @pytest.mark.parametrize("number", [0, 2.5, "a"])
 def test_a_number_of_quantiles_that_is_none(number):
     with pytest.raises(ValueError, match=f"n_quantiles is {number!r}, expected a whole number of at least 1"):
