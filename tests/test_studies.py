@@ -77,6 +77,7 @@ def test_the_table_of_units_is_what_its_rows_make():
         ("qrdqn", ("auc", "final_return")),
         ("recurrent", ("last_evaluation", "auc")),
         ("minatar", ("auc", "final_return")),
+        ("pendulum", ("auc", "final_return")),
     ],
 )
 def test_the_tables_of_looks_are_what_their_runs_make(study, scores):
