@@ -244,6 +244,15 @@ class Interval(NamedTuple):
     low: Values
     high: Values
 
+    def plus_minus(self, digits: int) -> str:
+        """``estimate ± half width`` of a symmetric interval, such as :func:`mean_interval`; without ends the estimate.
+
+        Args:
+            digits: decimal places.
+        """
+        text = f"{self.estimate:.{digits}f}"
+        return text if np.isnan(self.high) else f"{text} ± {self.high - self.estimate:.{digits}f}"
+
 
 def bootstrap(
     statistic: Callable[..., Any],

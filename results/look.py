@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-import pandas as pd
-
 from alrao_rl.load import SCORED, load_results
 from alrao_rl.stats import mean_interval
 
@@ -33,15 +31,10 @@ def tables(folder: str, scores: list[str]) -> Iterator[str]:
             rows = rows.sort_values("seed")
             name = f"**{agent}**" if policy == "alrao" else f"{agent} at {rate:g}"
             each = [f"{row[scores[0]]:.{digits}f}" if row.state in SCORED else row.state for _, row in rows.iterrows()]
-            means = [cell(rows[rows.state.isin(SCORED)][score], digits) for score in scores]
+            over = rows[rows.state.isin(SCORED)]
+            means = ["–" if over.empty else mean_interval(over[score]).plus_minus(digits) for score in scores]
             yield f"| {name} | {', '.join(each)} | {' | '.join(means)} |"
         yield ""
-
-
-def cell(values: pd.Series, digits: int) -> str:
-    """``mean ± half width of its interval``, or what there is of it."""
-    mean, _, high = mean_interval(values)
-    return "–" if values.empty else f"{mean:.{digits}f}" + (f" ± {high - mean:.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What several tests need: real commands, small runs, and whether two of them are the same."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,15 @@ def arguments(agent, env, steps, *sets):
 def command(*args):
     """The real one."""
     return [sys.executable, "-m", "alrao_rl.train", *map(str, args)]
+
+
+def script(path):
+    """A script that lies in no package, as a module."""
+    name = f"{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def bits(tree, path=""):

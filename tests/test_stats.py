@@ -403,6 +403,11 @@ def test_mean_interval_by_hand():
     assert np.isnan(stats.mean_interval([])).all()
 
 
+def test_mean_interval_as_text():
+    assert stats.mean_interval([0.0, 1.0, 2.0]).plus_minus(2) == "1.00 ± 2.48"
+    assert stats.mean_interval([3.0]).plus_minus(0) == "3"
+
+
 def test_mean_interval_is_scipys():
     x = np.random.default_rng(0).normal(size=(3, 7))
     ours = stats.mean_interval(x, confidence=0.8)

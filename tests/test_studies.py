@@ -1,26 +1,17 @@
 """The scripts in results/: they learn, go on where they were cut off, and make the pages that are there."""
 
 import csv
-import importlib.util
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from common import ROOT, script
 
-RESULTS = Path(__file__).parent.parent / "results"
-
-
-def script(path):
-    pytest.importorskip("sklearn")
-    name = f"results_{path.parent.name}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+RESULTS = ROOT / "results"
+pytest.importorskip("sklearn")
 
 
 @pytest.mark.slow

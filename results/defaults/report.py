@@ -31,8 +31,7 @@ def cell(values: pd.Series, requested: int) -> str:
     """``mean ± half width (n of requested)``, the bracket only where seeds are missing."""
     if values.empty:
         return "–"
-    mean, _, high = mean_interval(values)
-    text = f"{mean:.0f} ± {high - mean:.0f}" if len(values) > 2 else f"{mean:.0f}"
+    text = mean_interval(values).plus_minus(0) if len(values) > 2 else f"{values.mean():.0f}"
     return text if len(values) == requested else f"{text} ({len(values)} of {requested})"
 
 

@@ -135,8 +135,7 @@ def table(runs: pd.DataFrame) -> str:
 
 def interval(values: pd.Series) -> str:
     """Mean and half width of its 95 % interval (Student's t)."""
-    mean, _, high = stats.mean_interval(values)
-    return f"{mean:.2f} ± {high - mean:.2f}"
+    return stats.mean_interval(values).plus_minus(2)
 
 
 def main() -> None:

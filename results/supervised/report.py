@@ -101,8 +101,7 @@ def cell(rows: pd.DataFrame, best: bool, column: str = "loss", digits: int = 3) 
     """``mean ± half width (2 diverged)``."""
     if rows.empty:
         return "–"
-    mean, _, high = mean_interval(rows[column])
-    text = f"{mean:.{digits}f}" if np.isnan(high) else f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
+    text = mean_interval(rows[column]).plus_minus(digits)
     diverged = int((rows.state == "diverged").sum())
     return (f"**{text}**" if best else text) + (f" ({diverged} diverged)" if diverged else "")
 
