@@ -45,7 +45,7 @@ bench-sweep: .venv/installed ## Time of a sweep on one core, two, and against rl
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} found, expected 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python pyproject.toml constraints.txt hatch_build.py alrao_rl/compiled/kernels.c
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt hatch_build.py alrao_rl/fast/kernels.c
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) --editable .
 	@touch $@

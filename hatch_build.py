@@ -1,4 +1,4 @@
-"""Compiles alrao_rl/compiled/kernels.c into the package; where there is no compiler the package works too."""
+"""Compiles alrao_rl/fast/kernels.c into the package; where there is no compiler the package works too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
         """Compile; a failure is reported and leaves the slower way."""
         if self.target_name != "wheel":
             return
-        spec = importlib.util.spec_from_file_location("kernels", Path(self.root, "alrao_rl/compiled/kernels.py"))
+        spec = importlib.util.spec_from_file_location("kernels", Path(self.root, "alrao_rl/fast/kernels.py"))
         assert spec is not None
         assert spec.loader is not None
         kernels = importlib.util.module_from_spec(spec)

@@ -500,7 +500,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
         return agent
     # Here, not above: torch is for those who train.
     from alrao_rl.core import AlraoConfig
-    from alrao_rl.core.optim import BASES
+    from alrao_rl.core.bases import BASES
 
     try:
         config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo in VALUES)

@@ -35,3 +35,29 @@ def install(tmp_path, monkeypatch):
     for name in installed:
         sys.modules.pop(name, None)
         gym.registry.pop(f"{name.capitalize()}-v0", None)
+
+
+WAYS = ("plain", "fast", "fast without C")
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """The method as it is written, and its faster subclasses with and without the library: names of the test's module."""
+    from alrao_rl import fast
+    from alrao_rl.fast import averaging as fast_averaging
+    from alrao_rl.fast import kernels
+
+    plain = request.param == "plain"
+    if not plain:
+        for fast_module, names in {
+            fast: fast.__all__,
+            fast_averaging: ("RULES", "Switch", "ExponentiatedGradient", "Whiteness", "make_rule"),
+        }.items():
+            for name in names:
+                if hasattr(request.module, name):
+                    monkeypatch.setattr(request.module, name, getattr(fast_module, name))
+    if request.param == "fast without C":
+        monkeypatch.setattr(kernels, "library", None)
+    elif not plain and kernels.library is None:
+        pytest.skip("no compiled library here")
+    return request.param

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from alrao_rl.core import averaging
 from alrao_rl.core.averaging import (
     RULES,
     Bayes,
@@ -19,6 +20,8 @@ from alrao_rl.core.averaging import (
     make_rule,
 )
 from alrao_rl.core.rates import head_rates
+
+pytestmark = pytest.mark.usefixtures("way")
 
 RATES = torch.tensor([1e-3, 1e-2, 1e-1])
 
@@ -249,32 +252,57 @@ def test_weights_stay_a_distribution_whatever_the_evidence(name, rows):
 
 @pytest.mark.parametrize("name", RULES)
 @given(rows=st.lists(st.lists(EXTREME | st.floats(-3, 3, width=32), min_size=4, max_size=4), min_size=1, max_size=12))
-def test_memory_and_tensors_are_one_rule(name, rows):
-    """What a GPU computes with tensors is what the CPU computes in compiled code."""
-    by_memory, by_tensors = make_rule(name, RATES), make_rule(name, RATES)
+def test_the_fast_rule_is_the_plain_one(name, rows):
+    fast, plain = make_rule(name, RATES), averaging.make_rule(name, RATES)
     weights = [uniform(), uniform()]
-    for rule in (by_memory, by_tensors):
+    for rule in (fast, plain):
         rule.prepare(1)
     for row in rows:
         losses = torch.tensor(row).abs().clamp(max=1e15)
         gradient = torch.tensor(row)[1:, None].nan_to_num(0.0, 1e15, -1e15)
         known = {"residual": losses, "gains": torch.tensor(row[1:]), "gradient": gradient}
-        weights[0] = by_memory.step(weights[0], Evidence(**known))
-        weights[1] = by_tensors.on_tensors(weights[1], Evidence(**known))
+        weights = [rule.step(held, Evidence(**known)) for rule, held in zip((fast, plain), weights, strict=True)]
         torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("known", ["residual", "nll", "loss"])
 @pytest.mark.parametrize("name", ["switch", "bayes"])
-def test_memory_and_tensors_agree_for_every_kind_of_loss(name, known):
-    by_memory, by_tensors = make_rule(name, RATES), make_rule(name, RATES)
-    weights = [uniform(), uniform()]
+def test_the_fast_rule_is_the_plain_one_for_every_kind_of_loss(name, known):
+    rules, weights = (make_rule(name, RATES), averaging.make_rule(name, RATES)), [uniform(), uniform()]
     for k in range(40):
         losses = torch.rand(4)
         losses[1 + k % 3] *= 10.0 ** (k % 7)
-        weights[0] = by_memory.step(weights[0], Evidence(**{known: losses}))
-        weights[1] = by_tensors.on_tensors(weights[1], Evidence(**{known: losses}))
+        evidence = Evidence(**{known: losses})
+        weights = [rule.step(held, evidence) for rule, held in zip(rules, weights, strict=True)]
         torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("n_heads", [1, 3, 10, 17])
+@pytest.mark.parametrize("name", RULES)
+@given(seed=st.integers(0, 100), shape=st.sampled_from([(1,), (3,), (2, 2)]))
+def test_networks_side_by_side_are_each_as_it_would_be_alone(name, n_heads, seed, shape):
+    """Dimensions in front: S calls and one call of S, bit for bit, with heads lost on the way."""
+    rates, generator = head_rates(n_heads, (1e-6, 0.1)), torch.Generator().manual_seed(seed)
+    together, n = averaging.make_rule(name, rates.expand(*shape, n_heads).clone()), math.prod(shape)
+    alone = [averaging.make_rule(name, rates) for _ in range(n)]
+    for rule in (together, *alone):
+        rule.prepare(5)
+    weights, others = torch.full((*shape, n_heads), 1 / n_heads), [uniform(n_heads) for _ in range(n)]
+    for step in range(12):
+        losses = torch.rand(*shape, 1 + n_heads, generator=generator)
+        losses[..., 1][torch.rand(shape, generator=generator) < 0.2] = math.nan
+        gradient = torch.randn(*shape, n_heads, 5, generator=generator)
+        known = {"residual": losses, "gains": gradient[..., 0].contiguous(), "gradient": gradient}
+        weights = together.step(weights, Evidence(**known))
+        lost = torch.rand(*shape, n_heads, generator=generator) < 0.1
+        if step % 4 == 3:
+            together.forget(lost)
+        for i, rule in enumerate(alone):
+            flat = {key: value.flatten(0, len(shape) - 1)[i] for key, value in known.items()}
+            others[i] = rule.step(others[i], Evidence(**flat))
+            if step % 4 == 3:
+                rule.forget(lost.flatten(0, len(shape) - 1)[i])
+    assert torch.equal(weights.view(n, n_heads).view(torch.int32), torch.stack(others).view(torch.int32))
 
 
 def test_gains_that_differ_by_rounding_choose_no_head():

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alrao_rl.compiled import branches, kernels
-from alrao_rl.core import OutputHeads
-from alrao_rl.mixtures import mix_logits
+from alrao_rl.fast import OutputHeads, branches, kernels
+from alrao_rl.core.mixtures import mix_logits
 
 pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
 

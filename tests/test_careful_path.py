@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import alrao_rl.core.heads
-import alrao_rl.core.optim
-from alrao_rl.compiled import kernels
-from alrao_rl.core import AlraoOptimizer, Output, convert
+from alrao_rl import fast
+from alrao_rl.core import Output
+from alrao_rl.fast import AlraoOptimizer, convert, kernels
 
 
 def train(kind, steps=90):
@@ -34,8 +33,8 @@ def train(kind, steps=90):
 @pytest.mark.parametrize("kind", ["values", "categorical"])
 def test_the_path_that_never_looks_does_the_same(kind, monkeypatch):
     short = train(kind)
-    monkeypatch.setattr(alrao_rl.core.heads, "all_finite", lambda tensor: False)
-    monkeypatch.setattr(alrao_rl.core.optim, "all_finite", lambda tensor: False)
+    monkeypatch.setattr(fast.heads, "all_finite", lambda tensor: False)
+    monkeypatch.setattr(fast.optim, "all_finite", lambda tensor: False)
     monkeypatch.setattr(kernels, "library", None)
     careful = train(kind)
     for name, tensor in short.items():

@@ -23,7 +23,7 @@ from stable_baselines3 import DQN
 import alrao_rl.training
 from alrao_rl import checkpoint, ring, snapshot
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
-from alrao_rl.compiled import kernels
+from alrao_rl.fast import kernels
 from alrao_rl.envs import make_one
 from alrao_rl.errors import UserError
 from alrao_rl.provenance import continued, mismatches, stretches, versions

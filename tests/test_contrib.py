@@ -18,7 +18,8 @@ from torch import nn
 import alrao_rl
 import alrao_rl.registry
 from alrao_rl import AlraoPolicy, enjoy, load_agent, train
-from alrao_rl.core import Output, convert
+from alrao_rl.core import Output
+from alrao_rl.fast import convert
 
 contrib = pytest.importorskip("sb3_contrib")
 QRDQN, RecurrentPPO, MaskablePPO, TRPO = contrib.QRDQN, contrib.RecurrentPPO, contrib.MaskablePPO, contrib.TRPO

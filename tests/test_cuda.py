@@ -19,7 +19,8 @@ from torch import nn
 
 import alrao_rl
 from alrao_rl import load_agent
-from alrao_rl.core import AlraoOptimizer, Output, convert
+from alrao_rl.core import Output
+from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.train import main
 
 DEVICE = "cuda"

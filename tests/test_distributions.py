@@ -12,7 +12,7 @@ from stable_baselines3.common.distributions import (
 )
 from torch import nn
 
-from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.fast import HeadwiseTensor, OutputHeads
 from alrao_rl.sb3.distributions import (
     LeanBernoulli,
     LeanCategorical,

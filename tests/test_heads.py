@@ -11,7 +11,9 @@ from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from alrao_rl.core import AlraoOptimizer, HeadwiseTensor, Output, OutputHeads, convert
-from alrao_rl.mixtures import mix_bernoulli, mix_logits
+from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def heads(kind="values", n_heads=3, n_out=3, rule="uniform", **options):
@@ -562,7 +564,7 @@ def test_gains_without_a_lost_head_are_by_the_weights_that_are_used(kind, monkey
     for looks in (True, False):
         net, _ = learner(kind, rule="exponentiated-gradient")
         if not looks:
-            monkeypatch.setattr("alrao_rl.core.heads.all_finite", lambda tensor: False)
+            monkeypatch.setattr("alrao_rl.fast.heads.all_finite", lambda tensor: False)
         x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
         (-net(x)[:, 0].mean()).backward()
         found.append(net[2].evidence.gains)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alrao_rl.compiled import kernels
-from alrao_rl.core import AlraoOptimizer, Output, convert
-from alrao_rl.core.layout import Memory
+from alrao_rl.fast import kernels
+from alrao_rl.core import Output
+from alrao_rl.fast import AlraoOptimizer, convert
+from alrao_rl.fast.addresses import Addresses
 
 ROOT = Path(__file__).parent.parent
 compiled = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
@@ -85,10 +86,10 @@ CASES = {
 def test_trains_as_operations_on_tensors_do(case, monkeypatch):
     options = {"lr_range": (1e-4, 1e-2), **CASES[case]}
     fast, optimizer = train(**options)
-    assert (optimizer._memory is not None) == (case != "another base")
+    assert (optimizer._addresses is not None) == (case != "another base")
     monkeypatch.setattr(kernels, "library", None)
     slow, reference = train(**options)
-    assert reference._memory is None
+    assert reference._addresses is None
     for name, tensor in slow.state_dict().items():
         torch.testing.assert_close(
             fast.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
@@ -131,7 +132,7 @@ def test_update_by_hand(cuts, correct):
 def test_an_update_is_seen_by_autograd():
     """As an update by tensors is: what was computed before it cannot be differentiated after it."""
     net, optimizer = train("values", steps=2)
-    assert optimizer._memory is not None
+    assert optimizer._addresses is not None
     loss = F.mse_loss(net(torch.randn(4, 5)), torch.zeros(4, 3))
     loss.backward(retain_graph=True)
     optimizer.step()
@@ -145,19 +146,19 @@ def test_memory_that_does_not_fit_is_left_alone(change):
     """Compiled code believes what it is told of sizes and precision, so it is only told what is so."""
     net, optimizer = train("values", steps=2)
     layout, flat = optimizer._layout, [optimizer._rates]
-    assert Memory.of(layout, flat) is not None
+    assert Addresses.of(layout, flat) is not None
     if change == "double":
         net[0].weight.data = net[0].weight.data.double()
     elif change == "strided":
         net[2].weight.data = net[2].weight.data.t()
     else:
         flat = [torch.zeros(layout.numel - 1)]
-    assert Memory.of(layout, flat) is None
+    assert Addresses.of(layout, flat) is None
 
 
 @compiled
 @pytest.mark.parametrize("change", ["double", "strided"])
-def test_trains_on_after_parameters_have_left_for_other_memory(change):
+def test_trains_on_after_parameters_have_left_for_other_addresses(change):
     net, optimizer = train("values", steps=2)
     x, y = torch.randn(4, 5), torch.zeros(4, 3)
     if change == "double":
@@ -171,14 +172,14 @@ def test_trains_on_after_parameters_have_left_for_other_memory(change):
     if change == "double":
         optimizer.load_state_dict(optimizer.state_dict())  # as .double() leaves a torch optimizer: its state to be cast
     optimizer.step()
-    assert optimizer._memory is None
+    assert optimizer._addresses is None
     assert not torch.equal(net[2].weight, before)
 
 
 def test_trains_without_the_library():
     """As where it could not be built: an installed package without a compiler."""
     script = (
-        "from alrao_rl.compiled import kernels; kernels.library = None\n"
+        "from alrao_rl.fast import kernels; kernels.library = None\n"
         "from stable_baselines3 import A2C; from alrao_rl import AlraoPolicy\n"
         "A2C(AlraoPolicy, 'CartPole-v1', device='cpu').learn(50)\n"
     )
@@ -201,7 +202,7 @@ def test_a_parameter_of_another_size_is_refused_as_by_torch(larger):
     for _ in range(2):
         with pytest.raises(RuntimeError):
             update()
-    assert optimizer._memory is None
+    assert optimizer._addresses is None
 
 
 @compiled
@@ -209,7 +210,7 @@ def test_a_gradient_left_from_a_smaller_parameter_is_not_read_beyond_its_end():
     net, optimizer = train("values", steps=2)
     F.mse_loss(net(torch.randn(4, 5)), torch.zeros(4, 3)).backward()
     layout = optimizer._layout
-    memory, flat = Memory.of(layout, []), torch.zeros(layout.numel)
+    memory, flat = Addresses.of(layout, []), torch.zeros(layout.numel)
     assert memory.gather(flat) is not None
     weight, gradient = net[0].weight, net[0].weight.grad
     weight.grad = None

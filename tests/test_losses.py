@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alrao_rl.compiled import kernels, losses
-from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.fast import HeadwiseTensor, OutputHeads, kernels, losses
 
 pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
 
@@ -198,13 +197,13 @@ class TestChoice:
 
     def test_an_index_from_elsewhere(self):
         """On another device it is torch's to judge."""
-        assert self.q().gather(1, self.index.to("meta")).choice is None
+        assert self.q().gather(1, self.index.to("meta")).pending_gather is None
 
     def test_attributes(self):
         chosen = self.q().gather(-1, self.index)
-        assert chosen.choice is not None
+        assert chosen.pending_gather is not None
         assert chosen.shape == (5, 1)
-        assert chosen.choice is None
+        assert chosen.pending_gather is None
         torch.testing.assert_close(chosen.branches, self.outputs.gather(2, self.index.expand(4, 5, 1)))
         assert not hasattr(chosen, "nothing")
         with pytest.raises(AttributeError, match=r"HeadwiseTensor.*'nothing'"):

@@ -10,6 +10,8 @@ from torch import nn
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, OutputHeads, convert
 from alrao_rl.core.rates import FeatureMap
 
+pytestmark = pytest.mark.usefixtures("way")
+
 BASES = [
     ("sgd", {}),
     ("sgd", {"momentum": 0.9}),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from alrao_rl import AlraoOptimizer, Output, averaged, convert
-from alrao_rl.core import OutputHeads
+from alrao_rl.fast import OutputHeads
 
 KINDS = [
     Output("values", rule="switch"),

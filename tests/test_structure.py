@@ -21,8 +21,8 @@ ALLOWED = {
     "provenance.py": {"alrao_rl.__version__"},
     "checks.py": {"alrao_rl.errors"},
     "mixtures.py": {"torch"},
-    "compiled": {"torch", "alrao_rl.compiled", "alrao_rl.mixtures"},
-    "headwise.py": {"torch", "alrao_rl.compiled"},
+    "compiled": {"torch", "alrao_rl.fast", "alrao_rl.mixtures"},
+    "headwise.py": {"torch", "alrao_rl.fast"},
     # Formats and records know nothing of what they hold.
     "ring.py": {"numpy"},
     "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors", "alrao_rl.ring"},

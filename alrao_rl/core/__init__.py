@@ -1,10 +1,16 @@
-"""The method, on torch alone: rates.py, heads.py, averaging.py, optim.py, tied together by convert.py."""
+"""The method, plain, on torch alone: what it is, and what everything faster is compared with.
 
+``rates.py`` (a learning rate for every feature), ``headwise.py`` (one loss, J + 1 gradients), ``heads.py`` (the
+duplicated output layer), ``averaging.py`` (how its copies are weighed), ``bases.py`` and ``optim.py`` (one step), tied
+together by ``convert.py``. :mod:`alrao_rl.fast` computes the same in less time, by subclasses of these.
+"""
+
+from alrao_rl.core.averaged import averaged
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.convert import Output, convert
 from alrao_rl.core.heads import OutputHeads
+from alrao_rl.core.headwise import HeadwiseError, HeadwiseTensor, on_branches
 from alrao_rl.core.optim import AlraoOptimizer
-from alrao_rl.headwise import HeadwiseError, HeadwiseTensor, on_branches
 
 __all__ = [
     "AlraoConfig",
@@ -13,6 +19,7 @@ __all__ = [
     "HeadwiseTensor",
     "Output",
     "OutputHeads",
+    "averaged",
     "convert",
     "on_branches",
 ]

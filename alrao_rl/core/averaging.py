@@ -2,7 +2,8 @@
 
 Every rule is a small module: ``step(weights, evidence)`` returns the weights after one update, ``update`` writes them
 in place, ``forget(lost)`` clears what it knows of re-cloned heads. Shapes: J heads, P parameters a head. Weights are
-``[J]``, not negative, of sum 1.
+``[J]``, not negative, of sum 1. Any dimensions may stand in front of all these (``…``): the heads of S networks are
+``[S, J]``, and what happens to each of them is what would happen to it alone, bit for bit.
 
 ==========================  ==============  ===========================================================================
 rule                        evidence        source
@@ -16,14 +17,11 @@ rule                        evidence        source
 ``uniform``                 none            a_j = 1/J
 ==========================  ==============  ===========================================================================
 
-Every rule stands here as ``on_tensors``, which a GPU need not be waited for. On the CPU ``on_memory`` serves, the same
-in compiled code (``kernels.c``): torch takes a hundred times as long to start the forty operations on J numbers. Tests
-hold one to the other.
+A new rule is a subclass of :class:`AveragingRule` with a :meth:`~AveragingRule.move`, and a line in :data:`RULES`.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,10 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from alrao_rl.checks import construct, number
-from alrao_rl.compiled import kernels
-from alrao_rl.compiled.memory import can_read
 
-_ROUNDING = 8 * torch.finfo(torch.float32).eps
+ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Heads that are alike differ by as much, and what is divided by its own spread makes a choice of it."""
 
 
@@ -44,19 +40,19 @@ class Evidence:
     """What one optimizer step knows of the heads of a layer; branches are ``[average, head_1 … head_J]``."""
 
     residual: Tensor | None = None
-    """``[1 + J]``: mean squared residual over the batch, before any clipping."""
+    """``[…, 1 + J]``: mean squared residual over the batch, before any clipping."""
     nll: Tensor | None = None
-    """``[1 + J]``: negative log-likelihood of the batch, summed over it."""
+    """``[…, 1 + J]``: negative log-likelihood of the batch, summed over it."""
     loss: Tensor | None = None
-    """``[1 + J]``: any other loss."""
+    """``[…, 1 + J]``: any other loss."""
     gains: Tensor | None = None
-    """``[J]``: −∂ℓ/∂a_j of the average branch."""
+    """``[…, J]``: −∂ℓ/∂a_j of the average branch."""
     gradient: Tensor | None = None
-    """``[J, P]``: gradient of every head."""
+    """``[…, J, P]``: gradient of every head."""
 
     @property
     def losses(self) -> Tensor | None:
-        """What the heads lost, ``[1 + J]``, by the most telling measure there is."""
+        """What the heads lost, ``[…, 1 + J]``, by the most telling measure there is."""
         return next((losses for losses in (self.nll, self.residual, self.loss) if losses is not None), None)
 
     def clear(self) -> None:
@@ -69,60 +65,47 @@ class Evidence:
         setattr(self, name, value if before is None else before + value)
 
 
-class Uniform(nn.Module):
-    """a_j = 1/J for ever."""
+class AveragingRule(nn.Module):
+    """What all rules share; by itself it never moves a weight.
+
+    Args:
+        rates: learning rates of the heads, ascending, ``[…, J]``. Its statistics have the same dimensions in front.
+    """
 
     uses = "nothing"
-    compiled = False
-    """Whether there is an :meth:`on_memory`."""
+    """The field of :class:`Evidence` that it decides by."""
 
     def __init__(self, rates: Tensor) -> None:
         super().__init__()
-        self.n_heads = len(rates)
+        self.n_heads, self.batch = rates.shape[-1], rates.shape[:-1]
 
     def step(self, weights: Tensor, evidence: Evidence) -> Tensor:
-        """Return the weights after one update, shape ``[J]``."""
+        """Return the weights after one update, ``[…, J]``."""
         updated = weights.detach().clone()
         self.update(updated, evidence)
         return updated
 
     def update(self, weights: Tensor, evidence: Evidence) -> None:
-        """:meth:`step` in place."""
-        known: Tensor | None = getattr(evidence, self.uses, None)
-        if known is None:
-            return
-        if self.compiled and kernels.library is not None and self._can_read(weights, known):
-            self.on_memory(kernels.library, weights, evidence)
-        else:
-            weights.copy_(self.on_tensors(weights, evidence))
+        """:meth:`step` in place; without evidence nothing happens."""
+        if getattr(evidence, self.uses, None) is not None:
+            weights.copy_(self.move(weights, evidence))
 
-    def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
-        """:meth:`step` by operations on tensors, ``[J]`` to ``[J]``."""
+    def move(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """The rule: weights to weights, ``[…, J]``, by evidence that is there. Statistics are updated in place."""
         return weights
-
-    def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
-        """:meth:`update` by compiled code, on the CPU and in float32."""
-        raise NotImplementedError
-
-    def _can_read(self, weights: Tensor, known: Tensor) -> bool:
-        """Whether compiled code can, these and all buffers."""
-        buffers = cast("dict[str, Tensor]", self._buffers)
-        sizes = {"losses": 1 + self.n_heads, "gains": self.n_heads}
-        size = buffers["previous"].numel() if self.uses == "gradient" else sizes[self.uses]
-        fits = weights.numel() == self.n_heads and known.numel() == size
-        return fits and can_read(weights, known, *buffers.values())
-
-    def _address(self, buffer: str) -> int:
-        return cast(Tensor, self._buffers[buffer]).data_ptr()  # past nn.Module's search for attributes
 
     def prepare(self, n_parameters: int) -> None:
         """Make room for what the rule keeps of each of a head's ``n_parameters``."""
 
     def forget(self, lost: Tensor) -> None:
-        """Clear the statistics of the heads where the mask ``lost``, ``[J]``, is true."""
+        """Clear the statistics of the heads where the mask ``lost``, ``[…, J]``, is true."""
 
 
-class Likelihood(Uniform):
+class Uniform(AveragingRule):
+    """a_j = 1/J for ever."""
+
+
+class Likelihood(AveragingRule):
     """Evidence from losses: log p_j of the new data under head j.
 
     Regression: log p_j = −n/2 · r_j/σ², with r_j the mean squared residual of head j over the batch and σ² the
@@ -139,25 +122,25 @@ class Likelihood(Uniform):
     def __init__(self, rates: Tensor, n: float = 1.0, decay: float = 0.99) -> None:
         super().__init__(rates)
         self.n, self.decay = number("n", n, 0), number("decay", decay, 0, 1)
-        self.register_buffer("scale", torch.zeros(()))
-        self.register_buffer("correction", torch.ones(()))
+        self.register_buffer("scale", torch.zeros(self.batch))
+        self.register_buffer("correction", torch.ones(self.batch))
 
     def likelihood(self, evidence: Evidence) -> Tensor:
-        """p_j up to a common factor, ``[J]``.
+        """p_j up to a common factor, ``[…, J]``.
 
         0 for a head whose loss is not finite; the same for all if no head has a finite one.
         """
         losses = cast(Tensor, evidence.losses)
         if losses is evidence.nll:
-            log_p = -losses[1:]
+            log_p = -losses[..., 1:]
         else:
-            self.scale.lerp_(losses[0].abs().nan_to_num_(0.0, 0.0), 1 - self.decay)
+            self.scale.lerp_(losses[..., 0].abs().nan_to_num_(0.0, 0.0), 1 - self.decay)
             self.correction.mul_(self.decay)
             factor = self.n / 2 if losses is evidence.residual else self.n
-            log_p = losses[1:] * ((self.correction - 1).div_(self.scale).mul_(factor))
+            log_p = losses[..., 1:] * (self.correction - 1).div_(self.scale).mul_(factor).unsqueeze(-1)
         # Finite, so that a softmax over nothing else is uniform.
         never = torch.finfo(log_p.dtype).min
-        return log_p.nan_to_num_(never, never, never).softmax(0)
+        return log_p.nan_to_num_(never, never, never).softmax(-1)
 
 
 class Bayes(Likelihood):
@@ -168,11 +151,13 @@ class Bayes(Likelihood):
     def __init__(self, rates: Tensor, discount: float = 0.99, n: float = 1.0, decay: float = 0.99) -> None:
         super().__init__(rates, n, decay)
         self.discount = number("discount", discount, 0, 1, "(]")
-        self.register_buffer("posterior", torch.full((self.n_heads,), 1 / self.n_heads))
+        self.register_buffer("posterior", torch.full(rates.shape, 1 / self.n_heads))
 
-    def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
-        """See :meth:`Uniform.on_tensors`."""
-        return _normalise(self.posterior, self.posterior**self.discount * self.likelihood(evidence)).clone()
+    def move(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """See :meth:`AveragingRule.move`."""
+        # Not pow, which rounds the last of many numbers otherwise than the others.
+        prior = self.posterior.log().mul_(self.discount).exp_()
+        return _normalise(self.posterior, prior.mul_(self.likelihood(evidence)), 1).clone()
 
 
 class Switch(Likelihood):
@@ -187,7 +172,6 @@ class Switch(Likelihood):
     losses are no log-likelihoods a_j is what step t said of head j, (w^a_j + w^b_j) p_j before the pool, normalised.
     """
 
-    compiled = True
     mixture: Tensor
     prior: Tensor
     t: Tensor
@@ -199,33 +183,24 @@ class Switch(Likelihood):
         theta, self.hazard = number("theta", theta, 0, 1), hazard
         # Rows w^a and w^b.
         self.register_buffer("prior", torch.tensor([[theta], [1 - theta]]) / self.n_heads)
-        self.register_buffer("mixture", self.prior.repeat(1, self.n_heads))
-        self.register_buffer("t", torch.zeros(()))
+        self.register_buffer("mixture", self.prior.repeat(*self.batch, 1, self.n_heads))
+        self.register_buffer("t", torch.zeros(self.batch))
 
-    def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
-        """See :meth:`Uniform.on_tensors`."""
-        mixture = self.mixture * self.likelihood(evidence)
-        posterior = mixture.sum(0)
+    def move(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """See :meth:`AveragingRule.move`."""
+        mixture = self.mixture * self.likelihood(evidence).unsqueeze(-2)
+        posterior = mixture.sum(-2)
         if self.hazard:
-            switching = mixture[0].div_(self.t.add_(1) + 1)  # times the hazard
-            pool = switching.sum()
-            mixture[0].mul_(self.t)  # times one minus the hazard
+            t = self.t.add_(1).unsqueeze(-1)
+            switching = mixture[..., 0, :].div_(t + 1)  # times the hazard
+            pool = switching.sum(-1)[..., None, None]
+            switching.mul_(t)  # times one minus the hazard
             mixture.addcmul_(self.prior, pool)
-        updated = _normalise(self.mixture, mixture).sum(0)
-        return updated if evidence.losses is evidence.nll else posterior.div_(posterior.sum())
-
-    def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
-        """See :meth:`Uniform.on_memory`."""
-        losses = cast(Tensor, evidence.losses)
-        n = 0.0 if losses is evidence.nll else self.n / 2 if losses is evidence.residual else self.n
-        place = self._address
-        library.switching(
-            self.n_heads, weights.data_ptr(), losses.data_ptr(), n, self.decay, place("scale"), place("correction"),
-            self.hazard, place("t"), place("prior"), place("mixture"),
-        )  # fmt: skip
+        updated = _normalise(self.mixture, mixture, 2).sum(-2)
+        return updated if evidence.losses is evidence.nll else posterior.div_(posterior.sum(-1, keepdim=True))
 
 
-class ExponentiatedGradient(Uniform):
+class ExponentiatedGradient(AveragingRule):
     """Follow the gain of the averaged loss, g_j = −∂ℓ/∂a_j: what the average would gain from more of head j.
 
     d_j = g_j − Σ_k a_k g_k, 0 where it is mere rounding of gains of their usual size;
@@ -237,7 +212,6 @@ class ExponentiatedGradient(Uniform):
     """
 
     uses = "gains"
-    compiled = True
     moments: Tensor
     """Running means of Σ a g² and of Σ a d², and what their beginning at 0 leaves of them, β^t."""
 
@@ -254,35 +228,31 @@ class ExponentiatedGradient(Uniform):
         self.reuse = number("reuse", reuse, 1, ends="[)")
         self.beta, self.clip = number("beta", beta, 0), number("clip", clip, 0)
         self.alpha, self.decay = number("alpha", alpha, 0, 1), number("decay", decay, 0, 1)
-        self.register_buffer("moments", torch.tensor([0.0, 0.0, 1.0]))
+        self.register_buffer("moments", torch.tensor([0.0, 0.0, 1.0]).repeat(*self.batch, 1))
 
-    def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
-        """See :meth:`Uniform.on_tensors`."""
+    def move(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """See :meth:`AveragingRule.move`."""
         gain = cast(Tensor, evidence.gains).nan_to_num(0.0, 0.0, 0.0)
-        square, variance, correction = self.moments
+        square, variance, correction = self.moments.split(1, -1)
         correction.mul_(self.decay)
-        square.lerp_(weights.dot(gain.square()), 1 - self.decay)
-        rounding = (square / (1 - correction)).sqrt_().mul_(_ROUNDING)
-        advantage = gain - weights.dot(gain)
+        square.lerp_(self.mean(weights, gain.square()), 1 - self.decay)
+        rounding = (square / (1 - correction)).sqrt_().mul_(ROUNDING)
+        advantage = gain - self.mean(weights, gain)
         advantage.masked_fill_(advantage.abs() <= rounding, 0.0)
-        variance.lerp_(weights.dot(advantage.square()), 1 - self.decay)
+        variance.lerp_(self.mean(weights, advantage.square()), 1 - self.decay)
         # Of gains whose squares are beneath what 32 bits hold nothing is known.
         advantage.masked_fill_(variance < torch.finfo(variance.dtype).tiny, 0.0)
         spread = (variance / (1 - correction)).sqrt_()
         exponent = advantage.div_(spread).mul_(self.beta / self.reuse).nan_to_num_(0.0).clamp_(-self.clip, self.clip)
         updated = exponent.exp_().mul_(weights)
-        return updated.mul_((1 - self.alpha) / updated.sum()).add_(self.alpha / self.n_heads)
+        return updated.mul_((1 - self.alpha) / updated.sum(-1, keepdim=True)).add_(self.alpha / self.n_heads)
 
-    def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
-        """See :meth:`Uniform.on_memory`."""
-        gains = cast(Tensor, evidence.gains)
-        library.exponentiated_gradient(
-            self.n_heads, weights.data_ptr(), gains.data_ptr(), self.beta / self.reuse, self.alpha, self.clip,
-            self.decay, _ROUNDING, self._address("moments"),
-        )  # fmt: skip
+    def mean(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Σ_j a_j x_j, ``[…, J]`` to ``[…, 1]``."""
+        return (weights * values).sum(-1, keepdim=True)
 
 
-class Whiteness(Uniform):
+class Whiteness(AveragingRule):
     """Weight flows along the grid of rates to the head whose gradients are uncorrelated in time.
 
     A tracker at its best rate has uncorrelated innovations. Per head,
@@ -294,7 +264,6 @@ class Whiteness(Uniform):
     """
 
     uses = "gradient"
-    compiled = True
     previous: Tensor
     product: Tensor
     norm: Tensor
@@ -304,52 +273,46 @@ class Whiteness(Uniform):
         super().__init__(rates)
         self.kappa, self.max_flow = number("kappa", kappa, 0), number("max_flow", max_flow, 0, 1)
         self.decay = 1 - 1 / max(number("window", window, 0), 1.0)
-        self.register_buffer("previous", torch.zeros(self.n_heads, 0))
-        self.register_buffer("product", torch.zeros(self.n_heads))
-        self.register_buffer("norm", torch.zeros(self.n_heads))
+        self.register_buffer("previous", torch.zeros(*rates.shape, 0))
+        self.register_buffer("product", torch.zeros(rates.shape))
+        self.register_buffer("norm", torch.zeros(rates.shape))
         # Row k takes weight from head k to head k + 1; between heads of one rate there is no direction to flow in.
         steps = torch.eye(self.n_heads)[1:] - torch.eye(self.n_heads)[:-1]
-        self.register_buffer("faster", steps * (rates[1:] > rates[:-1])[:, None])
+        self.register_buffer("faster", steps * (rates[..., 1:] > rates[..., :-1]).unsqueeze(-1))
 
     def prepare(self, n_parameters: int) -> None:
         """Make room for the last gradient."""
-        self.previous = torch.zeros(self.n_heads, n_parameters)
+        self.previous = torch.zeros(*self.batch, self.n_heads, n_parameters)
 
     def correlation(self) -> Tensor:
-        """ρ_j, shape ``[J]``: how much each gradient resembles the one before it; 0 before any gradient."""
+        """ρ_j, ``[…, J]``: how much each gradient resembles the one before it; 0 before any gradient."""
         return (self.product / self.norm).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
 
-    def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
-        """See :meth:`Uniform.on_tensors`."""
+    def move(self, weights: Tensor, evidence: Evidence) -> Tensor:
+        """See :meth:`AveragingRule.move`."""
         gradient = cast(Tensor, evidence.gradient)
         self.product.lerp_(torch.linalg.vecdot(gradient, self.previous), 1 - self.decay)
         self.norm.lerp_(torch.linalg.vecdot(gradient, gradient), 1 - self.decay)
         self.previous.copy_(gradient)
         rho = self.correlation()
-        excess = rho - rho[0].clamp(max=0.0)
+        excess = rho - rho[..., :1].clamp(max=0.0)
         flow = excess.mul_(self.kappa).clamp_(-self.max_flow, self.max_flow).mul_(weights)
         # Up from head k, and down, which is negative, from head k + 1.
-        moved = flow[:-1].clamp(min=0).add_(flow[1:].clamp(max=0))
-        updated = torch.addmv(weights, self.faster.t(), moved).clamp_(min=0)
-        return updated.div_(updated.sum())
-
-    def on_memory(self, library: ctypes.CDLL, weights: Tensor, evidence: Evidence) -> None:
-        """See :meth:`Uniform.on_memory`."""
-        gradient = cast(Tensor, evidence.gradient)
-        place = self._address
-        library.whiteness(
-            *gradient.shape, weights.data_ptr(), gradient.data_ptr(), self.kappa, self.max_flow, self.decay,
-            place("faster"), place("previous"), place("product"), place("norm"),
-        )  # fmt: skip
+        moved = flow[..., :-1].clamp(min=0).add_(flow[..., 1:].clamp(max=0))
+        moved.mul_(self.faster.diagonal(1, -2, -1))
+        updated = weights.clone()
+        updated[..., 1:].add_(moved)
+        updated[..., :-1].sub_(moved)
+        return updated.clamp_(min=0).div_(updated.sum(-1, keepdim=True))
 
     def forget(self, lost: Tensor) -> None:
         """Clear the gradients of lost heads."""
         self.product.masked_fill_(lost, 0.0)
         self.norm.masked_fill_(lost, 0.0)
-        self.previous.masked_fill_(lost[:, None], 0.0)
+        self.previous.masked_fill_(lost.unsqueeze(-1), 0.0)
 
 
-RULES: dict[str, type[Uniform]] = {
+RULES: dict[str, type[AveragingRule]] = {
     "switch": Switch,
     "bayes": Bayes,
     "exponentiated-gradient": ExponentiatedGradient,
@@ -363,22 +326,31 @@ def rule_name(spec: str | Mapping[str, Any]) -> str:
     return spec if isinstance(spec, str) else str(spec["rule"])
 
 
-def make_rule(spec: str | Mapping[str, Any], rates: Tensor, what: str = "averaging rule") -> Uniform:
-    """Make an averaging rule for heads with the given ``rates``, ``[J]``.
+def make_rule(
+    spec: str | Mapping[str, Any],
+    rates: Tensor,
+    what: str = "averaging rule",
+    rules: Mapping[str, type[AveragingRule]] = RULES,
+) -> AveragingRule:
+    """Make an averaging rule for heads with the given ``rates``, ``[…, J]``.
 
     Args:
         spec: a name of :data:`RULES`, or a dict with the name under ``rule`` and the rule's options beside it.
         rates: learning rates of the heads, ascending.
         what: what to call it in errors.
+        rules: the classes by their names.
     """
     if not isinstance(spec, str) and not (isinstance(spec, Mapping) and isinstance(spec.get("rule"), str)):
         raise TypeError(f"{what} is {spec!r}, expected the name of a rule or a dict with one under 'rule'")
     options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "rule"}
-    rule: Uniform = construct(what, RULES, rule_name(spec), options, rates)
+    rule: AveragingRule = construct(what, rules, rule_name(spec), options, rates)
     return rule
 
 
-def _normalise(state: Tensor, mixture: Tensor) -> Tensor:
-    """Write ``mixture``, of sum 1 and nowhere quite 0, into ``state``: what is 0 would never come back."""
-    total = mixture.sum()
+def _normalise(state: Tensor, mixture: Tensor, dims: int) -> Tensor:
+    """Write ``mixture``, of sum 1 over its last dimensions, into ``state``.
+
+    It becomes 0 nowhere: what is 0 would never come back.
+    """
+    total = mixture.sum(tuple(range(-dims, 0)), keepdim=True)
     return torch.div(mixture, total, out=state).clamp_(min=torch.finfo(state.dtype).tiny)

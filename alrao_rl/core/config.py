@@ -10,7 +10,7 @@ import torch
 
 from alrao_rl.checks import construct, is_number, number, one_of, whole
 from alrao_rl.core.averaging import make_rule, rule_name
-from alrao_rl.core.optim import BASES, Base
+from alrao_rl.core.bases import BASES, BaseUpdate
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class AlraoConfig:
         """(η_min, η_max) in force: the given one or the base's own."""
         return self.lr_range or BASES[self.base].default_lr_range
 
-    def make_base(self) -> Base:
+    def make_base(self) -> BaseUpdate:
         """Make the base update."""
         one_of("alrao.base", self.base, BASES)
-        base: Base = construct("alrao.base_kwargs of", BASES, self.base, self.base_kwargs)
+        base: BaseUpdate = construct("alrao.base_kwargs of", BASES, self.base, self.base_kwargs)
         return base
 
 

@@ -54,6 +54,7 @@ def convert(
     network: nn.Module,
     outputs: Mapping[str, Output | str],
     config: AlraoConfig | Mapping[str, Any] | None = None,
+    heads: type[OutputHeads] = OutputHeads,
 ) -> nn.Module:
     """Convert ``network`` in place and return it. Its features' learning rates are in its buffer ``alrao_rates``.
 
@@ -65,6 +66,7 @@ def convert(
         network: any module.
         outputs: its output layers by name (as in ``named_modules()``), each with an :class:`Output` or just a kind.
         config: options of Alrao, see :class:`~alrao_rl.core.config.AlraoConfig`.
+        heads: what an output layer becomes: the plain class, or a faster subclass of it.
 
     Raises:
         TypeError: ``network`` is no module.
@@ -86,8 +88,8 @@ def convert(
     devices = sorted({p.device.index or 0 for p in network.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        heads = {name: _make_heads(modules[name], output, config) for name, output in outputs.items()}
-        for name, layer in heads.items():
+        made = {name: _make_heads(heads, modules[name], output, config) for name, output in outputs.items()}
+        for name, layer in made.items():
             _replace(network, name, layer)
     layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
     rates = FeatureMap(network, skip=layers).draw(config.interval, torch.Generator().manual_seed(seed))
@@ -122,12 +124,14 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
         raise ValueError(f"output layer {name!r} shares its weight with another layer: its copies cannot, untie it")
 
 
-def _make_heads(layer: nn.Module, output: Output | str, config: AlraoConfig) -> OutputHeads:
+def _make_heads(
+    heads: type[OutputHeads], layer: nn.Module, output: Output | str, config: AlraoConfig
+) -> OutputHeads:
     output = Output(output) if isinstance(output, str) else output
     default = config.value_averaging if output.kind == "values" else config.policy_averaging
     rule = default if output.rule is None else output.rule
     assert isinstance(layer, nn.Linear)
-    return OutputHeads(
+    return heads(
         layer,
         config.n_heads,
         config.interval,

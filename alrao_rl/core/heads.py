@@ -3,7 +3,8 @@
     Φ(x) = Σ_j a_j C_j(φ(x))        log η_j = log η_min + (j−1)/(J−1) · log(η_max/η_min)
 
 The trunk φ learns from the loss of the average Φ alone, every head C_j from its own loss alone, the averaging weights
-a_j from how well each head has been doing (averaging.py). Shapes: J heads, B batch dimensions, I inputs, O outputs.
+a_j from how well each head has been doing (averaging.py). Shapes: J heads, P parameters a head, B data, I inputs, O
+outputs. The functions of this file take any dimensions in front (``…``), as of S networks at once.
 """
 
 from __future__ import annotations
@@ -12,38 +13,58 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from alrao_rl.checks import one_of
-from alrao_rl.compiled.branches import Branches, Kernel
-from alrao_rl.core.averaging import Evidence, make_rule
+from alrao_rl.core.averaging import AveragingRule, Evidence, make_rule
+from alrao_rl.core.headwise import HeadwiseTensor
+from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
-from alrao_rl.headwise import HeadwiseTensor
-from alrao_rl.mixtures import mix_bernoulli, mix_logits
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether all is well. On a GPU this waits for it: for less time than the dozens of kernels that need not know."""
-    return math.isfinite((tensor.sum() if tensor.dim() else tensor).item())
-
 
 MANY_PASSES = 100
 """Backward passes for one step: more than anyone accumulates."""
 KINDS = ("values", "categorical", "bernoulli", "mean")
-_LINEAR = ("values", "mean")
+LINEAR = ("values", "mean")
+"""Kinds whose average is that of the outputs; of the others it is that of probabilities."""
 _uncompiled: list[Callable[[OutputHeads, Tensor, Tensor | None], Tensor]] = []
-"""Filled with :meth:`OutputHeads._averaged` past torch.compile, once somebody has loaded it: loading takes a second."""
+"""``_averaged`` wrapped in ``torch.compiler.disable``, made once dynamo is imported, which takes a second."""
+
+
+def average_outputs(kind: str, splits: Sequence[int], outputs: Tensor, weights: Tensor) -> Tensor:
+    """Φ from the outputs of every head, ``[…, J, O, B]`` and ``[…, J]`` to ``[…, O, B]``."""
+    if kind in LINEAR:
+        return (weights[..., None, None] * outputs).sum(-3)
+    if kind == "bernoulli":
+        return mix_bernoulli(outputs, weights)
+    return torch.cat([mix_logits(part, weights) for part in outputs.split(list(splits), -2)], -2)
+
+
+def average_heads(theta: Tensor, weights: Tensor) -> Tensor:
+    """Σ_j a_j θ_j, ``[…, J, P]`` and ``[…, J]`` to ``[…, P]``."""
+    return (weights.unsqueeze(-1) * theta).sum(-2)
+
+
+def without_lost(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads that are not finite as zeros, their weight shared among the others, by their weights if any.
+
+    ``[…, J, P]`` and ``[…, J]`` to the same. No weight is quite 0, which has no logarithm.
+    """
+    finite = theta.isfinite().all(-1)
+    kept = weights * finite
+    kept = kept / kept.sum(-1, keepdim=True)
+    equal = finite.to(kept) / finite.sum(-1, keepdim=True).clamp_min(1).to(kept)
+    kept = torch.where(kept.isfinite(), kept, equal)
+    return torch.where(finite.unsqueeze(-1), theta, 0.0), kept.clamp_min(torch.finfo(kept.dtype).tiny)
 
 
 class OutputHeads(nn.Module):
     """J copies of an output ``Linear`` as one parameter θ, ``[J, P]``, and their average.
 
-    With gradients enabled the output is a :class:`HeadwiseTensor` whose average branch sees the heads detached and
-    whose heads' branches see the input detached. Under ``torch.no_grad()`` it is the plain average.
+    With gradients enabled the output is a :class:`~alrao_rl.core.headwise.HeadwiseTensor` whose average branch sees the
+    heads detached and whose heads' branches see the input detached. Under ``torch.no_grad()`` it is the plain average.
 
     A head whose parameters are not finite is left out of the average, its weight shared among the others.
 
@@ -62,13 +83,11 @@ class OutputHeads(nn.Module):
             the average, so that a head outside of it would have no gradient for ever.
     """
 
+    tensor = HeadwiseTensor
+    """What an output is."""
+    make_rule: Callable[..., AveragingRule] = staticmethod(make_rule)
     theta: nn.Parameter
     rates: Tensor
-    _flat_extra: Tensor
-    _held: tuple[Tensor, Tensor]
-    _kernel: Kernel | None = None
-    _leaves: list[Tensor]
-    _matrix: tuple[Tensor, Tensor | None]
 
     def __init__(
         self,
@@ -100,14 +119,12 @@ class OutputHeads(nn.Module):
         # A parameter, though nothing trains it by gradient descent: target networks copy parameters, not buffers.
         self.averaging_weights = nn.Parameter(torch.full((n_heads,), 1.0 / n_heads), requires_grad=False)
         self.register_buffer("rates", head_rates(n_heads, lr_range))
-        self.rule = make_rule(rule, self.rates)
+        self.rule = self.make_rule(rule, self.rates)
         self.rule.prepare(self.theta.shape[1])
         self.to(layer.weight)
-        self.register_load_state_dict_post_hook(_make_distribution)
+        self.register_load_state_dict_post_hook(make_distribution)
         self._evidence = Evidence()
-        self._place: tuple[Any, ...] = ()
-        self._finite = -1
-        self._warned = False
+        self._passes = 0
 
     @property
     def weight(self) -> Tensor:
@@ -172,34 +189,34 @@ class OutputHeads(nn.Module):
         return self._forward(features, None, *usable), self._averaged_extra(*usable)
 
     def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
-        kernel = self._kernel if offset is None and self._place and theta is self._held[0] else None
-        if kernel is not None and kernel.serves(features):
-            if not torch.is_grad_enabled():
-                return kernel.average(features, theta, weights).t()
-            weight, bias = self._leaves[0], self._leaves[1] if self._has_bias else None
-            branches = Branches.apply(features, weight, bias, weights, theta, kernel)
-            return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
-        offset = None if offset is None else offset.t()
-        average = self._average(features, offset, theta, weights)
+        held = self._outputs(features, offset, theta.detach())
+        average = average_outputs(self.kind, self.splits, held, weights).t()
         if not torch.is_grad_enabled():
-            return average if self.kind in _LINEAR else average.t()
-        average = average.t() if self.kind in _LINEAR else average
-        # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
-        branches = torch.cat([average.unsqueeze(0), self._own(features.detach(), offset)])
-        return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
+            return average
+        own = self._outputs(features.detach(), offset, theta)
+        if self.kind == "categorical":
+            own = torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
+        return self.tensor.wrap(torch.cat([average.unsqueeze(0), own.transpose(1, 2)]), [self])
+
+    def _outputs(self, x: Tensor, offset: Tensor | None, theta: Tensor) -> Tensor:
+        """Outputs of every head: ``[B, I]`` to ``[J, O, B]``."""
+        weight, bias = self._split(self._rows(theta))
+        outputs = weight @ x.t()
+        outputs = outputs if bias is None else outputs + bias
+        return outputs if offset is None else outputs + offset.t()
 
     def collapse(self) -> dict[str, Tensor | None]:
         """Weight and bias of the one ``Linear`` that computes the average of outputs, Σ_j a_j θ_j."""
-        if self.kind not in _LINEAR:
+        if self.kind not in LINEAR:
             raise ValueError(f"heads of the kind {self.kind!r} average probabilities: no one layer computes that")
         theta, weights = self._usable()
-        weight, bias = self._split(self._rows(weights.detach() @ theta))
+        weight, bias = self._split(self._rows(self._mean(theta.detach(), weights.detach())))
         return {"weight": weight, "bias": None if bias is None else bias.squeeze(1)}
 
     def usable(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """What the average is made of, without heads that are not finite: weights, ``[J, O, I]``, biases, and a."""
         theta, weights = self._usable()
-        return *self._split(self._rows(theta)), weights.detach()
+        return *self._split(self._rows(theta.detach())), weights.detach()
 
     def averaged_extra(self) -> Tensor:
         """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
@@ -208,199 +225,49 @@ class OutputHeads(nn.Module):
         return self._averaged_extra(*self._usable())
 
     def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
-        assert self._extra_shape is not None
-        average = weights @ (self._flat_extra if self._place and theta is self._held[0] else theta[:, self._n_matrix :])
-        if not torch.is_grad_enabled():
-            return average.view(self._extra_shape)
-        return HeadwiseTensor.wrap(torch.cat([average.view(1, *self._extra_shape), self._leaves[-1]]), self._layers)
+        own = self._extra(theta)
+        average = average_heads(own.detach().flatten(1), weights).view(own.shape[1:])
+        return self.tensor.wrap(torch.cat([average.unsqueeze(0), own]), [self]) if torch.is_grad_enabled() else average
 
-    def _average(self, x: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
-        """Φ as a function of the features and of a, the heads' parameters held.
-
-        ``[B, I]`` to ``[B, O]`` for linear kinds, to ``[O, B]`` for others: as it is computed.
-        """
-        if self.kind in _LINEAR:
-            # Averaging outputs is averaging parameters: one layer instead of J.
-            averaged = weights @ theta
-            if self._extra_shape is not None:
-                averaged = averaged[: self._n_matrix]
-            rows = averaged.view(self.out_features, self._columns)
-            if not self._has_bias:
-                output = nn.functional.linear(x, rows)
-            else:
-                bias = rows.select(1, self.in_features)
-                output = nn.functional.linear(x, rows.narrow(1, 0, self.in_features), bias)
-            return output if offset is None else output + offset.t()
-        matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
-        logits = self._outputs(x, *matrix, offset)
-        if self.kind == "bernoulli":
-            return mix_bernoulli(logits, weights)
-        if len(self.splits) == 1:
-            return mix_logits(logits, weights)
-        return torch.cat([mix_logits(part, weights) for part in logits.split(self.splits, 1)])
-
-    def _own(self, x: Tensor, offset: Tensor | None) -> Tensor:
-        """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
-        own = self._outputs(x, self._leaves[0], self._leaves[1] if self._has_bias else None, offset)
-        if self.kind != "categorical":
-            return own
-        if len(self.splits) == 1:
-            return own.log_softmax(1)
-        return torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
-
-    def _outputs(self, x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None) -> Tensor:
-        """``[B, I]`` to ``[J, O, B]`` by weight and bias of :meth:`_joint` rows, ``[J · O, …]`` or ``[J, O, …]``."""
-        if weight.dim() == 3:  # with an extra parameter behind its rows a head's matrix does not touch the next one's
-            inputs = x.t().expand(self.n_heads, -1, -1)
-            outputs = weight @ inputs if bias is None else torch.baddbmm(bias, weight, inputs)
-        else:
-            outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
-            outputs = outputs.view(self.n_heads, self.out_features, len(x))
-        return outputs if offset is None else outputs + offset
-
-    def _joint(self, theta: Tensor) -> Tensor:
-        """View of the rows of all heads as one matrix where they are one, ``[J · O, columns]``; else ``[J, O, …]``."""
-        return theta.view(-1, self._columns) if self._extra_shape is None else self._rows(theta)
-
-    # The graph ends at aliases of the parts of θ, and of a, so that no gradient arrives in ``.grad`` of the parameters.
-    # Algorithms clip the global norm over all parameters; there one diverging head would starve the trunk and the
-    # others. Aliases cost nothing, where views in the graph and hooks take longer than the layer. They hold as long as
-    # the memory they look at: parameters that were moved, copied or replaced get new ones.
-
-    def _find(self) -> None:
-        """Make the aliases, unless they are there."""
-        theta, weights = self._parameters["theta"], self._parameters["averaging_weights"]
-        place = (theta.data_ptr(), theta.requires_grad, weights.data_ptr(), theta.numel(), weights.numel())  # type: ignore[union-attr]
-        if place == self._place:
-            if (gradient := self._leaves[0].grad) is not None and gradient._version >= MANY_PASSES:
-                self._warn_of_passes()
-            return
-        _make_distribution(self)
-        with torch.no_grad():
-            self._keep_evidence()
-            if not self.theta.is_contiguous():
-                self.theta.data = self.theta.data.contiguous()
-        self._place, self._finite = (self.theta.data_ptr(), *place[1:]), -1
-        self._held = self.theta.detach(), self.averaging_weights.detach()
-        self._matrix = self._split(self._joint(self._held[0]))
-        parts = [part for part in self._matrix if part is not None]
-        if self._extra_shape is not None:
-            parts.append(self._extra(self._held[0]))
-            self._flat_extra = self._held[0][:, self._n_matrix :]
-        self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
-        self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
-        self._layers = frozenset([self])
-        kind = "linear" if self.kind in _LINEAR else self.kind
-        served = kind == "linear" or (kind == "categorical" and len(self.splits) == 1)
-        shape = self.out_features, self.in_features, self._has_bias
-        self._kernel = Kernel.of(kind, *self._held, *shape) if served else None
-        if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
-            self.theta.register_post_accumulate_grad_hook(self._take_gradient)
-
-    def _keep_evidence(self) -> None:
-        """Keep what has arrived at aliases that are given up."""
-        for name, value in (("gradient", self.gradient), ("gains", self._gains())):
-            setattr(self._evidence, name, None if value is None else value.to(self.theta))
-
-    def __getstate__(self) -> dict[str, Any]:
-        aliases = ("_held", "_matrix", "_flat_extra", "_leaves", "_weights", "_layers", "_kernel")
-        state = {key: value for key, value in self.__dict__.items() if key not in aliases}
-        return state | {"_place": (), "_evidence": self.evidence}
-
-    def _warn_of_passes(self) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        warnings.warn(
-            f"{MANY_PASSES} backward passes without a step of the Alrao optimizer: output heads learn only through it "
-            "(policy.optimizer, or AlraoOptimizer of alrao_rl.core), not through another torch optimizer",
-            stacklevel=3,
-        )
+    _mean = staticmethod(average_heads)
 
     def _usable(self) -> tuple[Tensor, Tensor]:
-        """θ, held, and a, without heads that are not finite; a is a leaf where the loss decides on it."""
-        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # an alias would be a constant of the trace
-            return self.theta.detach(), self.averaging_weights.detach()
-        self._find()
-        theta, weights = self._held
-        decides = self.rule.uses == "gains" and torch.is_grad_enabled()
-        if self._finite != theta._version:  # looking again takes as long as a small layer
-            if not all_finite(theta):
-                theta, weights = self._without_lost(theta, weights)
-                if decides:
-                    weights.requires_grad_().register_hook(lambda gradient: self._evidence.add("gains", -gradient))
-                return theta, weights
-            self.mark_finite()
-        return theta, self._weights if decides else weights
-
-    def known_finite(self) -> bool:
-        """Whether θ is as it was when last seen finite."""
-        return bool(self._place) and self._finite == self._held[0]._version
-
-    def mark_finite(self) -> None:
-        """Note that θ is finite as it is; what is written past its version counter, through ``.data``, is not seen."""
-        self.__dict__["_finite"] = self._held[0]._version  # past nn.Module's search for parameters
-
-    @staticmethod
-    def _without_lost(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads that are not finite as zeros, their weight shared among the others, by their weights if any.
-
-        No weight is quite 0, which has no logarithm.
-        """
-        finite = theta.isfinite().all(1)
-        kept = weights * finite
-        kept = kept / kept.sum()
-        kept = torch.where(kept.isfinite(), kept, finite.to(kept) / finite.sum().clamp_min(1).to(kept))
-        return torch.where(finite[:, None], theta, 0.0), kept.clamp_min(torch.finfo(kept.dtype).tiny)
+        """θ and averaging weights, heads that are not finite masked out; the weights ask for ∂ℓ/∂a if the rule does."""
+        theta: Tensor = self.theta
+        # A copy of the network drops hooks.
+        if theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
+            self.theta.register_post_accumulate_grad_hook(self._take_gradient)
+        weights = self.averaging_weights.detach()
+        if not torch.jit.is_tracing() and not theta.detach().isfinite().all():  # type: ignore[attr-defined]
+            theta, weights = without_lost(theta, weights)
+        if self.rule.uses == "gains" and torch.is_grad_enabled():
+            weights = weights.clone().requires_grad_()
+            weights.register_hook(lambda gradient: self._evidence.add("gains", -gradient))
+        return theta, weights
 
     # --- what arrives in the backward pass --------------------------------------------------------------------------
 
     @property
     def evidence(self) -> Evidence:
         """What has arrived since the last step."""
-        return replace(self._evidence, gradient=self.gradient, gains=self._gains())
+        return self._evidence
 
     @property
     def gradient(self) -> Tensor | None:
         """Gradient of θ, ``[J, P]``; None if none has arrived since the last step."""
-        gradients = [leaf.grad for leaf in self._leaves] if self._place else []
-        if all([gradient is None for gradient in gradients]):
-            return self._evidence.gradient
-        parts = [torch.zeros_like(x) if x.grad is None else x.grad for x in self._leaves]
-        extra = [] if self._extra_shape is None else [parts.pop().flatten(1)]
-        rows = torch.cat(parts, -1).view(self.n_heads, -1)
-        gradient = torch.cat([rows, *extra], 1) if extra else rows
-        return gradient if self._evidence.gradient is None else gradient + self._evidence.gradient
-
-    def leaf_gradients(self) -> list[Tensor | None] | None:
-        """The gradient as it has arrived, a piece for each of :meth:`parts`; None where it arrived otherwise."""
-        if not self._place or self._evidence.gradient is not None:
-            return None
-        gradients = [leaf.grad for leaf in self._leaves]
-        missing = sum([gradient is None for gradient in gradients])
-        return gradients if missing in (0, len(gradients)) else None
-
-    def parts(self, offset: int) -> list[tuple[int, ...]]:
-        """Where each piece goes in a flat vector that has θ at ``offset``: see ``Part`` of ``kernels.c``."""
-        n, rows, columns = self.theta.shape[1], self.out_features, self._columns
-        parts: list[tuple[int, ...]] = [(offset, self.n_heads, n, rows, columns, self.in_features)]
-        if self._has_bias:
-            parts.append((offset + self.in_features, self.n_heads, n, rows, columns, 1))
-        if self._extra_shape is not None:
-            parts.append((offset + self._n_matrix, self.n_heads, n, 1, 0, n - self._n_matrix))
-        return parts
-
-    def _gains(self) -> Tensor | None:
-        """−∂ℓ/∂a, ``[J]``."""
-        if not self._place or self._weights.grad is None:
-            return self._evidence.gains
-        return -self._weights.grad if self._evidence.gains is None else self._evidence.gains - self._weights.grad
+        return self._evidence.gradient
 
     def _take_gradient(self, theta: Tensor) -> None:
-        """Take out of ``.grad`` what reaches θ itself, as from a penalty on all parameters."""
+        """Take the heads' gradient out of ``.grad``.
+
+        Algorithms clip the norm over all parameters: there one diverging head would starve the trunk and the others.
+        """
         if theta.grad is not None:
             self._evidence.add("gradient", theta.grad)
         theta.grad = None
+        self._passes += 1
+        if self._passes == MANY_PASSES:
+            warn_of_passes()
 
     def watch(
         self, branches: Tensor, losses: Tensor | Callable[[Tensor], Tensor | None], is_likelihood: bool = False
@@ -427,16 +294,17 @@ class OutputHeads(nn.Module):
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
         self._evidence.clear()
-        if self._place:
-            for leaf in (*self._leaves, self._weights):
-                leaf.grad = None
+        self._passes = 0
 
     # --- updates ----------------------------------------------------------------------------------------------------
 
     def update_averaging(self, gradient: Tensor) -> None:
-        """Move the averaging weights by the evidence of this step, judged on outputs from before the step."""
-        known = self._evidence
-        evidence = Evidence(known.residual, known.nll, known.loss, self._gains(), gradient)
+        """Move the averaging weights by the evidence of this step, judged on outputs from before the step.
+
+        ``gradient``, ``[J, P]``, is that of the heads, finite.
+        """
+        known = self.evidence
+        evidence = Evidence(known.residual, known.nll, known.loss, known.gains, gradient)
         self.rule.update(self.averaging_weights.detach(), evidence)
 
     @torch.no_grad()
@@ -445,8 +313,8 @@ class OutputHeads(nn.Module):
 
         Without lost heads nothing changes, bit for bit.
         """
-        theta, weights = self._without_lost(self.theta, self.averaging_weights)
-        self.theta.copy_(torch.where(lost[:, None], weights @ theta, self.theta))
+        theta, weights = without_lost(self.theta, self.averaging_weights)
+        self.theta.copy_(torch.where(lost[:, None], self._mean(theta, weights), self.theta))
         self.rule.forget(lost)
 
     def stats(self) -> dict[str, Any]:
@@ -461,8 +329,17 @@ class OutputHeads(nn.Module):
         }
 
 
+def warn_of_passes() -> None:
+    """Warn of backward passes that nobody uses."""
+    warnings.warn(
+        f"{MANY_PASSES} backward passes without a step of the Alrao optimizer: output heads learn only through it "
+        "(policy.optimizer, or AlraoOptimizer), not through another torch optimizer",
+        stacklevel=4,
+    )
+
+
 @torch.no_grad()
-def _make_distribution(layer: OutputHeads, *_: object) -> None:
+def make_distribution(layer: OutputHeads, *_: object) -> None:
     """Make a distribution of averaging weights that are none, as after noise on all parameters."""
     weights = layer.averaging_weights
     if not (math.isclose(weights.sum().item(), 1.0, abs_tol=1e-3) and (weights >= 0).all()):

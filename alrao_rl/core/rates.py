@@ -116,11 +116,19 @@ class FeatureMap:
         return torch.exp(low + (high - low) * uniform).float()
 
 
-def head_rates(n_heads: int, lr_range: tuple[float, float]) -> Tensor:
-    """Learning rates of the output heads, shape ``[n_heads]``, log-spaced from η_min to η_max, slowest first.
+def head_rates(n_heads: int, lr_range: tuple[float | Tensor, float | Tensor]) -> Tensor:
+    """Learning rates of the output heads, ``[…, J]``, log-spaced from η_min to η_max, slowest first.
 
     log η_j = log η_min + (j−1)/(J−1) · log(η_max/η_min); a single head gets √(η_min η_max).
+
+    Args:
+        n_heads: J.
+        lr_range: (η_min, η_max), two numbers, or two tensors ``[…]``.
     """
+    if isinstance(lr_range[0], Tensor) or isinstance(lr_range[1], Tensor):
+        low, high = torch.broadcast_tensors(*map(torch.as_tensor, lr_range))
+        rows = [head_rates(n_heads, ends) for ends in zip(low.flatten().tolist(), high.flatten().tolist(), strict=True)]
+        return torch.stack(rows).view(*low.shape, n_heads)
     low, high = math.log(lr_range[0]), math.log(lr_range[1])
     if n_heads == 1:
         return torch.tensor([math.exp((low + high) / 2)])

@@ -23,10 +23,11 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from alrao_rl.core import AlraoConfig, AlraoOptimizer, Output, OutputHeads, convert
+from alrao_rl import fast
+from alrao_rl.core import AlraoConfig, Output, OutputHeads, averaged
 from alrao_rl.core.averaging import rule_name
-from alrao_rl.core.optim import BASES
-from alrao_rl.plain import averaged
+from alrao_rl.core.bases import BASES
+from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.sb3.distributions import LeanGaussian, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
 from alrao_rl.sb3.iterate_average import follow
@@ -275,7 +276,7 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
         heads = self._modules.get("action_net")
         if (
             type(self.action_dist) is not LeanGaussian
-            or type(heads) is not OutputHeads
+            or type(heads) is not fast.OutputHeads
             or is_hooked(heads)
             or _has_any_global_hook()
         ):

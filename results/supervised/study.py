@@ -29,7 +29,7 @@ from sklearn.datasets import load_diabetes, load_digits, make_friedman1
 from torch import Tensor, nn
 
 from alrao_rl import AlraoOptimizer, Output, convert, provenance
-from alrao_rl.compiled import kernels
+from alrao_rl.fast import kernels
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"

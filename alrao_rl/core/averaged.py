@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from alrao_rl.core import OutputHeads
-from alrao_rl.mixtures import mix_bernoulli, mix_logits
+from alrao_rl.core.heads import OutputHeads
+from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
 
 
 def averaged(network: nn.Module) -> nn.Module:

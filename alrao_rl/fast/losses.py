@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alrao_rl.compiled import kernels
-from alrao_rl.compiled.memory import differentiate, is_plain, with_room
+from alrao_rl.fast import kernels
+from alrao_rl.fast.memory import differentiate, is_plain, with_room
 
 _BOUNDS = {"mse_loss": math.inf, "smooth_l1_loss": 1.0, "huber_loss": 1.0}
 """Where each loss, as it is by default, becomes linear."""

@@ -1,0 +1,431 @@
+"""HeadwiseTensor: a loss evaluated once for the averaged model and once for every head.
+
+Alrao needs three gradients from one loss: that of the averaged model Φ(x) = Σ_j a_j C_j(φ(x)) for the trunk, that of the
+averaging weights, and for every head its own, as if it alone were the output. A :class:`HeadwiseTensor` shows the
+averaged output and carries a hidden leading dimension ``[average, head_1 … head_J]``. Every function of it is applied to
+each of these branches (``torch.vmap``), so whatever loss an algorithm computes comes out as J + 1 losses, and
+``backward()`` starts from their sum.
+
+* What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average. Under ``no_grad``,
+  where nothing can become a loss, functions compute the average alone and give a plain tensor.
+* A plain tensor is the same for all branches (a label). One that requires a gradient enters the average branch as it
+  is and the heads' branches detached, otherwise it would receive J + 1 gradients.
+* Tensors of the same output layer combine branch by branch. Losses of different layers add, subtract and stack branch
+  by branch; in any other operation the detached one contributes its average, and two differentiable ones are an error.
+* The standard loss functions also record, as evidence for the averaging rule, how well each branch did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+
+class HeadwiseError(RuntimeError):
+    """An operation that has no meaning, or no implementation, per output head.
+
+    Not a TypeError: operators would take that for "not implemented" and hide the message.
+    """
+
+
+class Judge(Protocol):
+    """The averaging rule of an output layer, as far as a headwise tensor asks it."""
+
+    uses: str
+    """``"losses"`` where it judges by losses."""
+
+
+class OutputLayer(Protocol):
+    """What a headwise tensor knows of the layer that it comes from; :class:`~alrao_rl.core.heads.OutputHeads` is one."""
+
+    clamp_average_only: bool
+
+    @property
+    def rule(self) -> Judge:
+        """How its heads are judged."""
+
+    def watch(
+        self, branches: Tensor, losses: Tensor | Callable[[Tensor], Tensor | None], is_likelihood: bool = False
+    ) -> None:
+        """Record ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
+
+    def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
+        """Record ``losses``, ``[1 + J, …]``, weighted as they enter the final loss."""
+
+
+class HeadwiseTensor(torch.Tensor):
+    """The averaged output of duplicated output layers, with one hidden branch for the average and one per head.
+
+    Its own storage stays empty and is never read: every access goes through ``__torch_function__``.
+
+    Attributes:
+        branches: plain tensor ``[1 + n_heads, *shape]``; ``branches[0]`` is the average.
+        layers: the output layers this value depends on, more than one for a sum of losses.
+        evidence_recorded: whether a loss function has told the layer more of this loss than its value.
+        is_part: whether this is a view of another value, which is written when this one is.
+    """
+
+    branches: Tensor
+    layers: frozenset[OutputLayer]
+    evidence_recorded: bool = False
+    is_part: bool = False
+
+    @classmethod
+    def wrap(cls, branches: Tensor, layers: Iterable[OutputLayer]) -> Self:
+        """Make a headwise tensor of ``branches`` that belongs to the given output layers (usually one)."""
+        result = cls()
+        result.branches, result.layers = branches, frozenset(layers)
+        return result
+
+    def like(self, branches: Tensor) -> Self:
+        """The same layers' with other ``branches``, which may be a view of this one's."""
+        result = type(self).wrap(branches, self.layers)
+        result.is_part = branches is self.branches or branches._is_view()
+        return result
+
+    @property
+    def average(self) -> Tensor:
+        """The average branch, a plain tensor of the visible shape."""
+        return self.branches[0]
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        """The visible shape."""
+        return self.branches.shape[1:]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.__name__, dict(kwargs or {})
+        args = args or tuple(kwargs.pop(name) for name in ("input", "tensors") if name in kwargs)
+        if name == "__get__":
+            return _attribute(func, *args)
+        if (name.startswith("__i") and name[3:] in _OPERATORS) or (name.endswith("_") and not name.endswith("__")):
+            return _in_place(func, args, kwargs)
+        # By name: an operator, a method and its torch.* twin are the same operation.
+        if name in READS or (not torch.is_grad_enabled() and name not in ("__setitem__", "backward", "grad")):
+            return func(*tree_map(average_of, args), **tree_map(average_of, kwargs))
+        return RULES.get(name, every_branch)(func, args, kwargs)
+
+
+def average_of(value: Any) -> Any:
+    """The average of a headwise tensor; anything else as it is."""
+    return value.average if isinstance(value, HeadwiseTensor) else value
+
+
+def on_branches(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """``function``, which looks at the last dimensions only, in one go for all branches of values of one layer."""
+    first = values[0]
+    if not isinstance(first, HeadwiseTensor):
+        return function(*values)
+    if not torch.is_grad_enabled():
+        return function(*map(average_of, values))
+    return type(first).wrap(function(*[value.branches for value in values]), first.layers)  # type: ignore[attr-defined]
+
+
+def every_branch(func: Any, args: Any, kwargs: Any) -> Any:
+    """``func`` on each branch, in effect one after the other.
+
+    Raises:
+        HeadwiseError: neither torch can do it, nor has it a meaning for heads.
+    """
+    args, kwargs, first = of_one_layer(func, args, kwargs)
+    leaves, structure = tree_flatten((args, kwargs))
+    n = len(first.branches)
+    varying = {i: _branches(leaf, n) for i, leaf in enumerate(leaves) if _varies(leaf)}
+
+    def one_branch(*values: Tensor) -> Any:
+        here = dict(zip(varying, values, strict=True))
+        args, kwargs = tree_unflatten([here.get(i, leaf) for i, leaf in enumerate(leaves)], structure)
+        return func(*args, **kwargs)
+
+    try:
+        result = torch.vmap(one_branch, randomness="same")(*varying.values())
+    except Exception as error:
+        try:
+            func(*tree_map(average_of, args), **tree_map(average_of, kwargs))
+        except Exception as mistake:  # what torch refuses of a plain tensor, too, it says itself
+            raise mistake from None
+        name, words = getattr(func, "__name__", str(func)), str(error).strip().splitlines() or ["no message"]
+        raise HeadwiseError(
+            f"{name}() cannot be applied to the output of Alrao heads ({type(error).__name__}: {words[0]}); "
+            "use the plain average with .detach().average, or compute under torch.no_grad()"
+        ) from error
+    return tree_map(lambda value: first.like(value) if isinstance(value, Tensor) else value, result)
+
+
+def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTensor]:
+    """Make all headwise operands belong to one layer; return them and one that the result is like."""
+    found = list(_headwise((*args, *kwargs.values())))
+    first = found[0]
+    if all(other.layers == first.layers for other in found):
+        return args, kwargs, first
+    leaders = [value for value in found if value.branches.requires_grad] or found[:1]
+    first = leaders[0]
+    if any(other.layers != first.layers for other in leaders):
+        raise HeadwiseError(
+            f"{func.__name__.strip('_')}() combines the outputs of two different Alrao output layers, and both need a "
+            "gradient: only a sum of their losses has a meaning per head (detach() one of them)"
+        )
+
+    def plain(value: Any) -> Any:
+        return value.average if isinstance(value, HeadwiseTensor) and value.layers != first.layers else value
+
+    return tree_map(plain, args), tree_map(plain, kwargs), first
+
+
+def _headwise(values: Any) -> Iterator[HeadwiseTensor]:
+    for value in values:
+        if isinstance(value, HeadwiseTensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _headwise(value)
+
+
+def _varies(value: Any) -> bool:
+    """Whether an operand may differ from branch to branch."""
+    return isinstance(value, HeadwiseTensor) or (isinstance(value, Tensor) and value.requires_grad)
+
+
+def _branches(value: Tensor, n: int) -> Tensor:
+    """The branches of an operand that varies, ``[n, …]``: the gradient of a plain one comes from the average only."""
+    if isinstance(value, HeadwiseTensor):
+        return value.branches
+    return torch.cat([value.unsqueeze(0), value.detach().expand(n - 1, *value.shape)])
+
+
+# --- reading and writing --------------------------------------------------------------------------------------------
+
+
+def _attribute(func: Any, x: HeadwiseTensor) -> Any:
+    name = func.__self__.__name__
+    if name in ("T", "mT", "H", "mH", "real", "imag"):
+        return every_branch(lambda value: getattr(value, name), (x,), {})
+    if name == "data":
+        return _detach(func, (x,), {})
+    return getattr(x.branches if name in ("requires_grad", "layout") else x.average, name)
+
+
+def _detach(func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0]
+    result = type(x).wrap(x.branches.detach(), x.layers)
+    result.is_part = True  # torch does not call it a view
+    return result
+
+
+def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation and its result in the place of the first operand."""
+    target, name = args[0], func.__name__
+    if not isinstance(target, HeadwiseTensor):
+        raise HeadwiseError(f"{name}() cannot write the outputs of Alrao heads into a plain tensor in place")
+    if not torch.is_grad_enabled():
+        raise HeadwiseError(f"{name}() cannot change the outputs of Alrao heads under no_grad: detach() them first")
+    pure = getattr(Tensor, f"__{name[3:]}" if name.startswith("__i") else name[:-1], None)
+    if not callable(pure):
+        return every_branch(func, args, kwargs)
+    # Of a copy where the value is written: backward may need what was there before.
+    before = type(target).wrap(target.branches.clone() if target.is_part else target.branches, target.layers)
+    result = pure(*(before if value is target else value for value in args), **kwargs)
+    if target.is_part:  # and with it what it is a part of, which autograd keeps track of
+        target.branches.copy_(result.branches)
+    else:
+        target.branches = result.branches
+    target.layers = result.layers
+    return target
+
+
+def _set_item(func: Any, args: Any, kwargs: Any) -> None:
+    """Write a number or a label into every branch, or a number where a mask of the heads' own says."""
+    x, index, value = args
+    known = isinstance(x, HeadwiseTensor) and not isinstance(value, HeadwiseTensor)
+    masked = isinstance(index, HeadwiseTensor) and index.dtype is torch.bool and not isinstance(value, Tensor)
+    parts = index if isinstance(index, tuple) else (index,)
+    if not known or (not masked and any(isinstance(part, HeadwiseTensor) for part in parts)):
+        raise HeadwiseError("__setitem__() cannot write the outputs of Alrao heads, or where they say; use torch.where")
+    branches = x.branches if x.is_part else x.branches.clone()
+    if masked:
+        mask = index.branches
+        branches.masked_fill_(mask.reshape(*mask.shape, *[1] * (branches.dim() - mask.dim())), value)
+    else:
+        place = (slice(None), *parts)
+        if torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad:
+            value = _branches(value, len(branches))
+            missing = branches[place].dim() - value.dim()
+            value = value.reshape(len(value), *[1] * missing, *value.shape[1:])
+        branches[place] = value
+    x.branches = branches
+
+
+def _cast(func: Any, args: Any, kwargs: Any) -> Any:
+    """to and type_as: another tensor says a dtype and a device only, and a plain one stays plain."""
+
+    def branches(value: Any) -> Any:
+        return value.branches if isinstance(value, HeadwiseTensor) else value
+
+    result = func(*map(branches, args), **{key: branches(value) for key, value in kwargs.items()})
+    return args[0].like(result) if isinstance(args[0], HeadwiseTensor) else result
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def _sum(func: Any, args: Any, kwargs: Any) -> Any:
+    """add, sub and stack: also join losses of different layers."""
+    values = tree_flatten((args, kwargs))[0]
+    losses = [value for value in values if isinstance(value, HeadwiseTensor) and value.branches.requires_grad]
+    layers = frozenset[OutputLayer]().union(*(loss.layers for loss in losses))
+    if any(loss.layers != layers for loss in losses):
+        n_heads = [len(loss.branches) - 1 for loss in losses]
+        if len(set(n_heads)) > 1:
+            raise HeadwiseError(
+                f"{func.__name__.strip('_')}() joins losses of output layers with {' and '.join(map(str, n_heads))} "
+                "heads: layers whose losses are added need the same n_heads"
+            )
+        for loss in losses:
+            watch_term(loss)
+        joined = {id(loss): type(loss).wrap(loss.branches, layers) for loss in losses}
+        args, kwargs = tree_map(lambda value: joined.get(id(value), value), (args, kwargs))
+    return every_branch(func, args, kwargs)
+
+
+def watch_term(loss: HeadwiseTensor) -> None:
+    """Of a sum of losses tell the only layer of this term what it contributes.
+
+    The gradient that comes back knows what was done to the sum since: its sign, its scale, its reduction. Where more
+    than that was done, as to a sum of outputs, it is the contribution to first order; a loss function tells more.
+    """
+    if len(loss.layers) == 1 and not loss.evidence_recorded:
+        (layer,), losses = loss.layers, loss.branches.detach()
+        if layer.rule.uses == "losses":
+            loss.evidence_recorded = True
+            loss.branches.register_hook(lambda gradient: layer.watch_loss(losses, gradient))
+
+
+def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
+    """mul: of a loss times a number as much is known as of the loss."""
+    result = every_branch(func, args, kwargs)
+    known = any(isinstance(value, HeadwiseTensor) and value.evidence_recorded for value in args)
+    result.evidence_recorded = known and not all(map(torch.is_tensor, args))
+    return result
+
+
+def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
+    """Clamp; of layers that say so only the average."""
+    source, result = args[0], every_branch(func, args, kwargs)
+    if isinstance(source, HeadwiseTensor) and all(layer.clamp_average_only for layer in source.layers):
+        return source.like(torch.cat([result.branches[:1], source.branches[1:]]))
+    return result
+
+
+def _regression_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """Regression losses: also record by how much each branch missed its label.
+
+    The residual is output − label before any clipping: Huber's gradient is ±1 for every head once errors are large.
+    """
+    result = every_branch(func, args, kwargs)
+    output, label = (*args, kwargs.get("target"))[:2]
+    squares = every_branch(lambda a, b: (a - b).square(), (output, label), {}).branches.detach()
+    if kwargs.get("reduction") == "none":  # what is made of them later, as by a mask, says how much each counts
+        return record(result, partial(weighted, squares))
+    return record(result, squares.reshape(len(squares), -1).mean(1))
+
+
+def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
+    """Classification losses: the negative log-likelihood of each branch is its evidence as it stands."""
+    result = every_branch(func, args, kwargs)
+    if not any(layer.rule.uses == "losses" for layer in result.layers):
+        return result
+    if kwargs.get("reduction") == "none":
+        return record(result, partial(_counted, result.branches.detach()), is_likelihood=True)
+    total = every_branch(func, args, {**kwargs, "reduction": "sum"}).branches.detach()
+    return record(result, total, is_likelihood=True)
+
+
+def record(loss: HeadwiseTensor, found: Any, is_likelihood: bool = False) -> HeadwiseTensor:
+    """Let the layers of a loss, where they judge by it, watch it: see :meth:`OutputLayer.watch`."""
+    for layer in loss.layers:
+        if layer.rule.uses == "losses":
+            layer.watch(loss.branches, found, is_likelihood)
+            loss.evidence_recorded = True
+    return loss
+
+
+def weighted(values: Tensor, gradient: Tensor) -> Tensor | None:
+    """Mean over each branch, weighted as the average branch's values enter the final loss; None where none does."""
+    weights = gradient[0].abs()
+    total = weights.sum()
+    return (values * weights).reshape(len(values), -1).sum(1) / total if total else None
+
+
+def _counted(values: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over each branch of what enters the final loss."""
+    return (values * (gradient[0] != 0)).reshape(len(values), -1).sum(1)
+
+
+def _backward(func: Any, args: Any, kwargs: Any) -> None:
+    if isinstance(args[0], (list, tuple)):  # torch.autograd.backward
+        options = {key: value for key, value in kwargs.items() if value is not None}
+        if len(args) > 1 or "grad_tensors" in options:
+            raise HeadwiseError("backward() with grad_tensors is not implemented for Alrao heads: call loss.backward()")
+        for loss in args[0]:
+            loss.backward(**options)
+    else:
+        _backward_from(*args, **kwargs)
+
+
+def _backward_from(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any, **options: Any) -> None:
+    """Begin with the sum of all branches: ``gradient``, of the visible shape, arrives at each of them."""
+    if gradient is None:
+        if x.branches.dim() != 1:
+            raise RuntimeError("grad can be implicitly created only for scalar outputs")
+        gradient = torch.ones_like(x.branches)
+    else:
+        gradient = average_of(gradient).expand_as(x.branches)
+    for layer in x.layers if len(x.layers) == 1 and not x.evidence_recorded else ():  # terms of a sum are watched
+        if layer.rule.uses == "losses":
+            layer.watch_loss(x.branches.detach(), gradient)
+    x.branches.backward(gradient, *rest, **options)
+
+
+def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
+    """torch.autograd.grad: of the sum of all branches."""
+
+    def gradients(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if rest or options.pop("grad_outputs", None) is not None:
+            raise HeadwiseError("grad() with grad_outputs is not implemented for the outputs of Alrao heads")
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        plain = [value.branches.sum() if isinstance(value, HeadwiseTensor) else value for value in outputs]
+        return torch.autograd.grad(plain, inputs, **options)
+
+    return gradients(*args, **kwargs)
+
+
+RULES: dict[str, Callable[[Any, Any, Any], Any]] = {}
+"""What is more than the same function on every branch, by name."""
+for _rule, _names in {
+    _sum: "add __add__ __radd__ sub subtract __sub__ rsub __rsub__ stack",
+    _multiply: "mul multiply __mul__ __rmul__",
+    _clamp: "clamp clip clamp_min clamp_max",
+    _cast: "to type_as",
+    _detach: "detach",
+    _set_item: "__setitem__",
+    _regression_loss: "mse_loss smooth_l1_loss huber_loss l1_loss",
+    _likelihood_loss: "cross_entropy nll_loss",
+    _backward: "backward",
+    _gradients: "grad",
+}.items():
+    RULES.update(dict.fromkeys(_names.split(), _rule))
+_OPERATORS = ("add__", "sub__", "mul__", "truediv__", "pow__", "and__", "or__")
+READS = frozenset(
+    """
+    size dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
+    __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
+    element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
+    multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+    new_zeros new_ones new_empty new_full new_tensor argmax argmin _is_all_true _is_any_true""".split()
+)
+"""What is read from the average."""

@@ -1,0 +1,250 @@
+"""The duplicated output layer in less time: compiled branches, and gradients that arrive without views and hooks.
+
+Nothing here is a formula that :mod:`alrao_rl.core.heads` has not: the class is a subclass, and tests hold the two
+together. What it saves is the start of operations, which on small networks takes longer than the arithmetic.
+
+The graph ends at *leaves*, aliases of the parts of θ and of the averaging weights, so that no gradient arrives in
+``.grad`` of the parameters: views in the graph and a hook take longer than the layer. Leaves hold as long as the memory
+that they look at: parameters that were moved, copied or replaced get new ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alrao_rl.core import heads as core
+from alrao_rl.core.averaging import Evidence
+from alrao_rl.core.heads import LINEAR, MANY_PASSES, make_distribution, warn_of_passes, without_lost
+from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
+from alrao_rl.fast.averaging import make_rule
+from alrao_rl.fast.branches import Branches, Kernel
+from alrao_rl.fast.headwise import HeadwiseTensor
+from alrao_rl.fast.memory import all_finite
+
+
+class OutputHeads(core.OutputHeads):
+    """See :class:`alrao_rl.core.heads.OutputHeads`."""
+
+    tensor = HeadwiseTensor
+    make_rule = staticmethod(make_rule)
+    _flat_extra: Tensor
+    _held: tuple[Tensor, Tensor]
+    _kernel: Kernel | None = None
+    _leaves: list[Tensor]
+    _matrix: tuple[Tensor, Tensor | None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._place: tuple[Any, ...] = ()
+        self._finite = -1
+        self._warned = False
+
+    @staticmethod
+    def _mean(theta: Tensor, weights: Tensor) -> Tensor:
+        return weights @ theta
+
+    # --- forward ----------------------------------------------------------------------------------------------------
+
+    def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
+        kernel = self._kernel if offset is None and self._place and theta is self._held[0] else None
+        if kernel is not None and kernel.serves(features):
+            if not torch.is_grad_enabled():
+                return kernel.average(features, theta, weights).t()
+            weight, bias = self._leaves[0], self._leaves[1] if self._has_bias else None
+            branches = Branches.apply(features, weight, bias, weights, theta, kernel)
+            return HeadwiseTensor.of(branches.transpose(1, 2), self._layers)
+        offset = None if offset is None else offset.t()
+        average = self._average(features, offset, theta, weights)
+        if not torch.is_grad_enabled():
+            return average if self.kind in LINEAR else average.t()
+        average = average.t() if self.kind in LINEAR else average
+        # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
+        branches = torch.cat([average.unsqueeze(0), self._own(features.detach(), offset)])
+        return HeadwiseTensor.of(branches.transpose(1, 2), self._layers)
+
+    def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
+        assert self._extra_shape is not None
+        average = weights @ (self._flat_extra if self._place and theta is self._held[0] else theta[:, self._n_matrix :])
+        if not torch.is_grad_enabled():
+            return average.view(self._extra_shape)
+        return HeadwiseTensor.of(torch.cat([average.view(1, *self._extra_shape), self._leaves[-1]]), self._layers)
+
+    def _average(self, x: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
+        """Φ as a function of the features and of a, the heads' parameters held.
+
+        ``[B, I]`` to ``[B, O]`` for linear kinds, to ``[O, B]`` for others: as it is computed.
+        """
+        if self.kind in LINEAR:
+            # Averaging outputs is averaging parameters: one layer instead of J.
+            averaged = weights @ theta
+            if self._extra_shape is not None:
+                averaged = averaged[: self._n_matrix]
+            rows = averaged.view(self.out_features, self._columns)
+            if not self._has_bias:
+                output = nn.functional.linear(x, rows)
+            else:
+                bias = rows.select(1, self.in_features)
+                output = nn.functional.linear(x, rows.narrow(1, 0, self.in_features), bias)
+            return output if offset is None else output + offset.t()
+        matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
+        logits = self._products(x, *matrix, offset)
+        if self.kind == "bernoulli":
+            return mix_bernoulli(logits, weights)
+        if len(self.splits) == 1:
+            return mix_logits(logits, weights)
+        return torch.cat([mix_logits(part, weights) for part in logits.split(self.splits, 1)])
+
+    def _own(self, x: Tensor, offset: Tensor | None) -> Tensor:
+        """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
+        own = self._products(x, self._leaves[0], self._leaves[1] if self._has_bias else None, offset)
+        if self.kind != "categorical":
+            return own
+        if len(self.splits) == 1:
+            return own.log_softmax(1)
+        return torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
+
+    def _products(self, x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None) -> Tensor:
+        """``[B, I]`` to ``[J, O, B]`` by weight and bias of :meth:`_joint` rows, ``[J · O, …]`` or ``[J, O, …]``."""
+        if weight.dim() == 3:  # with an extra parameter behind its rows a head's matrix does not touch the next one's
+            inputs = x.t().expand(self.n_heads, -1, -1)
+            outputs = weight @ inputs if bias is None else torch.baddbmm(bias, weight, inputs)
+        else:
+            outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
+            outputs = outputs.view(self.n_heads, self.out_features, len(x))
+        return outputs if offset is None else outputs + offset
+
+    def _joint(self, theta: Tensor) -> Tensor:
+        """View of the rows of all heads as one matrix where they are one, ``[J · O, columns]``; else ``[J, O, …]``."""
+        return theta.view(-1, self._columns) if self._extra_shape is None else self._rows(theta)
+
+    def _refresh_leaves(self) -> None:
+        """Create gradient leaves that share memory with θ, if θ has moved since."""
+        theta, weights = self._parameters["theta"], self._parameters["averaging_weights"]
+        place = (theta.data_ptr(), theta.requires_grad, weights.data_ptr(), theta.numel(), weights.numel())  # type: ignore[union-attr]
+        if place == self._place:
+            if (gradient := self._leaves[0].grad) is not None and gradient._version >= MANY_PASSES:
+                if not self._warned:
+                    self._warned = True
+                    warn_of_passes()
+            return
+        make_distribution(self)
+        with torch.no_grad():
+            self._keep_evidence()
+            if not self.theta.is_contiguous():
+                self.theta.data = self.theta.data.contiguous()
+        self._place, self._finite = (self.theta.data_ptr(), *place[1:]), -1
+        self._held = self.theta.detach(), self.averaging_weights.detach()
+        self._matrix = self._split(self._joint(self._held[0]))
+        parts = [part for part in self._matrix if part is not None]
+        if self._extra_shape is not None:
+            parts.append(self._extra(self._held[0]))
+            self._flat_extra = self._held[0][:, self._n_matrix :]
+        self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
+        self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
+        self._layers = frozenset([self])
+        kind = "linear" if self.kind in LINEAR else self.kind
+        served = kind == "linear" or (kind == "categorical" and len(self.splits) == 1)
+        shape = self.out_features, self.in_features, self._has_bias
+        self._kernel = Kernel.of(kind, *self._held, *shape) if served else None
+        if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
+            self.theta.register_post_accumulate_grad_hook(self._take_gradient)
+
+    def _keep_evidence(self) -> None:
+        """Keep what has arrived at aliases that are given up."""
+        for name, value in (("gradient", self.gradient), ("gains", self._gains())):
+            setattr(self._evidence, name, None if value is None else value.to(self.theta))
+
+    def __getstate__(self) -> dict[str, Any]:
+        aliases = ("_held", "_matrix", "_flat_extra", "_leaves", "_weights", "_layers", "_kernel")
+        state = {key: value for key, value in self.__dict__.items() if key not in aliases}
+        return state | {"_place": (), "_evidence": self.evidence}
+
+    def _usable(self) -> tuple[Tensor, Tensor]:
+        """θ, held, and averaging weights, heads that are not finite masked out; a leaf if the rule needs ∂ℓ/∂a."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # an alias would be a constant of the trace
+            return self.theta.detach(), self.averaging_weights.detach()
+        self._refresh_leaves()
+        theta, weights = self._held
+        decides = self.rule.uses == "gains" and torch.is_grad_enabled()
+        if self._finite != theta._version:  # looking again takes as long as a small layer
+            if not all_finite(theta):
+                theta, weights = without_lost(theta, weights)
+                if decides:
+                    weights.requires_grad_().register_hook(lambda gradient: self._evidence.add("gains", -gradient))
+                return theta, weights
+            self.mark_finite()
+        return theta, self._weights if decides else weights
+
+    def known_finite(self) -> bool:
+        """Whether θ is as it was when last seen finite."""
+        return bool(self._place) and self._finite == self._held[0]._version
+
+    def mark_finite(self) -> None:
+        """Note that θ is finite as it is; what is written past its version counter, through ``.data``, is not seen."""
+        self.__dict__["_finite"] = self._held[0]._version  # past nn.Module's search for parameters
+
+    # --- what arrives in the backward pass --------------------------------------------------------------------------
+
+    @property
+    def evidence(self) -> Evidence:
+        """What has arrived since the last step."""
+        return replace(self._evidence, gradient=self.gradient, gains=self._gains())
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Gradient of θ, ``[J, P]``; None if none has arrived since the last step."""
+        gradients = [leaf.grad for leaf in self._leaves] if self._place else []
+        if all([gradient is None for gradient in gradients]):
+            return self._evidence.gradient
+        parts = [torch.zeros_like(x) if x.grad is None else x.grad for x in self._leaves]
+        extra = [] if self._extra_shape is None else [parts.pop().flatten(1)]
+        rows = torch.cat(parts, -1).view(self.n_heads, -1)
+        gradient = torch.cat([rows, *extra], 1) if extra else rows
+        return gradient if self._evidence.gradient is None else gradient + self._evidence.gradient
+
+    def leaf_gradients(self) -> list[Tensor | None] | None:
+        """The gradient as it has arrived, a piece for each of :meth:`parts`; None where it arrived otherwise."""
+        if not self._place or self._evidence.gradient is not None:
+            return None
+        gradients = [leaf.grad for leaf in self._leaves]
+        missing = sum([gradient is None for gradient in gradients])
+        return gradients if missing in (0, len(gradients)) else None
+
+    def parts(self, offset: int) -> list[tuple[int, ...]]:
+        """Where each piece goes in a flat vector that has θ at ``offset``: see ``Part`` of ``kernels.c``."""
+        n, rows, columns = self.theta.shape[1], self.out_features, self._columns
+        parts: list[tuple[int, ...]] = [(offset, self.n_heads, n, rows, columns, self.in_features)]
+        if self._has_bias:
+            parts.append((offset + self.in_features, self.n_heads, n, rows, columns, 1))
+        if self._extra_shape is not None:
+            parts.append((offset + self._n_matrix, self.n_heads, n, 1, 0, n - self._n_matrix))
+        return parts
+
+    def _gains(self) -> Tensor | None:
+        """−∂ℓ/∂a, ``[J]``."""
+        if not self._place or self._weights.grad is None:
+            return self._evidence.gains
+        return -self._weights.grad if self._evidence.gains is None else self._evidence.gains - self._weights.grad
+
+    def _take_gradient(self, theta: Tensor) -> None:
+        """Take out of ``.grad`` what reaches θ itself, as from a penalty on all parameters."""
+        if theta.grad is not None:
+            self._evidence.add("gradient", theta.grad)
+        theta.grad = None
+
+    def drop_evidence(self) -> None:
+        """Forget gradients and evidence that no optimizer step has used."""
+        self._evidence.clear()
+        if self._place:
+            for leaf in (*self._leaves, self._weights):
+                leaf.grad = None
+
+    def update_averaging(self, gradient: Tensor) -> None:
+        """See :meth:`alrao_rl.core.heads.OutputHeads.update_averaging`."""
+        known = self._evidence  # not the property, which would gather the gradient once more
+        evidence = Evidence(known.residual, known.nll, known.loss, self._gains(), gradient)
+        self.rule.update(self.averaging_weights.detach(), evidence)
