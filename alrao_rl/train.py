@@ -255,8 +255,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
     from alrao_rl.agent import build, check_device
-    from alrao_rl.fast import kernels
     from alrao_rl.envs import close, make_env
+    from alrao_rl.fast import kernels
     from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
 

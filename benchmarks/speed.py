@@ -44,8 +44,8 @@ from torch import nn
 from alrao_rl import AlraoCnnPolicy, AlraoMaskablePolicy, AlraoPolicy, recipes
 from alrao_rl.agent import build
 from alrao_rl.core import OutputHeads
-from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.envs import make_env
+from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.sb3.extractors import AlraoNatureCNN
 
 ROOT = Path(__file__).parent.parent

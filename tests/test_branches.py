@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alrao_rl.fast import OutputHeads, branches, kernels
 from alrao_rl.core.mixtures import mix_logits
+from alrao_rl.fast import OutputHeads, branches, kernels
 
 pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
 

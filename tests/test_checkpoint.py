@@ -23,9 +23,9 @@ from stable_baselines3 import DQN
 import alrao_rl.training
 from alrao_rl import checkpoint, ring, snapshot
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
-from alrao_rl.fast import kernels
 from alrao_rl.envs import make_one
 from alrao_rl.errors import UserError
+from alrao_rl.fast import kernels
 from alrao_rl.provenance import continued, mismatches, stretches, versions
 from alrao_rl.recipes import load_environment
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alrao_rl.fast import kernels
 from alrao_rl.core import Output
-from alrao_rl.fast import AlraoOptimizer, convert
+from alrao_rl.fast import AlraoOptimizer, convert, kernels
 from alrao_rl.fast.addresses import Addresses
 
 ROOT = Path(__file__).parent.parent

@@ -124,9 +124,7 @@ def _check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
         raise ValueError(f"output layer {name!r} shares its weight with another layer: its copies cannot, untie it")
 
 
-def _make_heads(
-    heads: type[OutputHeads], layer: nn.Module, output: Output | str, config: AlraoConfig
-) -> OutputHeads:
+def _make_heads(heads: type[OutputHeads], layer: nn.Module, output: Output | str, config: AlraoConfig) -> OutputHeads:
     output = Output(output) if isinstance(output, str) else output
     default = config.value_averaging if output.kind == "values" else config.policy_averaging
     rule = default if output.rule is None else output.rule

@@ -421,11 +421,61 @@ for _rule, _names in {
     RULES.update(dict.fromkeys(_names.split(), _rule))
 _OPERATORS = ("add__", "sub__", "mul__", "truediv__", "pow__", "and__", "or__")
 READS = frozenset(
-    """
-    size dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
-    __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
-    element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
-    multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
-    new_zeros new_ones new_empty new_full new_tensor argmax argmin _is_all_true _is_any_true""".split()
+    [
+        "size",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "item",
+        "numpy",
+        "tolist",
+        "__len__",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__format__",
+        "__repr__",
+        "__str__",
+        "__array__",
+        "__contains__",
+        "__hash__",
+        "__reduce_ex__",
+        "__deepcopy__",
+        "is_floating_point",
+        "is_complex",
+        "is_tensor",
+        "element_size",
+        "stride",
+        "storage_offset",
+        "is_contiguous",
+        "get_device",
+        "type",
+        "allclose",
+        "equal",
+        "is_same_size",
+        "is_nonzero",
+        "multinomial",
+        "bernoulli",
+        "normal",
+        "poisson",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "new_zeros",
+        "new_ones",
+        "new_empty",
+        "new_full",
+        "new_tensor",
+        "argmax",
+        "argmin",
+        "_is_all_true",
+        "_is_any_true",
+    ]
 )
 """What is read from the average."""

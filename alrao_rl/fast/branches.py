@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alrao_rl.core.mixtures import mix_logits
 from alrao_rl.fast import kernels
 from alrao_rl.fast.memory import can_read, differentiate, is_plain
-from alrao_rl.core.mixtures import mix_logits
 
 MOST_WORK = {"linear": 2**20, "categorical": 2**24}
 """Multiplications up to which torch, which starts a product slowly and computes it well, is no faster.

@@ -72,7 +72,9 @@ class _GaussianLogProb(torch.autograd.Function):
         mean, log_std, actions, log_prob = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_plain(gradient):  # somebody will differentiate this once more
             needed = ctx.needs_input_grad[:2]
-            return *differentiate(lambda m, s: core.gaussian_log_prob(m, s, actions), (mean, log_std), needed, gradient), None
+            return *differentiate(
+                lambda m, s: core.gaussian_log_prob(m, s, actions), (mean, log_std), needed, gradient
+            ), None
         assert kernels.library is not None
         mean, of_mean = with_room(mean, torch.empty_like)
         log_std, actions, gradient = log_std.contiguous(), actions.contiguous(), gradient.contiguous()

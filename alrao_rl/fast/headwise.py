@@ -20,7 +20,6 @@ from alrao_rl.core.headwise import (
     average_of,
     every_branch,
     of_one_layer,
-    record,
     watch_term,
     weighted,
 )
@@ -69,7 +68,7 @@ class HeadwiseTensor(core.HeadwiseTensor):
 _wrap = HeadwiseTensor.of
 
 
-def _like(branches: Tensor, source: HeadwiseTensor) -> HeadwiseTensor:
+def _like(branches: Tensor, source: core.HeadwiseTensor) -> HeadwiseTensor:
     return _wrap(branches, source.layers)
 
 
