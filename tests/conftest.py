@@ -42,7 +42,7 @@ WAYS = ("plain", "fast", "fast without C")
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
-    """The method as it is written, and its faster subclasses with and without the library: names of the test's module."""
+    """The plain method, and its faster subclasses with and without the library, by the test module's names."""
     from alrao_rl import fast
     from alrao_rl.fast import averaging as fast_averaging
     from alrao_rl.fast import kernels

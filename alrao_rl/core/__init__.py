@@ -5,7 +5,6 @@ duplicated output layer), ``averaging.py`` (how its copies are weighed), ``bases
 together by ``convert.py``. :mod:`alrao_rl.fast` computes the same in less time, by subclasses of these.
 """
 
-from alrao_rl.core.averaged import averaged
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.convert import Output, convert
 from alrao_rl.core.heads import OutputHeads
@@ -19,7 +18,6 @@ __all__ = [
     "HeadwiseTensor",
     "Output",
     "OutputHeads",
-    "averaged",
     "convert",
     "on_branches",
 ]

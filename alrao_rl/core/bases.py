@@ -21,8 +21,8 @@ State = dict[str, Tensor]
 class BaseUpdate:
     """A base update: ``direction(g, state, layout)`` turns a flat gradient ``[…, N]`` into a direction ``[…, N]``.
 
-    ``state`` holds the flat tensors ``[…, N]`` that ``buffers`` names, which start at zero, and ``steps``, ``[…, S]``, the
-    number of updates of each of the S segments (:mod:`alrao_rl.core.layout`).
+    ``state`` holds the flat tensors ``[…, N]`` that ``buffers`` names, which start at zero, and ``steps``, ``[…, S]``,
+    the number of updates of each of the S segments (:mod:`alrao_rl.core.layout`).
     """
 
     default_lr_range: tuple[float, float]

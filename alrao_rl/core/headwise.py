@@ -1,9 +1,9 @@
 """HeadwiseTensor: a loss evaluated once for the averaged model and once for every head.
 
-Alrao needs three gradients from one loss: that of the averaged model Φ(x) = Σ_j a_j C_j(φ(x)) for the trunk, that of the
-averaging weights, and for every head its own, as if it alone were the output. A :class:`HeadwiseTensor` shows the
-averaged output and carries a hidden leading dimension ``[average, head_1 … head_J]``. Every function of it is applied to
-each of these branches (``torch.vmap``), so whatever loss an algorithm computes comes out as J + 1 losses, and
+Alrao needs three gradients from one loss: that of the averaged model Φ(x) = Σ_j a_j C_j(φ(x)) for the trunk, that of
+the averaging weights, and for every head its own, as if it alone were the output. A :class:`HeadwiseTensor` shows the
+averaged output and carries a hidden leading dimension ``[average, head_1 … head_J]``. Every function of it is applied
+to each of these branches (``torch.vmap``), so whatever loss an algorithm computes comes out as J + 1 losses, and
 ``backward()`` starts from their sum.
 
 * What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average. Under ``no_grad``,
@@ -41,7 +41,7 @@ class Judge(Protocol):
 
 
 class OutputLayer(Protocol):
-    """What a headwise tensor knows of the layer that it comes from; :class:`~alrao_rl.core.heads.OutputHeads` is one."""
+    """What a headwise tensor knows of the layer that it comes from, an :class:`~alrao_rl.core.heads.OutputHeads`."""
 
     clamp_average_only: bool
 
@@ -420,62 +420,11 @@ for _rule, _names in {
 }.items():
     RULES.update(dict.fromkeys(_names.split(), _rule))
 _OPERATORS = ("add__", "sub__", "mul__", "truediv__", "pow__", "and__", "or__")
-READS = frozenset(
-    [
-        "size",
-        "dim",
-        "ndimension",
-        "numel",
-        "nelement",
-        "item",
-        "numpy",
-        "tolist",
-        "__len__",
-        "__bool__",
-        "__float__",
-        "__int__",
-        "__index__",
-        "__format__",
-        "__repr__",
-        "__str__",
-        "__array__",
-        "__contains__",
-        "__hash__",
-        "__reduce_ex__",
-        "__deepcopy__",
-        "is_floating_point",
-        "is_complex",
-        "is_tensor",
-        "element_size",
-        "stride",
-        "storage_offset",
-        "is_contiguous",
-        "get_device",
-        "type",
-        "allclose",
-        "equal",
-        "is_same_size",
-        "is_nonzero",
-        "multinomial",
-        "bernoulli",
-        "normal",
-        "poisson",
-        "zeros_like",
-        "ones_like",
-        "empty_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "new_zeros",
-        "new_ones",
-        "new_empty",
-        "new_full",
-        "new_tensor",
-        "argmax",
-        "argmin",
-        "_is_all_true",
-        "_is_any_true",
-    ]
-)
+_READS = """
+    size dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__
+    __repr__ __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
+    element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
+    multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+    new_zeros new_ones new_empty new_full new_tensor argmax argmin _is_all_true _is_any_true"""
+READS = frozenset(_READS.split())
 """What is read from the average."""

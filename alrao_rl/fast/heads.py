@@ -126,10 +126,10 @@ class OutputHeads(core.OutputHeads):
         theta, weights = self._parameters["theta"], self._parameters["averaging_weights"]
         place = (theta.data_ptr(), theta.requires_grad, weights.data_ptr(), theta.numel(), weights.numel())  # type: ignore[union-attr]
         if place == self._place:
-            if (gradient := self._leaves[0].grad) is not None and gradient._version >= MANY_PASSES:
-                if not self._warned:
-                    self._warned = True
-                    warn_of_passes()
+            gradient = self._leaves[0].grad
+            if gradient is not None and gradient._version >= MANY_PASSES and not self._warned:
+                self._warned = True
+                warn_of_passes()
             return
         make_distribution(self)
         with torch.no_grad():

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from alrao_rl import fast
-from alrao_rl.core import AlraoConfig, Output, OutputHeads, averaged
+from alrao_rl.averaged import averaged
+from alrao_rl.core import AlraoConfig, Output, OutputHeads
 from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.bases import BASES
 from alrao_rl.fast import AlraoOptimizer, convert
