@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train install install-test test test-long faults lint figures bench bench-checkpoint bench-sweep clean
+.PHONY: train install install-test test test-long faults lint figures docs bench bench-checkpoint bench-sweep clean
 
 train: .venv/installed ## Train DQN without a learning rate on CartPole
 	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1
@@ -30,6 +30,9 @@ figures: .venv/installed-test ## Remake the figures and tables of this page from
 	$(PY) results/defaults/report.py
 	$(PY) -m alrao_rl.report results/first-sweep --out results/first-sweep
 	$(PY) results/first-sweep/summary.py
+
+docs: .venv/installed-test ## Build the site into build/site; every link on it is checked
+	$(PY) -m sphinx -q -W --keep-going -b html -c docs . build/site
 
 bench: .venv/installed-test ## Training time against stock SB3, half an hour
 	$(PY) benchmarks/speed.py
