@@ -27,7 +27,7 @@ _NAMES = {
     "AlraoConfig": "alrao_rl.core",
     "AlraoOptimizer": "alrao_rl.fast",
     "Output": "alrao_rl.core",
-    "averaged": "alrao_rl.averaged",
+    "averaged": "alrao_rl.plain",
     "convert": "alrao_rl.fast",
     "load_agent": "alrao_rl.agent",
     "load_results": "alrao_rl.load",
@@ -39,12 +39,12 @@ __all__ = [*_NAMES, "__version__"]
 if TYPE_CHECKING:
     from alrao_rl.agent import load_agent as load_agent
     from alrao_rl.agent import save_agent as save_agent
-    from alrao_rl.averaged import averaged as averaged
     from alrao_rl.core import AlraoConfig as AlraoConfig
     from alrao_rl.core import Output as Output
     from alrao_rl.fast import AlraoOptimizer as AlraoOptimizer
     from alrao_rl.fast import convert as convert
     from alrao_rl.load import load_results as load_results
+    from alrao_rl.plain import averaged as averaged
     from alrao_rl.sb3.callback import AlraoCallback as AlraoCallback
     from alrao_rl.sb3.policies import AlraoActorCriticPolicy as AlraoActorCriticPolicy
     from alrao_rl.sb3.policies import AlraoCnnPolicy as AlraoCnnPolicy

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from alrao_rl.averaged import averaged
 from alrao_rl.core import Output
 from alrao_rl.fast import AlraoOptimizer, convert
+from alrao_rl.plain import averaged
 from alrao_rl.sb3.iterate_average import follow
 
 

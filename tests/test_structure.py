@@ -30,7 +30,7 @@ ALLOWED = {
     "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder", "alrao_rl.ring"},
     "core": {"torch", "typing_extensions", "alrao_rl.checks", "alrao_rl.core"},
     "fast": {"torch", "alrao_rl.core", "alrao_rl.fast"},
-    "averaged.py": {"torch", "alrao_rl.core"},
+    "plain.py": {"torch", "alrao_rl.core"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
     "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
     "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
@@ -43,7 +43,7 @@ ALLOWED = {
     },
     "sb3": {
         *("torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib"),
-        *(f"alrao_rl.{name}" for name in ("averaged", "checks", "core", "fast", "sb3")),
+        *(f"alrao_rl.{name}" for name in ("checks", "plain", "core", "fast", "sb3")),
     },
 }
 # Modules in the order of the imports: none imports one to its right.

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from alrao_rl.averaged import replace_heads
+from alrao_rl.plain import replace_heads
 
 
 class Acting(nn.Module):

@@ -23,7 +23,7 @@ def follow(average: nn.Module, network: nn.Module, n_updates: int, window: int) 
     number is copied.
 
     Args:
-        average: ``network``, :func:`~alrao_rl.averaged.averaged`.
+        average: ``network``, :func:`~alrao_rl.plain.averaged`.
         network: the converted network, after its update.
         n_updates: n, number of updates so far, this one included.
         window: in updates; 1 copies the network every time.

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from alrao_rl import fast
-from alrao_rl.averaged import averaged
 from alrao_rl.core import AlraoConfig, Output, OutputHeads
 from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.bases import BASES
 from alrao_rl.fast import AlraoOptimizer, convert
+from alrao_rl.plain import averaged
 from alrao_rl.sb3.distributions import LeanGaussian, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
 from alrao_rl.sb3.iterate_average import follow
