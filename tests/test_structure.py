@@ -39,7 +39,11 @@ ALLOWED = {
     },
     "plain.py": {"torch", "alrao_rl.core", "alrao_rl.mixtures"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
-    "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
+    "load.py": {
+        "numpy",
+        "pandas",
+        *(f"alrao_rl.{name}" for name in ("checks", "errors", "provenance", "runs", "stats")),
+    },
     "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
     "_report": {
         *("numpy", "pandas", "matplotlib", "jinja2"),
