@@ -622,7 +622,7 @@ def test_copies_are_left_out(tmp_path, capfd):
     make(tmp_path / "alone")
     capfd.readouterr()
     page, _ = make(tmp_path / "twice")
-    run = "CartPole-v1/dqn-adam-0.001/seed-0"
+    run = "CartPole-v1/dqn/seed-0"
     said = [f"backup/{run} is a copy of {run}, and left out", "3 more runs are copies of others, and left out"]
     assert capfd.readouterr().err.splitlines() == [f"warning: {line}" for line in said]
     assert {("amber", f"Note: {line}.") for line in said} <= set(alerts(page))

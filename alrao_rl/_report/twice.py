@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -36,7 +37,7 @@ def resolved(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
         one, other = (within(root, path) for path in runs.path.iloc[:2])
         lines.append(f"{one} and {other} are one run and differ: {agent} is compared folder by folder")
         rows = frame[frame.agent == agent]
-        places = [_place(Path(within(root, run.path)), run.agent, run.id) for run in each_row(rows)]
+        places = [_place(root, run) for run in each_row(rows)]
         frame.loc[rows.index, "agent"] = [f"{agent} [{place}]" if place else agent for place in places]
     # Folders of one name lie side by side.
     still = _twice(frame)
@@ -55,10 +56,10 @@ def _twice(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_copies(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The runs that are no copies, and of which run each of the others is one; that with the shortest path is kept."""
+    """The runs that are no copies, and of which run each of the others is one; that in the usual folder is kept."""
     originals: dict[object, str] = {}
     copies = {}
-    for run in sorted(each_row(_twice(frame)), key=lambda run: (len(Path(run.path).parts), run.path)):
+    for run in sorted(each_row(_twice(frame)), key=lambda run: (_place(root, run), Path(run.path).parts)):
         original = originals.setdefault(_content(Path(run.path), run.state), run.path)
         if original != run.path:
             copies[run.path] = original
@@ -76,7 +77,8 @@ def _content(run: Path, state: str) -> object:
     return state, json.dumps(config, sort_keys=True), episodes
 
 
-def _place(run: Path, agent: str, env: str) -> str:
+def _place(root: Path, run: Any) -> str:
     """Where a run lies, but for the folders that every run of its agent, environment and seed has."""
-    usual = re.compile(rf"{re.escape(re.sub('[:/]', '-', env))}|{re.escape(agent)}(@.*)?|seed-[0-9]+")
-    return "/".join(part for part in run.parts if not usual.fullmatch(part))
+    env = re.sub("[:/]", "-", run.id)
+    usual = re.compile(rf"{re.escape(env)}|{re.escape(run.agent)}(@.*)?|seed-[0-9]+")
+    return "/".join(part for part in Path(within(root, run.path)).parts if not usual.fullmatch(part))
