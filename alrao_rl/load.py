@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import first_value, is_number
 from alrao_rl.errors import UserError, first_line
+from alrao_rl.provenance import PACKAGES, stretches
 from alrao_rl.runs import COLUMNS, STATES, check_manifest, flatten, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
@@ -24,6 +25,9 @@ SCORED = ("finished", "failed", "diverged")
 
 _FILES = {"config.json", "status.json", "episodes.csv"}
 _NOT_A_SETTING = ("agent", "env", "seed", "timesteps", "eval_episodes", "provenance")
+_NOT_A_VARIANT = ("id", "random_score", "reference_score", "floor")
+_NOT_OF_ENVIRONMENTS = {"alrao-rl", "sb3-contrib", *PACKAGES}
+"""Distributions that decide on the agent's side of a run, or on every run."""
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -43,16 +47,22 @@ def load_results(path: str | Path) -> pd.DataFrame:
                            to ``lr_max``
     ``setting``            what distinguishes the configuration from other runs of the agent, such as
                            ``hyperparameters.gamma=0.9``; empty if nothing does
-    ``floor``              what failed and diverged runs score, and what counts before the first episode ends; where
-                           the environment names none, the lowest return that any of its runs here had
-    ``random_score``       and ``reference_score``: the constants of the normalised scores, nan where there are none
+    ``variant``            what distinguishes the environment from that of other runs here with its id, such as
+                           ``kwargs.gain=5.0``: keyword arguments, wrappers, versions of the packages it is made of,
+                           or the timesteps asked for from those of other runs of the algorithm; empty if nothing does
+    ``floor``              what failed and diverged runs score: the environment's, where it names none its
+                           ``random_score``, nan without either
+    ``random_score``       and ``reference_score``: the constants of the normalised scores, nan where there are none;
+                           the first of them counts before the first episode ends
     ``last_evaluation``    mean return of the last evaluation; no comparison is made by the best one
     ``wall_seconds``       of the run
+    ``lowest_return``      of its episodes
     ``path``               of the run's folder, or of the zip that a sweep has kept of it where there is no folder
     ``error``              why it failed or what is broken; empty otherwise
     =====================  ============================================================================================
 
-    Scores are nan for runs that are not over and for broken ones: nobody knows what they would have been.
+    Scores are nan for runs that are not over and for broken ones: nobody knows what they would have been. No score
+    depends on another run.
 
     Args:
         path: a folder such as ``results/NAME``, any folder above or below it, or one run.
@@ -66,12 +76,11 @@ def load_results(path: str | Path) -> pd.DataFrame:
     runs = [_Run(folder) for folder in _run_folders(root)]
     if not runs:
         raise UserError(f"{root} holds no run: expected folders such as ENV/AGENT/seed-0 with a config.json in them")
-    _fill_floors(runs)
     frame = pd.DataFrame([run.row() for run in runs])
-    frame["setting"] = _settings(runs)
-    order = [*frame.columns.drop(["path", "error", "setting"]), "setting", "path", "error"]
+    frame["variant"], frame["setting"] = _variants(runs), _settings(runs)
+    order = [*frame.columns.drop(["path", "error", "variant", "setting"]), "variant", "setting", "path", "error"]
     whole = dict.fromkeys(["seed", "timesteps", "requested_timesteps", "episodes"], "Int64")
-    return frame[order].astype(whole).sort_values(["env", "agent", "seed", "path"], ignore_index=True)
+    return frame[order].astype(whole).sort_values(["env", "variant", "agent", "seed", "path"], ignore_index=True)
 
 
 def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
@@ -82,7 +91,8 @@ def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
         n_bins: equally long stretches of the timesteps asked for.
 
     Returns:
-        ``(n_runs, n_bins)``; the floor throughout for failed and diverged runs, nan for those without a score.
+        ``(n_runs, n_bins)``; the floor throughout for failed and diverged runs and those without an episode, nan for
+        those without a score.
 
     Raises:
         UserError: a file has changed since the rows were made.
@@ -91,7 +101,7 @@ def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
     for i, run in enumerate(each_row(runs)):
         if run.state == "finished":
             steps, returns = _episodes(Path(str(run.path), "episodes.csv"), complete=True)
-            curves[i] = stats.curve(steps, returns, run.requested_timesteps, run.floor, n_bins)
+            curves[i] = stats.curve(steps, returns, run.requested_timesteps, run.floor, n_bins, run.random_score)
         elif run.state in SCORED:
             curves[i] = run.floor
     return curves
@@ -161,7 +171,9 @@ class _Run:
             self.diverged = f"the return is {self.returns[bad[0]]} at timestep {self.steps[bad[0]]:.0f}"
         environment = self.config.get("env", {})
         self.env = str(environment.get("id", path.absolute().parent.parent.name))
-        self.floor = _number(environment, "floor")
+        self.start = _number(environment, "random_score")
+        floor = _number(environment, "floor")
+        self.floor = self.start if math.isnan(floor) else floor
 
     @property
     def state(self) -> str:
@@ -176,8 +188,9 @@ class _Run:
         config, state = self.config, self.state
         environment, rate = config.get("env", {}), config.get("hyperparameters", {}).get("learning_rate")
         rates = config.get("alrao", {}).get("lr_range", (math.nan, math.nan))
-        low, high = _number(environment, "random_score"), _number(environment, "reference_score")
+        low, high = self.start, _number(environment, "reference_score")
         auc, final = self._scores(state)
+        finite = self.returns[np.isfinite(self.returns)]
         reason = self.status.get("reason", "") if state == "failed" else self.broken or self.diverged
         return {
             "env": self.env,
@@ -199,6 +212,7 @@ class _Run:
             "floor": self.floor,
             "random_score": low,
             "reference_score": high,
+            "lowest_return": float(finite.min()) if finite.size else math.nan,
             "last_evaluation": _number(self.status, "last_return"),
             "wall_seconds": _number(self.status, "wall_seconds"),
             "path": str(self.path),
@@ -211,7 +225,7 @@ class _Run:
             return math.nan, math.nan
         if state != "finished":
             return self.floor, self.floor
-        episodes = (self.steps, self.returns, self.config["timesteps"], self.floor)
+        episodes = (self.steps, self.returns, self.config["timesteps"], self.floor, self.start)
         return stats.auc(*episodes), stats.final_return(*episodes)
 
     def _timesteps(self) -> int | None:
@@ -304,29 +318,69 @@ def _seed(path: str | Path) -> int | None:
 # --- over all runs --------------------------------------------------------------------------------------------------
 
 
-def _fill_floors(runs: list[_Run]) -> None:
-    """Give environments that name no floor the lowest finite return that was seen on them."""
-    lowest: dict[str, float] = {}
-    for run in runs:
-        finite = run.returns[np.isfinite(run.returns)]
-        if finite.size:
-            lowest[run.env] = min(lowest.get(run.env, math.inf), float(finite.min()))
-    for run in runs:
-        if math.isnan(run.floor):
-            run.floor = lowest.get(run.env, math.nan)
+def _variants(runs: list[_Run]) -> list[str]:
+    """For each run ``key=value, …`` of what differs between the environments of one id."""
+    readable = [run for run in runs if run.config]
+    ids = [run.env for run in readable]
+    environments = [
+        {key: value for key, value in run.config["env"].items() if key not in _NOT_A_VARIANT and value != []}
+        for run in readable
+    ]
+    # Algorithms have budgets of their own on one and the same environment.
+    lengths = [{"timesteps": str(run.config["timesteps"])} for run in readable]
+    of_algorithms = [(run.env, run.config["algo"]) for run in readable]
+    parts = [
+        _differing(map(_texts, environments), ids),
+        _differing(lengths, of_algorithms),
+        # A version that was not recorded is no other one.
+        _differing([_versions(run.config) for run in readable], ids, absent=None),
+    ]
+    texts = {run.path: ", ".join(filter(None, part)) for run, *part in zip(readable, *parts, strict=True)}
+    return [texts.get(run.path, "") for run in runs]
+
+
+def _versions(config: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the packages that the environment is made of, all of a run that was continued with others."""
+    found: dict[str, list[str]] = {}
+    for stretch in stretches(config.get("provenance")):
+        versions = stretch.get("versions")
+        for name, version in versions.items() if isinstance(versions, Mapping) else ():
+            if name not in _NOT_OF_ENVIRONMENTS:
+                found.setdefault(name, []).append(str(version))
+    return {name: " -> ".join(dict.fromkeys(versions)) for name, versions in found.items()}
 
 
 def _settings(runs: list[_Run]) -> list[str]:
     """For each run ``key=value, …`` of what differs between the configurations of its agent."""
-    readable = {run.path: run.config for run in runs if run.config}
-    if not readable:
-        return [""] * len(runs)
-    told = [{key: value for key, value in config.items() if key not in _NOT_A_SETTING} for config in readable.values()]
-    flat = [{key: json.dumps(value) for key, value in flatten(config)} for config in told]
-    table = pd.DataFrame(flat).fillna("none")
-    differs = table.groupby([config["agent"] for config in readable.values()]).transform("nunique") > 1
-    texts = {
-        path: ", ".join(f"{key}={value}" for key, value in values.items() if differ[key])
-        for path, values, differ in zip(readable, table.to_dict("records"), differs.to_dict("records"), strict=True)
-    }
+    readable = [run for run in runs if run.config]
+    told = [{key: value for key, value in run.config.items() if key not in _NOT_A_SETTING} for run in readable]
+    differing = _differing(map(_texts, told), [run.config["agent"] for run in readable])
+    texts = {run.path: text for run, text in zip(readable, differing, strict=True)}
     return [texts.get(run.path, "") for run in runs]
+
+
+def _texts(table: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in flatten(table)}
+
+
+def _differing(tables: Iterable[Mapping[str, str]], groups: Sequence[object], absent: str | None = "none") -> list[str]:
+    """For each table ``key=value, …`` of what differs within its group.
+
+    Args:
+        tables: texts by key.
+        groups: of each table.
+        absent: value of a key that a table lacks; None says that it is unknown, which is no difference.
+    """
+    tables = list(tables)
+    keys = dict.fromkeys(key for table in tables for key in table)
+    values: dict[tuple[object, str], set[str]] = {}
+    for table, group in zip(tables, groups, strict=True):
+        for key in keys:
+            if (value := table.get(key, absent)) is not None:
+                values.setdefault((group, key), set()).add(value)
+    return [
+        ", ".join(
+            f"{key}={table.get(key, absent or 'unknown')}" for key in keys if len(values.get((group, key), ())) > 1
+        )
+        for table, group in zip(tables, groups, strict=True)
+    ]

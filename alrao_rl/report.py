@@ -78,6 +78,10 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     from alrao_rl._report.study import Study
 
     study = Study(args.path)
+    broken = study.frame[study.frame.state == "broken"]
+    done, requested = study.in_all
+    if not requested:
+        raise UserError(f"{args.path} holds no run that can be read: {broken.path.iloc[0]}: {broken.error.iloc[0]}")
     baseline = None if args.baseline is None else study.baseline(args.baseline)
     command = ["python", "-m", "alrao_rl.report", args.path.as_posix()]
     command += [] if args.baseline is None else ["--baseline", args.baseline]
@@ -86,10 +90,10 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     files |= sections.report(study, baseline, shlex.join(command)).files(refresh)
     out = args.path / "report" if args.out is None else args.out
     write(out, files)
-    done, requested = study.in_all
     size = len(files["report.html"]) / 1e6
     say(f"{out / 'report.html'}: {done} of {requested} runs finished, {size:.1f} MB")
-    broken = study.frame[study.frame.state == "broken"]
+    for warning in study.warnings:
+        print_warning(warning)
     for path, error in list(zip(broken.path, broken.error, strict=True))[:_NAMED]:
         print_warning(f"{path}: {error}")
     if len(broken) > _NAMED:

@@ -41,18 +41,27 @@ MIN_SEEDS = 10
 # --- the score of a run ---------------------------------------------------------------------------------------------
 
 
-def curve(timesteps: ArrayLike, returns: ArrayLike, total: int, floor: float, n_bins: int = N_BINS) -> Array:
+def curve(
+    timesteps: ArrayLike,
+    returns: ArrayLike,
+    total: int,
+    floor: float,
+    n_bins: int = N_BINS,
+    start: float | None = None,
+) -> Array:
     """The return over a run: mean return of the episodes that end in each of equally long stretches of its timesteps.
 
-    A stretch in which no episode ends carries on the one before it; before the first episode ends, the floor counts.
+    A stretch in which no episode ends carries on the one before it. Before the first episode ends, ``start`` counts,
+    without it the first stretch in which one does.
 
     Args:
         timesteps: ``(n_episodes,)``, timestep at which each episode ended, in any order; those past the end of the run
             (an algorithm finishes its rollout) count in the last stretch.
         returns: ``(n_episodes,)``, undiscounted return of each.
         total: timesteps asked for.
-        floor: the environment's lowest score; may be nan where none is known, and then so are those stretches.
+        floor: the environment's lowest score, that of a run in which no episode ends; nan where none is known.
         n_bins: number of stretches.
+        start: return of a random policy, which is what most agents begin as; None or nan where it is not known.
 
     Returns:
         ``(n_bins,)``.
@@ -69,25 +78,31 @@ def curve(timesteps: ArrayLike, returns: ArrayLike, total: int, floor: float, n_
             raise ValueError(f"{name} hold {array[~np.isfinite(array)][0]}, expected finite numbers")
     if steps.size and steps.min() < 0:
         raise ValueError(f"timesteps hold {steps.min():g}, expected none below 0")
+    if not steps.size:
+        return np.full(n_bins, floor, np.float64)
     # Whole numbers: a timestep on the border between two stretches must not fall on either side by rounding.
     bins = np.minimum(steps.astype(np.int64) * n_bins // total, n_bins - 1)
     counts = np.bincount(bins, minlength=n_bins)
     means = np.bincount(bins, values, n_bins) / np.maximum(counts, 1)
-    latest = np.maximum.accumulate(np.where(counts > 0, np.arange(n_bins), -1))
-    return np.where(latest >= 0, means[latest], floor)
+    first = bins.min()
+    latest = np.maximum.accumulate(np.where(counts > 0, np.arange(n_bins), first))
+    begins = means[first] if start is None or math.isnan(start) else start
+    return np.where(np.arange(n_bins) < first, begins, means[latest])
 
 
-def auc(timesteps: ArrayLike, returns: ArrayLike, total: int, floor: float) -> float:
+def auc(timesteps: ArrayLike, returns: ArrayLike, total: int, floor: float, start: float | None = None) -> float:
     """The return averaged over the timesteps of a run, the area under its :func:`curve`.
 
     The mean over *episodes* is another number: where bad episodes are short it is made of them.
     """
-    return float(curve(timesteps, returns, total, floor).mean())
+    return float(curve(timesteps, returns, total, floor, start=start).mean())
 
 
-def final_return(timesteps: ArrayLike, returns: ArrayLike, total: int, floor: float) -> float:
+def final_return(
+    timesteps: ArrayLike, returns: ArrayLike, total: int, floor: float, start: float | None = None
+) -> float:
     """The return averaged over the last 20 % of the timesteps, of the same :func:`curve`."""
-    return float(curve(timesteps, returns, total, floor)[-FINAL_BINS:].mean())
+    return float(curve(timesteps, returns, total, floor, start=start)[-FINAL_BINS:].mean())
 
 
 def collapsed(curves: ArrayLike, low: float, high: float) -> NDArray[np.bool_]:
@@ -483,10 +498,29 @@ def _table(settings: Mapping[Any, Scores], envs: Sequence[Any] | None = None) ->
 # --- scores from a table of runs ------------------------------------------------------------------------------------
 
 
+def environments(runs: pd.DataFrame) -> pd.Series[str]:
+    """What the environment of each run is called: ``env``, with its ``variant``, if it has one, in brackets.
+
+    Runs of one id with other keyword arguments, wrappers or timesteps are runs of another environment.
+    """
+    if "variant" not in runs:
+        return runs.env.astype(str)
+    return runs.env.where(runs.variant == "", runs.env + " (" + runs.variant + ")")
+
+
 def by_environment(runs: pd.DataFrame, score: str = "auc_normalised") -> dict[str, Array]:
-    """Scores of one method from its rows of :func:`~alrao_rl.load_results`: ``(n_seeds,)`` by environment, by seed."""
+    """Scores of one method from its rows of :func:`~alrao_rl.load_results`: ``(n_seeds,)`` by environment, by seed.
+
+    Environments are named as by :func:`environments`.
+    """
     one_of("score", score, map(str, runs.columns))
-    return {str(env): rows[score].to_numpy(np.float64) for env, rows in runs.sort_values("seed").groupby("env")}
+    groups = _by_variant(runs).sort_values("seed").groupby("env")
+    return {str(env): rows[score].to_numpy(np.float64) for env, rows in groups}
+
+
+def _by_variant(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, each variant of an environment as one of its own."""
+    return runs.assign(env=environments(runs)).drop(columns="variant", errors="ignore")
 
 
 def by_setting(
@@ -512,6 +546,7 @@ def paired_by_seed(
     Raises:
         ValueError: a method has a seed twice on one environment.
     """
+    x, y = _by_variant(x), _by_variant(y)
     for rows in (x, y):
         twice = rows[rows.duplicated(["env", "seed"])]
         if len(twice):
@@ -552,7 +587,7 @@ def tuned_baseline(
     settings = by_setting(runs[tuning], setting, score)
     choice = tuned_choice(settings)
     best = pd.Series(dict.fromkeys(choice, shared_choice(settings)) if shared else choice)
-    return runs[~tuning & (runs[setting] == runs.env.map(best))]
+    return runs[~tuning & (runs[setting] == environments(runs).map(best))]
 
 
 # --- what all of it stands on ---------------------------------------------------------------------------------------
@@ -577,7 +612,7 @@ def _array(what: str, values: ArrayLike) -> Array:
     if not np.isfinite(array).all():
         raise ValueError(
             f"{what} hold {array[~np.isfinite(array)][0]}, expected finite numbers: "
-            "a failed run scores the environment's floor, an unfinished one has no score yet"
+            "a failed run scores the floor that its environment's file names, an unfinished one has no score yet"
         )
     return array
 

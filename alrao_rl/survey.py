@@ -143,7 +143,7 @@ def row(root: Path, run: Run, over: State, seconds: float | None = None) -> dict
     """The row of a run that is over, for ``runs.csv``.
 
     Scores are those of :func:`alrao_rl.load_results`: a failed run has its environment's floor, where that has none the
-    lowest return of the run.
+    random policy's return, and none without either.
 
     Args:
         root: folder of the sweep.
@@ -151,10 +151,12 @@ def row(root: Path, run: Run, over: State, seconds: float | None = None) -> dict
         over: its state.
         seconds: wall time, if the run did not come as far as writing it down.
     """
+    environment = run.cell.recipe.environment
+    floor = environment.random_score if environment.floor is None else environment.floor
     result: dict[str, Any] = {
         **dict(zip(("env", "agent", "setting", "seed"), run.key, strict=True)),
         "state": over.name, "reason": over.reason, "seconds": seconds, "configuration": run.digest,
-        "auc": run.cell.recipe.environment.floor, "final_return": run.cell.recipe.environment.floor,
+        "auc": floor, "final_return": floor,
     }  # fmt: skip
     folder = root / run.folder
     config = RunFolder(folder).config()

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterator
 
 from alrao_rl.load import SCORED, load_results
-from alrao_rl.stats import mean_interval
+from alrao_rl.stats import environments, mean_interval
 
 SCORES = {"auc": "over training", "final_return": "last fifth", "last_evaluation": "last evaluation"}
 
@@ -20,8 +20,9 @@ def tables(folder: str, scores: list[str]) -> Iterator[str]:
     """One for each environment, under its name where there are several."""
     runs = load_results(folder)
     first, *others = [SCORES[score] for score in scores]
-    for env, here in runs.groupby("env", sort=False):
-        if runs.env.nunique() > 1:
+    names = environments(runs)
+    for env, here in runs.groupby(names, sort=False):
+        if names.nunique() > 1:
             yield f"{env}:\n"
         digits = 0 if here[scores].abs().max(axis=None) >= 100 else 1
         seeds = f"seeds {here.seed.min()} to {here.seed.max()}"

@@ -59,15 +59,15 @@ def test_a_finished_run(tmp_path):
     frame = load_results(tmp_path)
     row = frame.iloc[0]
     assert len(frame) == 1
-    # 50 stretches at the floor, 40 at 20, 10 at 100; the last twenty are ten at 20 and ten at 100.
+    # 50 stretches as a random policy, 40 at 20, 10 at 100; the last twenty are ten at 20 and ten at 100.
     expected = {
         "env": "CartPole-v1", "agent": "dqn-adam", "seed": 0, "algo": "dqn", "policy": "stock", "state": "finished",
-        "timesteps": 1024, "requested_timesteps": 1000, "episodes": 2, "auc": 18.0, "final_return": 60.0,
+        "timesteps": 1024, "requested_timesteps": 1000, "episodes": 2, "auc": 29.1, "final_return": 60.0,
         "learning_rate": 0.001, "floor": 0.0, "random_score": 22.2, "reference_score": 500.0, "last_evaluation": 90.0,
-        "wall_seconds": 12.5, "setting": "", "path": str(path), "error": "",
+        "lowest_return": 20.0, "wall_seconds": 12.5, "variant": "", "setting": "", "path": str(path), "error": "",
     }  # fmt: skip
     assert {key: row[key] for key in expected} == expected
-    assert row.auc_normalised == pytest.approx((18 - 22.2) / 477.8)
+    assert row.auc_normalised == pytest.approx((29.1 - 22.2) / 477.8)
     assert row.final_normalised == pytest.approx((60 - 22.2) / 477.8)
     assert math.isnan(row.lr_min)
     # Nothing of the best agent, which no comparison is made by.
@@ -160,19 +160,78 @@ def test_runs_that_are_not_over_have_no_score(tmp_path):
 
 
 def test_an_environment_without_reference_scores(tmp_path):
-    """No normalised score; its floor is the lowest return that was seen on it, also for the run that failed."""
+    """No normalised score, and no floor to score for a run that failed; no other run's return takes its place."""
     env = {"id": "My/Env-v0"}
     write(tmp_path, config(env=env, seed=0), [(100, 5.0, 1), (600, 9.0, 1)])
     write(tmp_path, config(env=env, seed=1), [(5, -2.0, 1)], state="failed", reason="x")
     write(tmp_path, config(env=env, agent="other", seed=0), [(5, 40.0, 1)])
-    write(tmp_path, config(env={"id": "Empty-v0"}), [], state="failed", reason="x")
+    write(tmp_path, config(env={"id": "Empty-v0"}), [])
     frame = load_results(tmp_path).set_index(["env", "agent", "seed"])
     mine = frame.loc["My/Env-v0"]
-    assert mine.floor.tolist() == [-2, -2, -2]
-    assert mine.auc.tolist() == [pytest.approx((10 * -2 + 50 * 5 + 40 * 9) / 100), -2, 40]
+    assert mine.floor.isna().all()
+    np.testing.assert_array_equal(mine.auc, [(60 * 5 + 40 * 9) / 100, math.nan, 40])
+    assert mine.lowest_return.tolist() == [5, -2, 40]
     assert frame.auc_normalised.isna().all()
     assert frame.random_score.isna().all()
     assert frame.loc[("Empty-v0", "dqn-adam", 0), ["auc", "floor"]].isna().all()
+
+
+def test_a_random_score_stands_in_for_a_floor(tmp_path):
+    """A run that failed, and one in which no episode ended, score it."""
+    env = {"id": "My/Env-v0", "random_score": -3.0}
+    write(tmp_path, config(env=env, seed=0), [(5, -9.0, 1)], state="failed", reason="x")
+    write(tmp_path, config(env=env, seed=1), [])
+    write(tmp_path, config(env={**env, "floor": -8.0}, seed=2), [])
+    frame = load_results(tmp_path)
+    assert frame.auc.tolist() == frame.final_return.tolist() == frame.floor.tolist() == [-3, -3, -8]
+    assert load_curves(frame, 2).tolist() == [[-3, -3], [-3, -3], [-8, -8]]
+
+
+def test_no_score_depends_on_another_run(tmp_path):
+    """Two gains of one environment, the low returns of one beside a late first episode of the other."""
+    one = {"id": "Own-v0", "kwargs": {"gain": 1.0}, "wrappers": []}
+    two = {"id": "Own-v0", "kwargs": {"gain": 5.0}}
+    write(tmp_path / "a", config(env=one), [(600, 50.0, 600)])
+    alone = load_results(tmp_path)
+    assert (alone.auc[0], alone.variant[0]) == (50.0, "")
+    write(tmp_path / "b", config(env=two), [(100, -2.0, 100)])
+    frame = load_results(tmp_path)
+    assert frame.auc.tolist() == [50.0, -2.0]
+    assert frame.env.tolist() == ["Own-v0"] * 2
+    assert frame.variant.tolist() == ["kwargs.gain=1.0", "kwargs.gain=5.0"]
+    assert frame.setting.tolist() == ["", ""]
+
+
+def test_what_distinguishes_environments(tmp_path):
+    """Wrappers, timesteps within an algorithm and versions of the environment's packages; no scores of its file."""
+
+    def provenance(path, *stretches):
+        first, *later = [{"versions": {"torch": str(i), **versions}} for i, versions in enumerate(stretches)]
+        later = [{"timestep": 10, **one} for one in later]
+        text = json.loads((path / "config.json").read_text()) | {"provenance": {**first, "continued": later}}
+        (path / "config.json").write_text(json.dumps(text))
+
+    wrapped = {**CARTPOLE, "wrappers": [{"name": "TimeAwareObservation"}], "floor": -1.0, "random_score": 3.0}
+    write(tmp_path / "plain", config(seed=0))
+    write(tmp_path / "wrapped", config(env=wrapped, seed=0))
+    walker = {"id": "Walker-v5"}
+    for seed, versions in enumerate([[{"mujoco": "3.3"}], [{"mujoco": "3.3"}, {"mujoco": "4.0"}], [{}]]):
+        provenance(write(tmp_path, config(env=walker, seed=seed)), *versions)
+    long = {"id": "Long-v0"}
+    for agent, algo, timesteps in (("dqn", "dqn", 100), ("dqn-adam", "dqn", 200), ("ppo", "ppo", 400)):
+        path = write(tmp_path, config(agent, env=long, algo=algo, timesteps=timesteps))
+        provenance(path, {"sb3-contrib": algo})
+    frame = load_results(tmp_path)
+    assert list(zip(frame.env, frame.agent, frame.variant, strict=True)) == [
+        ("CartPole-v1", "dqn-adam", 'wrappers=[{"name": "TimeAwareObservation"}]'),
+        ("CartPole-v1", "dqn-adam", "wrappers=none"),
+        ("Long-v0", "ppo", ""),
+        ("Long-v0", "dqn", "timesteps=100"),
+        ("Long-v0", "dqn-adam", "timesteps=200"),
+        ("Walker-v5", "dqn-adam", "mujoco=3.3"),
+        ("Walker-v5", "dqn-adam", "mujoco=3.3 -> 4.0"),
+        ("Walker-v5", "dqn-adam", "mujoco=unknown"),
+    ]
 
 
 def test_what_distinguishes_settings(tmp_path):
@@ -229,7 +288,7 @@ def test_a_broken_run_is_a_row_that_says_so(tmp_path, name, content, error):
     else:
         (path / name).write_text(content)
     whole, broken = load_results(tmp_path).to_dict("records")
-    assert (whole["state"], whole["auc"], whole["error"]) == ("finished", 18.0, "")
+    assert (whole["state"], whole["auc"], whole["error"]) == ("finished", 29.1, "")
     assert (broken["env"], broken["agent"], broken["seed"]) == ("CartPole-v1", "dqn-adam", 1)
     assert broken["state"] == "broken"
     assert error in broken["error"]
@@ -257,16 +316,16 @@ def test_no_file_makes_it_crash(tmp_path, name, change):
 
 
 def test_curves(tmp_path):
-    """50 stretches at the floor, 40 at 20, 10 at 100; the floor for a failure, nothing for a run that goes on."""
+    """50 stretches as a random policy, then 20 and 100; the floor for a failure, nothing for a run that goes on."""
     write(tmp_path, config(seed=0))
     write(tmp_path, config(seed=1), state="failed", reason="x")
     write(tmp_path, config(seed=2), state="running")
     runs = load_results(tmp_path)
     curves = load_curves(runs)
-    np.testing.assert_array_equal(curves[0], [0] * 50 + [20] * 40 + [100] * 10)
+    np.testing.assert_array_equal(curves[0], [22.2] * 50 + [20] * 40 + [100] * 10)
     assert (curves[1] == 0).all()
     assert np.isnan(curves[2]).all()
-    assert load_curves(runs, 10)[0].tolist() == [0] * 5 + [20] * 4 + [100]
+    assert load_curves(runs, 10)[0].tolist() == [22.2] * 5 + [20] * 4 + [100]
     assert load_curves(runs.iloc[:0]).shape == (0, 100)
 
 
@@ -393,7 +452,7 @@ def test_damaged_zips_are_broken_runs(tmp_path):
         row = load_results(tmp_path).iloc[0]
         assert row.state in ("broken", "finished"), row
         if row.state == "finished":  # the bits of a log that is not looked at
-            assert row.auc == 18.0
+            assert row.auc == 29.1
         load_heads(path)
 
 

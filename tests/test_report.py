@@ -5,6 +5,7 @@ import gzip
 import html
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -311,10 +312,48 @@ def test_lengths_that_differ_warn_where_they_are_compared(tmp_path):
             for path in tmp_path.glob(f"*/{algo}*/seed-{seed}/config.json"):
                 path.write_text(path.read_text().replace('"timesteps": 10000', f'"timesteps": {timesteps}'))
     assert "differ in length" not in str(alerts(make(tmp_path)[0]))
-    path = tmp_path / "CartPole-v1" / "ppo" / "seed-0" / "config.json"
-    path.write_text(path.read_text().replace('"timesteps": 20000', '"timesteps": 10000'))
     said = "Warning: Runs on CartPole-v1 that are compared differ in length: 10,000 and 20,000 steps."
-    assert [one for one in alerts(make(tmp_path)[0]) if "length" in one[1]] == [("red", said)]
+    page, _ = make(tmp_path, "--baseline", "dqn")
+    assert [one for one in alerts(page) if "length" in one[1]] == [("red", said)]
+
+
+def test_runs_of_an_algorithm_that_differ_in_length_are_not_compared(tmp_path):
+    for agent, rate, timesteps in (("dqn", None, 10_000), ("dqn-adam", 1e-3, 20_000)):
+        path = write(tmp_path, agent, rate=rate) / "config.json"
+        path.write_text(path.read_text().replace('"timesteps": 10000', f'"timesteps": {timesteps}'))
+    study = Study(tmp_path)
+    assert study.envs == ["CartPole-v1 (timesteps=10000)", "CartPole-v1 (timesteps=20000)"]
+    assert [len(method.on(env)) for method in study.methods for env in study.envs] == [1, 0, 0, 1]
+    assert lead(make(tmp_path)[0]).startswith("No verdict")
+
+
+def variants(root):
+    """One agent with two gains of an environment, at the same seeds."""
+    for gain, level in ((1.0, 100.0), (5.0, 400.0)):
+        for seed in range(2):
+            write(root / f"gain-{gain:g}", env={**ENV, "kwargs": {"gain": gain}}, seed=seed, level=level)
+
+
+def test_variants_of_one_id_are_environments_of_their_own(tmp_path):
+    variants(tmp_path)
+    page, _ = make(tmp_path)
+    table = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index("environment")
+    assert list(table.index) == ["CartPole-v1 (kwargs.gain=1.0)", "CartPole-v1 (kwargs.gain=5.0)"]
+    assert (table.method == "dqn").all()
+    assert (table.seeds == 2).all()
+    for gain in ("1", "5"):
+        mean = load_results(tmp_path / f"gain-{gain}").auc.mean()
+        assert table.auc[f"CartPole-v1 (kwargs.gain={gain}.0)"] == pytest.approx(mean, rel=1e-5)
+    assert "2 seeds × 2 environments" in lead(page)
+
+
+def test_a_sweep_asks_for_the_variant_that_an_agent_has_run(tmp_path):
+    variants(tmp_path)
+    toml = "agents = ['dqn', 'ppo']\nenvs = ['CartPole-v1']\nseeds = [0, 1]\n"
+    (tmp_path / "sweep.toml").write_text(toml)
+    study = Study(tmp_path)
+    assert study.in_all == (4, 6)
+    assert [(env, agent) for env, agent, *_ in study.missing()] == [("CartPole-v1", "ppo")]
 
 
 def test_curves_end_where_their_runs_do():
@@ -571,6 +610,48 @@ def test_baseline(ten, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def backup(root):
+    """A sweep of two seeds with a copy of all of it in a folder of its own."""
+    sweep(root, range(2), envs=[ENV])
+    shutil.copytree(root / "CartPole-v1", root / "backup" / "CartPole-v1")
+
+
+def test_copies_are_left_out(tmp_path, capfd):
+    sweep(tmp_path / "alone", range(2), envs=[ENV])
+    backup(tmp_path / "twice")
+    make(tmp_path / "alone")
+    capfd.readouterr()
+    page, _ = make(tmp_path / "twice")
+    run = "CartPole-v1/dqn/seed-0"
+    said = [f"backup/{run} is a copy of {run}, and left out", "3 more runs are copies of others, and left out"]
+    assert capfd.readouterr().err.splitlines() == [f"warning: {line}" for line in said]
+    assert {("amber", f"Note: {line}.") for line in said} <= set(alerts(page))
+    tables = [(tmp_path / name / "report" / "tables" / "environments.csv").read_text() for name in ("alone", "twice")]
+    assert tables[0] == tables[1]
+
+
+def test_runs_that_are_there_twice_and_differ_are_told_apart_by_their_folders(tmp_path, capfd):
+    backup(tmp_path)
+    write(tmp_path / "backup", seed=1, level=50)
+    page, _ = make(tmp_path)
+    run = "CartPole-v1/dqn/seed-1"
+    said = f"{run} and backup/{run} are one run and differ: dqn is compared folder by folder"
+    assert f"warning: {said}\n" in capfd.readouterr().err
+    assert ("amber", f"Note: {said}.") in alerts(page)
+    methods = {method.name: method.runs.seed.tolist() for method in Study(tmp_path).methods}
+    # Seed 0 of the backup is a copy.
+    assert methods == {"dqn": [0, 1], "dqn [backup]": [1], "dqn-adam": [0, 1]}
+    shutil.rmtree(tmp_path / "backup")
+    shutil.copytree(tmp_path / "CartPole-v1" / "dqn", tmp_path / "CartPole-v1" / "dqn-old")
+    with (tmp_path / "CartPole-v1" / "dqn-old" / "seed-0" / "episodes.csv").open("a") as file:
+        file.write("9999,7.0,3\n")
+    shutil.copytree(tmp_path / "CartPole-v1" / "dqn-old" / "seed-0", tmp_path / "again")
+    with (tmp_path / "again" / "episodes.csv").open("a") as file:
+        file.write("9999,7.0,3\n")
+    methods = {method.name: method.runs.seed.tolist() for method in Study(tmp_path).methods}
+    assert methods == {"dqn": [0, 1], "dqn [again]": [0], "dqn [dqn-old]": [0], "dqn-adam": [0, 1]}
+
+
 def test_an_alrao_agent_as_baseline(tmp_path):
     sweep(tmp_path, range(3))
     assert lead(make(tmp_path, "--baseline", "dqn")[0]).startswith("Behind: dqn-adam is ")
@@ -584,7 +665,7 @@ def test_an_alrao_agent_as_baseline(tmp_path):
         (lambda root: (write(root), (root / "sweep.toml").write_text("seeds = 3")), "seeds is 3, expected a list"),
         (lambda root: (write(root), (root / "sweep.toml").write_text('seeds = "9-0"')), "did you mean 0-9?"),
         (lambda root: (write(root), (root / "sweep.toml").write_text("seeds = [")), "is not a TOML file"),
-        (lambda root: (write(root), shutil.copytree(root / "CartPole-v1", root / "copy")), "hold the same run"),
+        (lambda root: (write(root) / "config.json").unlink(), "holds no run that can be read: "),
         (lambda root: (write(root), (root / "report").write_text("")), "cannot write to"),
     ],
 )
@@ -649,6 +730,33 @@ def test_an_environment_without_reference_scores(tmp_path):
     assert "no reference scores, in no aggregate" in text(page)
 
 
+def test_failed_runs_where_no_floor_is_known_score_the_lowest_return_seen(tmp_path):
+    write(tmp_path, env=UNKNOWN, seed=0, level=300)
+    path = write(tmp_path, env=UNKNOWN, seed=1)
+    (path / "episodes.csv").write_text("timestep,return,length\n40,-55.5,40\n")
+    write(tmp_path, env=UNKNOWN, seed=2, state="failed")
+    page, _ = make(tmp_path)
+    runs = load_results(tmp_path)
+    row = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").iloc[0]
+    assert (row.seeds, row.failed, row.auc_min) == (3, 1, -55.5)
+    assert row.auc == pytest.approx((runs.auc[0] - 2 * 55.5) / 3, rel=1e-5)
+    assert math.isnan(runs.auc[2])
+    assert (
+        "No floor and no random score is known of My/Env-v0: 1 run without a score there counts with the lowest return "
+        "of any run on it, -55.5." in text(page)
+    )
+
+
+def test_it_says_where_curves_begin(tmp_path):
+    for env in (UNKNOWN, ENV, OTHER):
+        write(tmp_path, env=env)
+    assert (
+        "Before its first episode ends a run is at the random policy's return on Acrobot-v1, CartPole-v1 and at the "
+        "mean of the first stretch in which one ends, as no random score is known, on My/Env-v0."
+        in text(make(tmp_path)[0])
+    )
+
+
 def test_only_environments_without_reference_scores(tmp_path, rendered):
     sweep(tmp_path, range(3), envs=[UNKNOWN])
     page, _ = make(tmp_path)
@@ -680,7 +788,9 @@ def test_broken_runs_are_named_at_once(tmp_path, capfd):
 
 
 def test_only_broken_runs(tmp_path):
+    """Of a sweep, which says what is missing."""
     (write(tmp_path) / "config.json").unlink()
+    (tmp_path / "sweep.toml").write_text("agents = ['dqn']\nenvs = ['CartPole-v1']\nseeds = [0, 1]\n")
     page, _ = make(tmp_path)
     assert lead(page).startswith("No verdict: no run has a score yet")
     assert "CartPole-v1, dqn, seed 0: broken: config.json does not exist" in text(page)

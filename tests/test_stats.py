@@ -33,12 +33,13 @@ ragged = st.lists(
 # --- the score of a run ---------------------------------------------------------------------------------------------
 
 
-def slow_curve(timesteps, returns, total, floor, n_bins=100):
-    """As results/defaults/study.py computed it first."""
+def slow_curve(timesteps, returns, total, floor, n_bins=100, start=None):
+    """Bin by bin."""
     bins = [[] for _ in range(n_bins)]
     for step, value in zip(timesteps, returns, strict=True):
         bins[min(step * n_bins // total, n_bins - 1)].append(value)
-    curve, last = [], floor
+    first = next((float(np.mean(values)) for values in bins if values), floor)
+    curve, last = [], first if start is None or not timesteps else start
     for values in bins:
         last = float(np.mean(values)) if values else last
         curve.append(last)
@@ -48,14 +49,20 @@ def slow_curve(timesteps, returns, total, floor, n_bins=100):
 def test_curve_by_hand():
     # Stretches of 10 steps: two episodes in [20, 30), one on the border of [50, 60), one past the end.
     curve = stats.curve([21, 29, 50, 103], [1.0, 3.0, 10.0, 20.0], 100, -5.0, n_bins=10)
-    assert curve.tolist() == [-5, -5, 2, 2, 2, 10, 10, 10, 10, 20]
+    assert curve.tolist() == [2, 2, 2, 2, 2, 10, 10, 10, 10, 20]
+    curve = stats.curve([21, 29, 50, 103], [1.0, 3.0, 10.0, 20.0], 100, -5.0, 10, start=-1.5)
+    assert curve.tolist() == [-1.5, -1.5, 2, 2, 2, 10, 10, 10, 10, 20]
 
 
 def test_auc_and_final_return_by_hand():
-    # Timesteps 0 to 499 at the floor, then 5 a step up to 900 of 1000, then 15.
+    # Timesteps 0 to 499 as a random policy, or as the first episode, then 5 a step up to 900 of 1000, then 15.
     episodes = ([500, 900], [5.0, 15.0], 1000, 0.0)
-    assert stats.auc(*episodes) == pytest.approx((50 * 0 + 40 * 5 + 10 * 15) / 100)
+    assert stats.auc(*episodes, start=2.0) == pytest.approx((50 * 2 + 40 * 5 + 10 * 15) / 100)
+    for unknown in (None, math.nan):
+        assert stats.auc(*episodes, unknown) == pytest.approx((50 * 5 + 40 * 5 + 10 * 15) / 100)
     assert stats.final_return(*episodes) == pytest.approx((10 * 5 + 10 * 15) / 20)
+    # The first episode ends within the last fifth.
+    assert stats.final_return([900], [15.0], 1000, 0.0, start=2.0) == pytest.approx((10 * 2 + 10 * 15) / 20)
 
 
 def test_auc_weighs_timesteps_and_not_episodes():
@@ -70,21 +77,22 @@ def test_auc_weighs_timesteps_and_not_episodes():
     st.lists(st.tuples(st.integers(0, 700), st.floats(-1e6, 1e6)), max_size=60),
     st.integers(1, 600),
     st.sampled_from([100, 7, 1]),
+    st.sampled_from([None, 0.0, -8.0]),
 )
-def test_curve_matches_the_slow_reference(episodes, total, n_bins):
+def test_curve_matches_the_slow_reference(episodes, total, n_bins, start):
     steps, returns = [e[0] for e in episodes], [e[1] for e in episodes]
-    expected = slow_curve(steps, returns, total, -3.0, n_bins)
-    np.testing.assert_allclose(stats.curve(steps, returns, total, -3.0, n_bins), expected, rtol=1e-12, atol=1e-9)
+    expected = slow_curve(steps, returns, total, -3.0, n_bins, start)
+    curve = stats.curve(steps, returns, total, -3.0, n_bins, start)
+    np.testing.assert_allclose(curve, expected, rtol=1e-12, atol=1e-9)
 
 
 def test_a_run_without_an_episode_scores_the_floor():
-    assert stats.auc([], [], 100, -200.0) == stats.final_return([], [], 100, -200.0) == -200.0
+    assert stats.auc([], [], 100, -200.0) == stats.final_return([], [], 100, -200.0, start=-150.0) == -200.0
 
 
 def test_an_unknown_floor_is_unknown_only_where_it_counts():
-    assert math.isnan(stats.auc([50], [1.0], 100, math.nan))
-    assert stats.final_return([50], [1.0], 100, math.nan) == 1.0
-    assert stats.auc([0], [1.0], 100, math.nan) == 1.0
+    assert math.isnan(stats.auc([], [], 100, math.nan))
+    assert stats.auc([50], [1.0], 100, math.nan) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -544,6 +552,23 @@ def test_paired_by_seed():
     assert stats.paired_by_seed(x[:0], y) == ({}, {})
     with pytest.raises(ValueError, match="seed 1 of a is there twice"):
         stats.paired_by_seed(pd.concat([x, x[1:2]]), y)
+
+
+def test_variants_of_an_environment_are_never_pooled():
+    """Equal seeds of one id are no pair where the environments differ; the best rate is chosen for each of them."""
+    runs = pd.DataFrame({"env": "a", "variant": ["gain=1", "gain=5", "gain=1", "gain=5", ""], "seed": [0, 0, 1, 1, 0]})
+    runs["auc"] = [1.0, 5.0, 2.0, 6.0, 9.0]
+    scores = stats.by_environment(runs, "auc")
+    assert {env: values.tolist() for env, values in scores.items()} == {
+        "a": [9.0], "a (gain=1)": [1.0, 2.0], "a (gain=5)": [5.0, 6.0],
+    }  # fmt: skip
+    one, other = stats.paired_by_seed(runs[:2], runs[1:4], "auc")
+    assert (one, other) == ({"a (gain=5)": [5.0]}, {"a (gain=5)": [5.0]})
+    rates = [(rate, variant, seed) for rate in (0.1, 0.2) for variant in ("x", "y") for seed in (0, 1)]
+    runs = pd.DataFrame(rates, columns=["learning_rate", "variant", "seed"]).assign(env="a")
+    runs["auc_normalised"] = [float((rate == 0.1) == (variant == "x")) for rate, variant, _ in rates]
+    tuned = stats.tuned_baseline(runs, [0])
+    assert dict(zip(tuned.variant, tuned.learning_rate, strict=True)) == {"x": 0.1, "y": 0.2}
 
 
 def test_tuned_baseline_reports_other_seeds_than_it_is_tuned_on():

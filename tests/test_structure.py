@@ -32,7 +32,11 @@ ALLOWED = {
     "fast": {"torch", "alrao_rl.core", "alrao_rl.fast"},
     "plain.py": {"torch", "alrao_rl.core"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
-    "load.py": {"numpy", "pandas", *(f"alrao_rl.{name}" for name in ("checks", "errors", "runs", "stats"))},
+    "load.py": {
+        "numpy",
+        "pandas",
+        *(f"alrao_rl.{name}" for name in ("checks", "errors", "provenance", "runs", "stats")),
+    },
     "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
     "_report": {
         *("numpy", "pandas", "matplotlib", "jinja2"),

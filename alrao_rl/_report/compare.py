@@ -162,7 +162,7 @@ def rate_curve(study: Study, env: str, method: Method) -> pd.DataFrame:
     Of the reported seeds; of all, where a rate was run on tuning seeds only.
     """
     frame = study.frame
-    rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.variant == method.variant)]
+    rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.configuration == method.variant)]
     rows = rows[rows.state.isin(SCORED) & rows.auc.notna()]
     reported = study.without_tuning(rows)
     if set(reported.learning_rate) == set(rows.learning_rate):
@@ -216,7 +216,7 @@ def plane(study: Study, envs: Sequence[str]) -> list[Plane]:
 
 def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plane]:
     frame = study.frame
-    rows = frame[(frame.agent == method.agent) & (frame.variant == method.variant) & frame.state.isin(SCORED)]
+    rows = frame[(frame.agent == method.agent) & (frame.configuration == method.variant) & frame.state.isin(SCORED)]
     rows = rows[rows.env.isin(envs)]
     on_tuning = rows.seed.isin(study.tuning_seeds)
     settings = {name: complete(part) for name, part in (("tuning", rows[on_tuning]), ("reported", rows[~on_tuning]))}

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from alrao_rl import stats
+from alrao_rl._report import twice
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.load import SCORED, load_curves, load_results
@@ -84,26 +85,42 @@ class Study:
         root: the folder.
 
     Raises:
-        UserError: there is no run in it, a run is there twice, or its ``sweep.toml`` is not as a sweep writes it.
+        UserError: there is no run in it, or its ``sweep.toml`` is not as a sweep writes it.
+
+    Attributes:
+        frame: rows of ``load_results``; ``env`` is the ``id`` with its variant, ``agent`` with the folder where that
+            tells two of its runs apart, ``configuration`` the setting without the rate.
+        warnings: runs that are left out or told apart by their folders.
+        substituted: by environment without a floor, how many runs have its lowest return for want of a score.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         frame = load_results(root)
-        for column in ("env", "agent", "algo", "policy", "setting", "error"):
+        for column in ("env", "agent", "algo", "policy", "variant", "setting", "error"):
             frame[column] = frame[column].map(clean)
         self.sweep = _sweep(root / "sweep.toml")
         self.tuning_seeds = self.sweep["tuning_seeds"]
         # A run that cannot be read has no rate and no setting, and the name of its folder for an agent.
-        frame["variant"] = frame.setting.map(_without_rate)
         names = frame.path.map(lambda path: clean(Path(path).parent.name))
         frame["agent"] = frame.agent.mask(frame.agent == names, names.str.partition("@")[0])
         frame["cell"] = names.str.partition("@")[2] if self.sweep["grid"] else frame.setting
+        # From here on a variant is an environment of its own.
+        frame = frame.assign(id=frame.env, env=stats.environments(frame)).drop(columns="variant")
+        frame["configuration"] = frame.setting.map(_without_rate)
+        frame, lines = twice.resolved(frame, root)
+        frame["agent"], self.warnings = frame.agent.map(clean), [clean(line) for line in lines]
+        frame, self.substituted = _with_floors(frame)
         self.frame = frame
-        _refuse_twice(frame[frame.state != "broken"])
+        # By its id a sweep asks for whatever variant an agent has run.
+        seen_as = frame.groupby(["agent", "id"]).env.unique()
+        self._asked_of = {
+            agent: [name for env in self.sweep["envs"] for name in seen_as.get((agent, env), [env])]
+            for agent in self.sweep["agents"]
+        }
         seen = self.without_tuning(frame).seed.dropna().astype(int)
         self.seeds = sorted({*self.sweep["seeds"], *seen} - set(self.tuning_seeds))
-        self.envs = sorted({*frame.env, *self.sweep["envs"]})
+        self.envs = sorted({*frame.env, *chain(*self._asked_of.values())})
         self.scaled = [env for env in self.envs if frame[frame.env == env].auc_normalised.notna().any()]
         self.methods = self._methods()
 
@@ -111,7 +128,7 @@ class Study:
         """Alrao's first, then by name."""
         whole = self.frame[self.frame.state != "broken"]
         methods = []
-        for (agent, variant), rows in whole.groupby(["agent", "variant"]):
+        for (agent, variant), rows in whole.groupby(["agent", "configuration"]):
             name = f"{agent} ({variant})" if variant else str(agent)
             made = (
                 self._at_rates(name, rows)
@@ -171,8 +188,7 @@ class Study:
         for agent in sorted({*self.sweep["agents"], *frame.agent}):
             rows = frame[frame.agent == agent]
             cells = self._cells_of(rows)
-            envs = self.sweep["envs"] if agent in self.sweep["agents"] else []
-            for env, cell in product(sorted({*envs, *rows.env}), cells):
+            for env, cell in product(sorted({*self._asked_of.get(agent, []), *rows.env}), cells):
                 yield from ((env, agent, cell, seed) for seed in self.seeds)
                 if cell:
                     yield from ((env, agent, cell, seed) for seed in self.tuning_seeds)
@@ -199,9 +215,9 @@ class Study:
 
     def expects(self, method: Method, env: str) -> bool:
         """Whether a method was to run on an environment."""
-        asked = env in self.sweep["envs"] and method.agent in self.sweep["agents"]
         frame = self.frame[self.frame.agent == method.agent]
-        return asked or env in set(frame[(frame.variant == method.variant) | (frame.state == "broken")].env)
+        there = frame[(frame.configuration == method.variant) | (frame.state == "broken")]
+        return env in self._asked_of.get(method.agent, []) or env in set(there.env)
 
     def finished(self, methods: Iterable[Method], envs: Iterable[str] | None = None) -> tuple[int, int]:
         """Runs of methods that finished, and how many were requested."""
@@ -269,7 +285,7 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _method(name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, *choice: Any) -> Method:
     agent, variant, policy, algo = (
-        str(runs[fact].iloc[0]) if len(runs) else "" for fact in ("agent", "variant", "policy", "algo")
+        str(runs[fact].iloc[0]) if len(runs) else "" for fact in ("agent", "configuration", "policy", "algo")
     )
     return Method(name, agent, variant, policy, algo, runs, rates or {}, *(choice or ("", 0, (), runs)))
 
@@ -278,11 +294,16 @@ def _without_rate(setting: str) -> str:
     return re.sub(r"hyperparameters\.learning_rate=[^,]*(, |$)", "", setting).removesuffix(", ")
 
 
-def _refuse_twice(runs: pd.DataFrame) -> None:
-    keys = ["env", "agent", "variant", "learning_rate", "seed"]
-    twice = runs[runs.duplicated(keys, keep=False)].sort_values([*keys, "path"])
-    if len(twice) > 1:
-        raise UserError(f"{twice.path.iloc[0]} and {twice.path.iloc[1]} hold the same run, expected it once")
+def _with_floors(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The runs, where no floor is known with the lowest return that was seen on the environment in its place.
+
+    Runs without a score of their own count with it. No other run's score depends on it.
+    """
+    floor = frame.floor.fillna(frame.env.map(frame.groupby("env").lowest_return.min()))
+    without = frame.state.isin(SCORED) & frame.auc.isna() & floor.notna()
+    scores = {name: frame[name].where(~without, floor) for name in ("auc", "final_return")}
+    counts = {str(env): len(runs) for env, runs in frame[without].groupby("env")}
+    return frame.assign(floor=floor, **scores), counts
 
 
 # --- sweep.toml -----------------------------------------------------------------------------------------------------

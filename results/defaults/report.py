@@ -102,8 +102,8 @@ beside stock Stable-Baselines3 at three learning rates (1e-4, SB3's default, 3e-
 
 Steps: {steps}. Same hyperparameters, width (64×64) and activation (tanh) for all; the stock agents use
 SB3's own optimizer (Adam; RMSprop for A2C). No setting was chosen per environment. {len(made)} runs, {failed} of them
-failed (a failed run counts at the environment's floor). Score: return averaged over the steps of training. Means with
-95 % intervals of the mean (Student's t); with 5 seeds they are rough.
+failed (a failed run counts at the environment's floor, which also counts before the first episode ends). Score: return
+averaged over the steps of training. Means with 95 % intervals of the mean (Student's t); with 5 seeds they are rough.
 
 ε is that of RMSprop, inside the root. The averaging rules were compared at 1e-5, which damps all gradients with a root
 mean square below 0.003: most of those of a network of more than 30,000 parameters whose gradient is clipped to a norm

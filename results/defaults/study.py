@@ -73,10 +73,10 @@ def plan() -> list[tuple[str, str, str, int]]:
 
 
 def score(episodes: Path, timesteps: int, floor: float) -> tuple[float, float]:
-    """Mean over the steps and over the last fifth of them."""
+    """Mean over the steps and over the last fifth of them, from the floor until the first episode ends."""
     rows = pd.read_csv(episodes)
     run = (rows["timestep"], rows["return"], timesteps, floor)
-    return stats.auc(*run), stats.final_return(*run)
+    return stats.auc(*run, start=floor), stats.final_return(*run, start=floor)
 
 
 def run(algo: str, name: str, env: str, seed: int) -> dict[str, Any]:

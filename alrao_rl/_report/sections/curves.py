@@ -32,7 +32,8 @@ def section(study: Study) -> Section:
         "Thick lines are the interquartile mean over seeds, bands its pointwise 95 % bootstrap interval, thin lines "
         "the seeds. Nothing is smoothed: a point is the mean return of the episodes that ended in one of "
         f"{study.n_bins} equal stretches of the environment steps; a stretch without an end of an episode carries on "
-        "the one before it. Failed and diverged runs lie at the floor. A shared rate that is also the tuned one of an "
+        "the one before it, and before the first one the return is a random policy's or, where that is not known, "
+        "that of the first. Failed and diverged runs lie at the floor. A shared rate that is also the tuned one of an "
         "environment is drawn once."
     )
     return Section("Learning curves", [Text(text), *blocks])
@@ -51,7 +52,7 @@ def _image(study: Study, name: str, env: str, methods: Sequence[Method]) -> Imag
     curves: dict[str, tuple[stats.Array, stats.Interval, int]] = {}
     for method in methods:
         seeds = study.curves_of(method, env)
-        # Where the floor is unknown nothing is known before the first episode ends: there is no curve there.
+        # Where no floor is known a run without an episode has no curve.
         known = np.isfinite(seeds).all(axis=0)
         band = np.full((3, study.n_bins), np.nan)
         if known.any():

@@ -32,12 +32,12 @@ def section(study: Study, command: str) -> Section:
     commits = [" -> ".join(dict.fromkeys(clean(one.get("git_commit") or "not recorded") for one in stretches(fact)))
                for fact in facts]  # fmt: skip
     commands = pd.DataFrame({
-        "path": paths, "agent": study.frame.agent, "variant": study.frame.variant, "git_commit": commits,
+        "path": paths, "agent": study.frame.agent, "variant": study.frame.configuration, "git_commit": commits,
         "command": [clean(fact.get("command") or "not recorded") for fact in facts],
     })  # fmt: skip
     first = commands.drop_duplicates(["agent", "variant"]).command
     states = study.frame.state.value_counts().sort_index()
-    scores = study.frame.drop(columns=["variant"]).assign(path=paths)
+    scores = study.frame.drop(columns=["configuration"]).assign(path=paths)
     curves = _curves_table(study)
     width = f"{study.n_bins} bins, each {100 / study.n_bins:g} % of the steps"
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
@@ -46,6 +46,7 @@ def section(study: Study, command: str) -> Section:
         Verbatim(command),
         *_sweep(study),
         Text(f"It counts {plural(len(study.frame), 'run')}: {counts}."),
+        *map(Text, _scoring(study)),
         Text("The first run of each agent was made by the following; commands.csv has every run's. Given again, a "
              "command continues a run that is unfinished from its last checkpoint and makes no finished one anew; "
              "where its folder is gone, it makes the same run again."),
@@ -59,6 +60,22 @@ def section(study: Study, command: str) -> Section:
         Text("data.csv.gz beside this file holds every episode of every run: timestep, return, length."),
     ]  # fmt: skip
     return Section("Provenance", blocks, {"runs": scores, "curves": curves, "commands": commands})
+
+
+def _scoring(study: Study) -> Iterable[str]:
+    """What counts in a run before its first episode ends, and where a failed run has no floor."""
+    known = [env for env in study.envs if np.isfinite(study.constants(env).random_score)]
+    others = [env for env in study.envs if env not in known]
+    begins = [
+        f"at the random policy's return on {', '.join(known)}" if known else "",
+        f"at the mean of the first stretch in which one ends, as no random score is known, on {', '.join(others)}"
+        if others else "",
+    ]  # fmt: skip
+    yield f"Before its first episode ends a run is {' and '.join(filter(None, begins))}."
+    for env, count in study.substituted.items():
+        lowest = study.constants(env).floor
+        yield (f"No floor and no random score is known of {env}: {plural(count, 'run')} without a score there counts "
+               f"with the lowest return of any run on it, {lowest:g}.")  # fmt: skip
 
 
 def _sweep(study: Study) -> list[Block]:
@@ -108,13 +125,15 @@ def _curves_table(study: Study) -> pd.DataFrame:
     bins.columns = [f"{width * (i + 1):g}%" for i in range(study.n_bins)]
     # Four digits: the raw rows have all.
     texts = bins.map(lambda value: f"{value:.4g}")
-    return pd.concat([runs[["env", "agent", "variant", "learning_rate", "seed"]], texts], axis=1)
+    return pd.concat([runs[["env", "agent", "configuration", "learning_rate", "seed"]], texts], axis=1).rename(
+        columns={"configuration": "variant"}
+    )
 
 
 def _recipes(study: Study, configs: Sequence[dict[str, Any]]) -> Iterable[Block]:
     """The configuration of each agent, as its first run has it."""
     seen = set()
-    for agent, variant, config in zip(study.frame.agent, study.frame.variant, configs, strict=True):
+    for agent, variant, config in zip(study.frame.agent, study.frame.configuration, configs, strict=True):
         if (agent, variant) in seen or not config:
             continue
         seen.add((agent, variant))

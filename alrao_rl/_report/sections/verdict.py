@@ -81,7 +81,7 @@ def _compared(study: Study, pair: tuple[Method, Method], result: Comparison) -> 
 
 
 def _warnings(study: Study, n_seeds: int, n_envs: int, done: tuple[int, int], baseline: Method | None) -> list[Block]:
-    alerts: list[Block] = []
+    alerts: list[Block] = [Alert("amber", f"{text}.") for text in study.warnings]
     if 0 < n_seeds < AMBER:
         level: Any = "red" if n_seeds < RED else "amber"
         covers = "how much runs differ is unknown and no interval can be given"
