@@ -75,6 +75,7 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
         UserError: no run, an unknown baseline, or a folder that cannot be written.
     """
     from alrao_rl._report import sections
+    from alrao_rl._report.sections.words import runs_finished
     from alrao_rl._report.study import Study
 
     study = Study(args.path)
@@ -86,9 +87,9 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     files |= sections.report(study, baseline, shlex.join(command)).files(refresh)
     out = args.path / "report" if args.out is None else args.out
     write(out, files)
-    done, requested = study.in_all
     size = len(files["report.html"]) / 1e6
-    say(f"{out / 'report.html'}: {done} of {requested} runs finished, {size:.1f} MB")
+    finished = runs_finished(*study.in_all, requested=bool(study.asked_seeds))
+    say(f"{out / 'report.html'}: {finished}, {size:.1f} MB")
     broken = study.frame[study.frame.state == "broken"]
     for path, error in list(zip(broken.path, broken.error, strict=True))[:_NAMED]:
         print_warning(f"{path}: {error}")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from alrao_rl import load_results, report, stats
 from alrao_rl._report import compare, figures
 from alrao_rl._report.document import markdown
-from alrao_rl._report.sections.words import number
+from alrao_rl._report.sections.words import number, returned, returned_interval, with_interval
 from alrao_rl._report.study import Study
 from alrao_rl.runs import RunFolder
 
@@ -160,7 +160,7 @@ def test_the_verdict_is_that_of_the_statistics(ten):
         f"Ahead: dqn is {number(value.estimate, 3)} above dqn-adam (tuned) in the IQM of normalised return averaged "
         "over training (95 % stratified bootstrap interval of the difference "
         f"{number(value.low, 3)} to {number(value.high, 3)}); "
-        "10 seeds × 2 environments, 40 of 40 runs finished."
+        "10 seeds × 2 environments (Acrobot-v1, CartPole-v1), 40 runs finished."
     )
     row = pd.read_csv(root / "report" / "tables" / "comparisons.csv").iloc[0]
     assert row.difference == pytest.approx(value.estimate, rel=1e-5)
@@ -191,7 +191,7 @@ def test_rates_are_chosen_on_tuning_seeds(tmp_path):
             write(tmp_path, "dqn-adam", seed=seed, rate=rate, level=level)
     (tmp_path / "sweep.toml").write_text('seeds = "0-12"\ntuning_seeds = [0, 1, 2]\nagents = ["dqn", "dqn-adam"]\n')
     page, _ = make(tmp_path)
-    assert "10 seeds × 1 environment, 20 of 20 runs finished" in lead(page)
+    assert "10 seeds × 1 environment (CartPole-v1), 20 of 20 runs finished" in lead(page)
     assert "chosen on the tuning seeds (0, 1, 2)" in text(page)
     assert "flatters" not in text(page)
     environments = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index("method")
@@ -219,6 +219,57 @@ def sweep_run(root, agent, seed, rate=None, **options):
         target = root / "CartPole-v1" / f"{agent}@learning_rate={rate}" / f"seed-{seed}"
         target.parent.mkdir(exist_ok=True)
         path.rename(target)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """For tests that look at no interval: fewer resamples."""
+    bootstrap = stats.bootstrap
+    monkeypatch.setattr(stats, "bootstrap", lambda *args, **kwargs: bootstrap(*args, **(kwargs | {"n_resamples": 9})))
+
+
+STATES = ["queued", "running", "interrupted", "failed", "diverged", "finished", "broken", "absent"]
+
+
+def put(root, state, agent, env, seed, rate):
+    """A run in any state; one that is queued or failed has no episode, where its seed is odd."""
+    if state == "absent":
+        return
+    kind = state if state in ("running", "interrupted", "failed") else "finished"
+    path = write(root, agent, env, seed, 300, rate, kind, n_episodes=0 if seed % 2 and kind == "failed" else 5)
+    if state == "queued":
+        (path / "status.json").write_text('{"state": "queued"}')
+    elif state == "diverged":
+        lines = (path / "episodes.csv").read_text().splitlines()
+        (path / "episodes.csv").write_text("\n".join([*lines[:-1], "10000,nan,20"]) + "\n")
+    elif state == "broken":
+        (path / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize("toml", [False, True])
+@pytest.mark.parametrize("order", [0, 1, *(pytest.param(order, marks=pytest.mark.slow) for order in range(2, 6))])
+def test_a_report_after_every_run_of_a_sweep(tmp_path, quick, order, toml):
+    """Whatever is there yet and in whatever state, there is a report; without a run there is an error."""
+    rng = np.random.default_rng(order)
+    runs = [
+        (agent, env, seed, rate)
+        for env in ((ENV, UNKNOWN) if order < 2 else (ENV, OTHER, UNKNOWN))
+        for agent, rates, seeds in (("dqn", [None], [0, 1]), ("dqn-adam", [1e-3, 1e-2], [0, 1, 100][order < 2 :]))
+        for seed in seeds
+        for rate in rates
+    ]
+    if toml:
+        lines = ["agents = ['dqn', 'dqn-adam']", "envs = ['CartPole-v1', 'Acrobot-v1', 'My/Env-v0']", "seeds = [0, 1]"]
+        (tmp_path / "sweep.toml").write_text("\n".join([*lines, "tuning_seeds = [100]"]))
+    # Every other order has more of the runs that are over.
+    odds = np.where(np.isin(STATES, ["finished", "failed"]), 1 + 5 * (order % 2), 1.0)
+    there = 0
+    for i in rng.permutation(len(runs)):
+        state = str(rng.choice(STATES, p=odds / odds.sum()))
+        put(tmp_path, state, *runs[i])
+        there += state != "absent"
+        page, _ = make(tmp_path, expect=0) if there else ("", "")
+        assert not there or ("Verdict" in page and "nan" not in text(page).split("Provenance")[0])
 
 
 def test_tuning_seeds_that_are_not_over_choose_nothing(tmp_path):
@@ -388,13 +439,14 @@ def test_missing_and_failed_runs_are_named(tmp_path):
     shutil.rmtree(tmp_path / "CartPole-v1" / "dqn-adam-0.001" / "seed-4")
     write(tmp_path, "dqn", ENV, 3, state="failed")
     (tmp_path / "Acrobot-v1" / "dqn" / "seed-5" / "config.json").write_text("{")
+    (tmp_path / "sweep.toml").write_text("seeds = '0-9'")
     page, marked = make(tmp_path)
     for said in (text(page), marked.replace("\\", "")):
-        assert "9 of 10 seeds × 2 environments, 37 of 40 runs finished" in said
+        assert "9 of 10 seeds × 2 environments (Acrobot-v1, CartPole-v1), 37 of 40 runs finished" in said
         assert "37 of 40 runs of this comparison finished" in said
         assert "CartPole-v1, dqn-adam: 9 of 10 seeds; missing 4 (not started)" in said
         assert "Acrobot-v1, dqn: 9 of 10 seeds; missing 5 (broken)" in said
-        assert "CartPole-v1, dqn, seed 3: failed, scores the floor −7.0: ValueError: nan in the logits" in said
+        assert "CartPole-v1, dqn, seed 3: failed, scores the floor −7: ValueError: nan in the logits" in said
         assert "Seeds: dqn 10, dqn-adam 9 of 10." in said.replace(";", ",")
     table = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index(["environment", "method"])
     assert table.loc[("CartPole-v1", "dqn"), ["failed", "auc_min"]].tolist() == [1, -7]
@@ -406,7 +458,7 @@ def test_a_sweep_says_what_was_asked_for(tmp_path):
     lines = ['agents = ["dqn", "agents/dqn-adam.toml"]', 'envs = ["CartPole-v1", "Acrobot-v1"]', 'seeds = "0-9"']
     (tmp_path / "sweep.toml").write_text("\n".join(lines))
     page, _ = make(tmp_path)
-    assert "9 of 10 seeds × 1 environment, 18 of 20 runs finished" in lead(page)
+    assert "9 of 10 seeds × 1 environment (CartPole-v1), 18 of 20 runs finished" in lead(page)
     assert "Acrobot-v1 is left out of the aggregates: no run." in str(alerts(page))
     assert "Acrobot-v1, dqn: 0 of 10 seeds" in text(page)
 
@@ -612,8 +664,9 @@ def test_one_agent_only(tmp_path):
 def test_signs_of_what_rounds_to_zero():
     """An interval that ends at −0.0004 excludes zero; a zero with rounding in it has no sign."""
     assert [number(value, 3) for value in (-0.0004, 0.0004, -1e-17, -0.0, -1234.5678)] == [
-        "−0.000", "0.000", "0.000", "0.000", "−1,234.568",
+        "−0.0004", "0.0004", "0.000", "0.000", "−1,234.568",
     ]  # fmt: skip
+    assert with_interval(stats.Interval(0.02, -0.0004, 0.04), 3) == "0.020 [−0.000, 0.040]"
 
 
 def test_no_verdict_where_no_run_finished(tmp_path):
@@ -622,14 +675,14 @@ def test_no_verdict_where_no_run_finished(tmp_path):
             write(tmp_path, agent, seed=seed, rate=rate, state="failed")
     page, _ = make(tmp_path)
     assert lead(page).startswith("No verdict: ")
-    assert "0 of 6 runs finished" in lead(page)
+    assert "0 of the 6 runs here finished" in lead(page)
 
 
 def test_a_single_seed(tmp_path, rendered):
     sweep(tmp_path, [0])
     page, _ = make(tmp_path)
     assert lead(page).startswith("No verdict: dqn is ")
-    assert "(a single seed has no interval); 1 seed × 2 environments" in lead(page)
+    assert "(a single seed has no interval); 1 seed × 2 environments (Acrobot-v1, CartPole-v1)" in lead(page)
     said = "Warning: 1 seed, fewer than 5: how much runs differ is unknown and no interval can be given."
     assert ("red", said) in alerts(page)
 
@@ -645,15 +698,15 @@ def test_an_environment_without_reference_scores(tmp_path):
     sweep(tmp_path, range(3), envs=[ENV, UNKNOWN])
     page, _ = make(tmp_path)
     assert "My/Env-v0 is left out of the aggregates: no reference scores." in str(alerts(page))
-    assert "3 seeds × 1 environment" in lead(page)
+    assert "3 seeds × 1 environment (CartPole-v1)" in lead(page)
     assert "no reference scores, in no aggregate" in text(page)
 
 
 def test_only_environments_without_reference_scores(tmp_path, rendered):
     sweep(tmp_path, range(3), envs=[UNKNOWN])
     page, _ = make(tmp_path)
-    assert lead(page).startswith("No verdict: no environment with reference scores is shared; 6 of 6 runs finished")
-    assert "Nothing can be aggregated" in text(page)
+    assert "Nothing can be aggregated: no environment with runs has reference scores." in text(page)
+    assert re.match(r"Ahead: dqn is [\d.]+ above dqn-adam in mean return averaged over training \(", lead(page))
 
 
 def test_every_algorithm_has_its_verdict(tmp_path):
@@ -698,7 +751,7 @@ def test_failed_runs_of_which_nothing_is_known(tmp_path):
 @pytest.mark.parametrize("state", ["running", "interrupted"])
 def test_no_run_is_over(tmp_path, state):
     write(tmp_path, state=state)
-    assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of 1 runs finished")
+    assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of the 1 runs here finished")
 
 
 def test_unpaired_where_no_seed_is_shared(tmp_path):
@@ -735,7 +788,7 @@ def test_watch_ends_when_all_runs_are_over(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(report.time, "sleep", wait)
     assert report.main([str(tmp_path), "--watch"]) == 0
-    assert "3 of 4" in capsys.readouterr().out
+    assert "3 of the 4 runs here finished" in capsys.readouterr().out
     assert "http" not in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -743,7 +796,7 @@ def test_the_command_in_a_process(ten, tmp_path):
     root, _, _ = ten
     command = [sys.executable, "-X", "importtime", "-m", "alrao_rl.report", str(root), "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "80 of 80 runs finished" in result.stdout
+    assert "report.html: 80 runs finished" in result.stdout
     assert not re.search(r"\| +(torch|gymnasium|stable_baselines3)$", result.stderr, re.MULTILINE)
 
 
