@@ -809,6 +809,123 @@ def test_comparisons_stay_within_an_algorithm(tmp_path):
     assert [(a.name, b.name) for a, b in pairs] == [("dqn", "dqn-adam")]
 
 
+def test_an_unrelated_run_changes_no_verdict(tmp_path):
+    """Two agents on two environments; a run of another algorithm on one of them, with a seed of its own, is no part."""
+    for env, span in ((ENV, 480), (OTHER, 430)):
+        for seed in range(3):
+            for agent, rate, share in (("ppo", None, 0.5 + 0.1 * seed), ("ppo-adam", 1e-3, 0.4)):
+                write(tmp_path, agent, env, seed, env["random_score"] + share * span, rate, algo="ppo")
+    before = make(tmp_path)[0]
+    row = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv").iloc[0]
+    write(tmp_path, "dqn", ENV, 50)
+    after = make(tmp_path)[0]
+    table = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv")
+    runs = load_results(tmp_path)
+    x, y = (stats.by_environment(runs[runs.agent == agent]) for agent in ("ppo", "ppo-adam"))
+    assert lead(after) == lead(before)
+    assert "3 seeds × 2 environments (Acrobot-v1, CartPole-v1), 12 runs finished." in lead(before)
+    assert row.difference == pytest.approx(stats.iqm(x) - stats.iqm(y), rel=1e-5)
+    assert row.to_dict() == table.iloc[0].to_dict()
+    assert set(table.baseline) == {"ppo-adam"}
+    # A sweep that nobody described lacks no run.
+    assert not re.search(r"\d of \d+ (runs|seeds)", text(after).split("Provenance")[0])
+    # The methods in common, on both; all three, where all are.
+    aggregates = pd.read_csv(tmp_path / "report" / "tables" / "aggregates.csv")
+    groups = aggregates.groupby("environments").method.unique().map(sorted).to_dict()
+    assert groups == {2: ["ppo", "ppo-adam"], 1: ["dqn", "ppo", "ppo-adam"]}
+
+
+def test_the_strongest_baseline_is_one_that_shares_the_environments(tmp_path):
+    """A stock agent that was tried on one environment is better there: it is no rival on two."""
+    for seed in range(2):
+        for env in (ENV, OTHER):
+            write(tmp_path, "dqn", env, seed)
+            write(tmp_path, "dqn-adam", env, seed, -100, 1e-3)
+        write(tmp_path, "dqn-other", ENV, seed, 500, 1e-3)
+    page = make(tmp_path)[0]
+    assert " above dqn-adam in the IQM" in lead(page)
+    assert "Acrobot-v1 is left out of dqn against dqn-other: only dqn has scores there." in str(alerts(page))
+
+
+def level(root, agent, seed, value, rate=None, env=UNKNOWN):
+    """A run all of whose episodes return the value."""
+    path = write(root, agent, env, seed, rate=rate)
+    rows = "".join(f"{step},{value!r},20\n" for step in (1, 4_000, 10_000))
+    (path / "episodes.csv").write_text(f"timestep,return,length\n{rows}")
+
+
+@pytest.mark.parametrize(
+    ("scale", "above", "mean"), [(1e-3, "0.001333", "0.005"), (1e9, "1.333e+09", "5e+09"), (10, "13.33", "50")]
+)
+def test_returns_are_compared_where_nothing_normalises_them(tmp_path, scale, above, mean):
+    """Differences of pairs are 2, 3 and −1, so 4/3 on average, and two of three are wins."""
+    for seed, (one, other) in enumerate([(3, 1), (5, 2), (7, 8)]):
+        level(tmp_path, "dqn", seed, one * scale)
+        level(tmp_path, "dqn-adam", seed, other * scale, 1e-3)
+    page, marked = make(tmp_path)
+    assert lead(page).startswith(f"No clear difference: dqn is {above} above dqn-adam in mean return averaged over")
+    assert "probability of improvement 0.67 [0.00, 1.00]; 3 seeds × 1 environment (My/Env-v0), 6 runs" in lead(page)
+    row = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv").iloc[0]
+    assert (row.paired_by_seed, row.normalised, row.on) == (True, False, "My/Env-v0")
+    # Of three numbers drawn from 2, 3 and −1 the least mean is −1 and the largest 3.
+    expected = np.array([4 / 3, -1, 3]) * scale
+    assert row[["difference", "difference_low", "difference_high"]].tolist() == pytest.approx(
+        expected.tolist(), rel=1e-5
+    )
+    for said in (text(page), marked.replace("\\", "")):
+        assert re.search(rf"(?<![\d.]){re.escape(mean)} \[", said)
+        assert "no environment with runs has reference scores" in said
+
+
+def test_each_environment_has_the_verdict_that_it_can_have(tmp_path):
+    """Normalised scores on two together; returns on the third, which has no reference scores; both in one report."""
+    sweep(tmp_path, range(3), envs=[ENV, OTHER, UNKNOWN])
+    leads = re.findall(r'<p class="lead">(.*?)</p>', make(tmp_path)[0])
+    assert len(leads) == 2
+    assert "in the IQM of normalised" in leads[0]
+    assert "× 2 environments (Acrobot-v1, CartPole-v1)" in leads[0]
+    assert "in mean return averaged over training" in leads[1]
+    assert "× 1 environment (My/Env-v0)" in leads[1]
+
+
+def test_one_agent_on_an_environment_without_reference_scores(tmp_path):
+    for seed, value in enumerate([1.0, 2.0, 6.0]):
+        level(tmp_path, "dqn", seed, value)
+    said = lead(make(tmp_path)[0])
+    assert said.startswith("dqn has a mean return averaged over training of 3 (95 % stratified bootstrap interval 1 to")
+    assert "There is nothing to compare it with." in said
+
+
+def test_returns_have_the_digits_that_mean_something():
+    values = (310.24, 1234.4, 1e9, 9.3e-4, -1e-8, 0.0, 500.0, np.nan)
+    assert [returned(value) for value in values] == [
+        "310.2", "1,234", "1e+09", "0.00093", "−1e−08", "0", "500", "–",
+    ]  # fmt: skip
+    assert returned_interval(stats.Interval(9.3e-4, 8.12e-4, 1.05e-3)) == "0.000930 [0.000812, 0.001050]"
+    assert returned_interval(stats.Interval(310.0, 274.0, 345.0)) == "310 [274, 345]"
+    assert returned_interval(stats.Interval(-0.0003, -12.1, 11.9)) == "−0.0 [−12.1, 11.9]"
+    assert with_interval(stats.Interval(0.75, 0.7, 0.8)) == "0.75 [0.70, 0.80]"
+    assert with_interval(stats.Interval(0.001, 0.0, 0.004)) == "0.001 [0.000, 0.004]"
+
+
+def test_a_watch_from_before_the_first_run(tmp_path, monkeypatch, quick):
+    """Runs that come one by one, of whatever state; the last of them is the last that was asked for."""
+    lines = ["agents = ['dqn', 'dqn-adam']", "envs = ['CartPole-v1']", "seeds = [0, 1]"]
+    (tmp_path / "sweep.toml").write_text("\n".join(lines))
+    alrao, stock = ("dqn", None), ("dqn-adam", 1e-3)
+    runs = [("running", alrao, 0), ("failed", stock, 0), ("queued", alrao, 1), ("finished", stock, 1)]
+    todo = [(state, agent, ENV, seed, rate) for state, (agent, rate), seed in runs]
+    todo += [("finished", "dqn", ENV, seed, None) for seed in (0, 1)]
+
+    def wait(_):
+        shutil.rmtree(tmp_path / "CartPole-v1" / todo[0][1] / f"seed-{todo[0][3]}", ignore_errors=True)
+        put(tmp_path, *todo.pop(0))
+
+    monkeypatch.setattr(report.time, "sleep", wait)
+    assert report.main([str(tmp_path), "--watch"]) == 0
+    assert todo == []
+
+
 @pytest.mark.long
 def test_it_is_fast_and_small(tmp_path, rendered):
     """Three agents on six environments with thirty seeds: less than 20 seconds, less than 2 MB."""

@@ -15,6 +15,7 @@ from alrao_rl._report.sections.words import (
     STRATIFIED,
     indices_of,
     returned_interval,
+    some,
     span_of,
     with_interval,
 )
@@ -57,7 +58,7 @@ def _group(
             ]
             for method in methods
         ]
-        blocks.append(Table(f"{words.capitalize()}, normalised, with {STRATIFIED}s, on {', '.join(envs)}. Optimality "
+        blocks.append(Table(f"{words.capitalize()}, normalised, with {STRATIFIED}s, on {some(envs)}. Optimality "
                             "gap: lower is better.", ["method", "seeds", *compare.AGGREGATES], lines))  # fmt: skip
         rows += [
             {"score": score, "method": method.name, "statistic": statistic, **value._asdict(),
@@ -90,13 +91,13 @@ def _aggregate_figures(
 ) -> list[Block]:
     indices = indices_of(study)
     panels = {name: {method.name: values[method.name][name] for method in methods} for name in compare.AGGREGATES}
-    size = (5.4, 1.3 + 0.5 * len(methods))
+    size = (5.0, 1.4 + 0.6 * len(methods))
     forest = figures.draw(f"aggregates{suffix}", lambda f: figures.intervals(f, panels, indices, []), size)
     shares = {method.name: compare.profile(method, envs) for method in methods}
     profiles = figures.draw(f"profiles{suffix}", lambda f: figures.profiles(f, shares, compare.THRESHOLDS, indices))
     spans = [compare.span([method.scores(envs)]) for method in methods]
     span = (min(low for low, _ in spans), max(high for _, high in spans))
-    where = f"On {', '.join(envs)}. Seeds: {span_of(span, study.requested(*methods))}."
+    where = f"On {some(envs)}. Seeds: {span_of(span, study.requested(*methods))}."
     iqms = ", ".join(f"{method.name} {with_interval(values[method.name]['IQM'])}" for method in methods)
     above = ", ".join(
         f"{name} {100 * float(np.interp(0.5, compare.THRESHOLDS, share.estimate)):.0f} %"
@@ -146,7 +147,7 @@ def _comparison_tables(study: Study, results: Sequence[Comparison]) -> list[Bloc
         (True, "returns, which nothing normalises", "means"),
     ):
         rows = [
-            [f"{r.match.method.name} against {r.match.baseline.name}", ", ".join(r.match.envs),
+            [f"{r.match.method.name} against {r.match.baseline.name}", some(r.match.envs),
              {"auc": "over training", "final": "final"}[r.score],
              returned_interval(r.difference) if raw else with_interval(r.difference, 3), with_interval(r.improvement),
              "seed" if r.paired else "no", span_of(r.n_seeds, study.requested(*r.match[:2])), str(r.alone)]
@@ -163,7 +164,7 @@ def _improvement(study: Study, results: Sequence[Comparison]) -> list[Block]:
     shown = {_title(r.match): r for r in results if r.score == "auc"}
     panel = {"probability of improvement": {name: r.improvement for name, r in shown.items()}}
     order = {name: indices_of(study)[r.match.method.name] for name, r in shown.items()}
-    size = (5.4, 1.1 + 0.34 * len(shown))
+    size = (5.0, 1.1 + 0.34 * len(shown))
     picture = figures.draw("improvement", lambda f: figures.intervals(f, panel, order, [0.5], (-0.02, 1.02)), size)
     span = (min(r.n_seeds[0] for r in shown.values()), max(r.n_seeds[1] for r in shown.values()))
     requested = study.requested(*(method for r in shown.values() for method in r.match[:2]))

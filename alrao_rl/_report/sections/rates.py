@@ -19,6 +19,7 @@ from alrao_rl._report.sections.words import (
     rate,
     returned,
     returned_interval,
+    some,
     span_of,
     with_interval,
 )
@@ -95,13 +96,14 @@ def _rate_images(
 
 
 def _plane(study: Study) -> tuple[list[Block], pd.DataFrame]:
-    found = [(compare.plane(study, *group), group[1]) for group in compare.aggregated(study)]
+    # On a single environment the shared rate is the tuned one: Φ is 0 whatever the rate does.
+    groups = [group for group in compare.aggregated(study) if len(group[1]) > 1]
+    found = [(compare.plane(study, *group), group[1]) for group in groups]
     planes = [(points, envs) for points, envs in found if any(point.n_rates > 1 for point in points)]
-    # On a single environment the shared rate is the tuned one.
-    planes = [plane for plane in planes if len(plane[1]) > 1] or planes[:1]
     if not planes:
         text = (
-            "The sensitivity Φ needs a stock agent at several learning rates, all of them run on the same environments."
+            "The sensitivity Φ needs a stock agent at several learning rates, all of them run on the same two "
+            "environments or more: on one, the rate that is best for it is the best for all."
         )
         return [Text(text)], pd.DataFrame()
     blocks: list[Block] = []
@@ -131,14 +133,14 @@ def _plane_blocks(study: Study, name: str, points: Sequence[compare.Plane], envs
             n_rates = "–" if p.name in _without_a_rate(study) else "1"
             rows.append([p.name, n_rates, seeds, "0", with_interval(p.tuned), "–"])
     pairs = {p.name: (p.phi, p.tuned) for p in points}
-    picture = figures.draw(name, lambda f: figures.plane(f, pairs, indices_of(study)), (5.4, 3.4))
+    picture = figures.draw(name, lambda f: figures.plane(f, pairs, indices_of(study)))
     said = "; ".join(f"{p.name}: Φ {number(p.phi.estimate)}, score {number(p.tuned.estimate)}" for p in points)
     caption = (
         "Φ = score when the rate is tuned for each environment − score of the one rate that is best for all (Adkins, "
         "Bowling, White 2024). Without a rate to tune Φ is 0. Up and left is better."
     )
     return [
-        Image(name, f"On {', '.join(envs)}. {caption} Crosses: 95 % bootstrap intervals.",
+        Image(name, f"On {some(envs)}. {caption} Crosses: 95 % bootstrap intervals.",
               f"Performance–sensitivity plane. {said}.", picture),
         Table("The plane in numbers, with 95 % bootstrap intervals; in each resample the rates are chosen anew.",
               ["method", "rates", "seeds", "Φ", "score when tuned", "rates chosen on"], rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,13 @@ def together(values: Iterable[Any], least: int = 2, digits: int = 2) -> list[str
     # which may be what an interval says.
     numbers = [0.0 if least and abs(value) < 1e-9 else float(value) for value in values]
     size = max((abs(value) for value in numbers if math.isfinite(value)), default=0.0)
-    if size and not SMALL <= size < LARGE:
-        texts = [f"{value:.{digits - 1}e}" for value in numbers]
-    else:
-        places = max(least, decimals(size, digits))
-        # Zeros that all of them end with say nothing.
-        while places > least and all(f"{value:.{places}f}"[-1] in "0n" for value in numbers):
-            places -= 1
-        texts = [f"{value:,.{places}f}" for value in numbers]
+    plain = not size or SMALL <= size < LARGE
+    places, least = (max(least, decimals(size, digits)), least) if plain else (digits - 1, 0)
+    form = ",.{}f" if plain else ".{}e"
+    # Zeros that all of them end with say nothing.
+    while places > least and all(format(value, form.format(places)).partition("e")[0][-1] in "0n" for value in numbers):
+        places -= 1
+    texts = [format(value, form.format(places)) for value in numbers]
     pairs = zip(numbers, texts, strict=True)
     return [text.replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "–" for value, text in pairs]
 
@@ -96,6 +95,12 @@ def algorithm(name: str) -> str:
 def plural(count: int | str, noun: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of the names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:most])} and {more} more"
 
 
 def span_of(span: tuple[int, int], requested: int) -> str:
