@@ -378,6 +378,27 @@ def test_curves_end_where_their_runs_do():
     assert figure.axes[0].get_xlim() == (0, 400)
 
 
+@pytest.mark.parametrize(
+    ("rates", "labels"),
+    [
+        ([3e-4, 1e-3, 3e-3], ["0.0003", "0.001", "0.003"]),
+        ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.1], ["0.0001", "0.001", "0.01", "0.1"]),
+        ([2e-3], ["0.002"]),
+        ([1e-3, 1.01e-3, 3e-3, 1e-2], ["0.001", "0.003", "0.01"]),
+        ([0.0, 1e-3, 2e-3], ["0.001", "0.002"]),
+    ],
+)
+def test_the_axis_of_rates_has_labels_and_room(rates, labels):
+    figure = Figure()
+    points = pd.DataFrame([{"learning_rate": rate, "n": 1, "estimate": 1.0, "low": 0.5, "high": 2.0} for rate in rates])
+    figures.rates(figure, {"a": points}, {"a": rates[0]}, {}, {"a": 0})
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == labels
+    low, high = axes.get_xlim()
+    assert low < 0.95 * min(rate for rate in rates if rate)
+    assert high > 1.05 * max(rates)
+
+
 def test_few_shared_seeds_do_not_throw_the_others_away(tmp_path):
     for seed in range(6):
         write(tmp_path, seed=seed)
@@ -732,10 +753,11 @@ def test_broken_runs_are_named_at_once(tmp_path, capfd):
     assert warnings[5] == "warning: 2 more runs are broken: the report names them"
 
 
-def test_only_broken_runs(tmp_path):
+def test_only_broken_runs(tmp_path, capsys):
     (write(tmp_path) / "config.json").unlink()
     page, _ = make(tmp_path)
     assert lead(page).startswith("No verdict: no run has a score yet")
+    assert "0 of the 1 runs here finished" in capsys.readouterr().out
     assert "CartPole-v1, dqn, seed 0: broken: config.json does not exist" in text(page)
 
 
@@ -825,7 +847,7 @@ def test_an_unrelated_run_changes_no_verdict(tmp_path):
     assert lead(after) == lead(before)
     assert "3 seeds × 2 environments (Acrobot-v1, CartPole-v1), 12 runs finished." in lead(before)
     assert row.difference == pytest.approx(stats.iqm(x) - stats.iqm(y), rel=1e-5)
-    assert row.to_dict() == table.iloc[0].to_dict()
+    assert row.equals(table.iloc[0])
     assert set(table.baseline) == {"ppo-adam"}
     # A sweep that nobody described lacks no run.
     assert not re.search(r"\d of \d+ (runs|seeds)", text(after).split("Provenance")[0])
@@ -947,6 +969,7 @@ PROBE = """() => {
         too_wide: document.documentElement.scrollWidth > innerWidth,
         sections: [...document.querySelectorAll("section")].filter(s => seen(s) && size(s).height > 100)
             .map(s => s.querySelector("h2")).filter(seen).map(h => h.textContent),
+        cut: [...document.querySelectorAll(".scroll, .picture")].filter(s => s.scrollWidth > s.clientWidth).length,
         figures: document.querySelectorAll("figure").length,
         flat: [...document.querySelectorAll("figure svg")].map(size).filter(s => s.height < 40 || s.width < 200).length,
         markup: [...document.querySelectorAll("script, img, b, iframe, object, embed")].map(e => e.outerHTML),
@@ -978,7 +1001,7 @@ def test_a_browser_shows_it(ten, evil, width):
             found = page.evaluate(PROBE)
             assert found["sections"] == ORDER
             assert found["figures"] > 5
-            assert (found["too_wide"], found["flat"], found["markup"]) == (False, 0, [])
+            assert (found["too_wide"], found["cut"], found["flat"], found["markup"]) == (False, 0, 0, [])
             assert [url for url in asked if not url.startswith("data:")] == [address]
             for link in page.locator("nav a").all():
                 link.click()
