@@ -75,12 +75,12 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
         UserError: no run, an unknown baseline, or a folder that cannot be written.
     """
     from alrao_rl._report import sections
+    from alrao_rl._report.sections.words import runs_finished
     from alrao_rl._report.study import Study
 
     study = Study(args.path)
     broken = study.frame[study.frame.state == "broken"]
-    done, requested = study.in_all
-    if not requested:
+    if not study.asked_seeds and len(broken) == len(study.frame):
         raise UserError(f"{args.path} holds no run that can be read: {broken.path.iloc[0]}: {broken.error.iloc[0]}")
     baseline = None if args.baseline is None else study.baseline(args.baseline)
     command = ["python", "-m", "alrao_rl.report", args.path.as_posix()]
@@ -91,7 +91,8 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     out = args.path / "report" if args.out is None else args.out
     write(out, files)
     size = len(files["report.html"]) / 1e6
-    say(f"{out / 'report.html'}: {done} of {requested} runs finished, {size:.1f} MB")
+    finished = runs_finished(*study.in_all, requested=bool(study.asked_seeds))
+    say(f"{out / 'report.html'}: {finished}, {size:.1f} MB")
     for warning in study.warnings:
         print_warning(warning)
     for path, error in list(zip(broken.path, broken.error, strict=True))[:_NAMED]:

@@ -34,6 +34,8 @@ Scores: TypeAlias = Mapping[str, ArrayLike] | Sequence[ArrayLike] | Array
 N_BINS = 100
 FINAL_BINS = 20
 """The final return is that of the last fifth of the steps."""
+FIRST_BINS = 5
+"""What an untrained network returns is that of the first twentieth, where nobody knows a random policy's."""
 MIN_SEEDS = 10
 """With fewer seeds a percentile interval covers much less than it says (:func:`coverage`): whoever shows one warns."""
 
@@ -106,25 +108,36 @@ def final_return(
 
 
 def collapsed(curves: ArrayLike, low: float, high: float) -> NDArray[np.bool_]:
-    """Whether runs lost more than half of what they had reached.
+    """Whether runs lost more than half of what they had learned.
 
-    The final return is nearer to ``low`` than to the best mean over any stretch of 20 % of the steps. A best that lies
-    less than a tenth of the way from ``low`` to ``high`` was no success that could be lost.
+    The best of a run is its best mean over any stretch of 20 % of the steps. It had learned if that is at least a
+    quarter of the way from ``low`` to ``high``: what lies below may as well be luck. It has collapsed if its final
+    return is nearer to ``low`` than to that best.
+
+    Where ``low`` or ``high`` is not known, a run had learned if all of its best stretch lies above all of its first 5 %
+    and of its last 20 %; for an unknown ``low`` counts the mean of its first 5 %.
 
     Args:
-        curves: :func:`curve` of the runs, ``(..., n_bins)``.
-        low: return of a random policy, or the floor; where it is nan nothing is known to have collapsed.
-        high: reference score; where it is nan any rise counts.
+        curves: :func:`curve` of the runs, ``(..., n_bins)``; nan where nothing is known yet.
+        low: return of a random policy, or nan.
+        high: reference score, or nan.
 
     Returns:
         ``(...)``.
     """
     values = np.asarray(curves, np.float64)
-    width = max(values.shape[-1] * FINAL_BINS // N_BINS, 1)
-    means = np.lib.stride_tricks.sliding_window_view(values, width, axis=-1).mean(axis=-1)
-    best, last = means.max(axis=-1) - low, means[..., -1] - low
-    least = 0.0 if math.isnan(high) else 0.1 * (high - low)
-    return np.asarray((best > least) & (last < best / 2))
+    rows = pd.DataFrame(values.reshape(-1, values.shape[-1])).bfill(axis="columns").to_numpy()
+    width, first = (max(rows.shape[-1] * bins // N_BINS, 1) for bins in (FINAL_BINS, FIRST_BINS))
+    stretches = np.lib.stride_tricks.sliding_window_view(rows, width, axis=-1)
+    means = stretches.mean(axis=-1)
+    best, last = means.max(axis=-1), means[..., -1]
+    floor = rows[:, :first].mean(axis=-1) if math.isnan(low) else np.full(len(rows), low)
+    if math.isnan(low) or math.isnan(high):
+        least = np.take_along_axis(stretches.min(axis=-1), means.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+        learned = least > np.maximum(rows[:, :first].max(axis=-1), stretches[:, -1].max(axis=-1))
+    else:
+        learned = best - low > (high - low) / 4
+    return np.asarray(learned & (last - floor < (best - floor) / 2)).reshape(values.shape[:-1])
 
 
 def normalise(score: ArrayLike, low: ArrayLike, high: ArrayLike) -> Values:

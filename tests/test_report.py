@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from alrao_rl import load_results, report, stats
 from alrao_rl._report import compare, figures
 from alrao_rl._report.document import markdown
-from alrao_rl._report.sections.words import number
+from alrao_rl._report.sections.words import number, returned, returned_interval, with_interval
 from alrao_rl._report.study import Study
 from alrao_rl.runs import RunFolder
 
@@ -161,7 +161,7 @@ def test_the_verdict_is_that_of_the_statistics(ten):
         f"Ahead: dqn is {number(value.estimate, 3)} above dqn-adam (tuned) in the IQM of normalised return averaged "
         "over training (95 % stratified bootstrap interval of the difference "
         f"{number(value.low, 3)} to {number(value.high, 3)}); "
-        "10 seeds × 2 environments, 40 of 40 runs finished."
+        "10 seeds × 2 environments (Acrobot-v1, CartPole-v1), 40 runs finished."
     )
     row = pd.read_csv(root / "report" / "tables" / "comparisons.csv").iloc[0]
     assert row.difference == pytest.approx(value.estimate, rel=1e-5)
@@ -192,7 +192,7 @@ def test_rates_are_chosen_on_tuning_seeds(tmp_path):
             write(tmp_path, "dqn-adam", seed=seed, rate=rate, level=level)
     (tmp_path / "sweep.toml").write_text('seeds = "0-12"\ntuning_seeds = [0, 1, 2]\nagents = ["dqn", "dqn-adam"]\n')
     page, _ = make(tmp_path)
-    assert "10 seeds × 1 environment, 20 of 20 runs finished" in lead(page)
+    assert "10 seeds × 1 environment (CartPole-v1), 20 of 20 runs finished" in lead(page)
     assert "chosen on the tuning seeds (0, 1, 2)" in text(page)
     assert "flatters" not in text(page)
     environments = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index("method")
@@ -220,6 +220,57 @@ def sweep_run(root, agent, seed, rate=None, **options):
         target = root / "CartPole-v1" / f"{agent}@learning_rate={rate}" / f"seed-{seed}"
         target.parent.mkdir(exist_ok=True)
         path.rename(target)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """For tests that look at no interval: fewer resamples."""
+    bootstrap = stats.bootstrap
+    monkeypatch.setattr(stats, "bootstrap", lambda *args, **kwargs: bootstrap(*args, **(kwargs | {"n_resamples": 9})))
+
+
+STATES = ["queued", "running", "interrupted", "failed", "diverged", "finished", "broken", "absent"]
+
+
+def put(root, state, agent, env, seed, rate):
+    """A run in any state; one that is queued or failed has no episode, where its seed is odd."""
+    if state == "absent":
+        return
+    kind = state if state in ("running", "interrupted", "failed") else "finished"
+    path = write(root, agent, env, seed, 300, rate, kind, n_episodes=0 if seed % 2 and kind == "failed" else 5)
+    if state == "queued":
+        (path / "status.json").write_text('{"state": "queued"}')
+    elif state == "diverged":
+        lines = (path / "episodes.csv").read_text().splitlines()
+        (path / "episodes.csv").write_text("\n".join([*lines[:-1], "10000,nan,20"]) + "\n")
+    elif state == "broken":
+        (path / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize("toml", [False, True])
+@pytest.mark.parametrize("order", [0, 1, *(pytest.param(order, marks=pytest.mark.slow) for order in range(2, 6))])
+def test_a_report_after_every_run_of_a_sweep(tmp_path, quick, order, toml):
+    """Whatever is there yet and in whatever state, there is a report; without a run there is an error."""
+    rng = np.random.default_rng(order)
+    runs = [
+        (agent, env, seed, rate)
+        for env in ((ENV, UNKNOWN) if order < 2 else (ENV, OTHER, UNKNOWN))
+        for agent, rates, seeds in (("dqn", [None], [0, 1]), ("dqn-adam", [1e-3, 1e-2], [0, 1, 100][order < 2 :]))
+        for seed in seeds
+        for rate in rates
+    ]
+    if toml:
+        lines = ["agents = ['dqn', 'dqn-adam']", "envs = ['CartPole-v1', 'Acrobot-v1', 'My/Env-v0']", "seeds = [0, 1]"]
+        (tmp_path / "sweep.toml").write_text("\n".join([*lines, "tuning_seeds = [100]"]))
+    # Every other order has more of the runs that are over.
+    odds = np.where(np.isin(STATES, ["finished", "failed"]), 1 + 5 * (order % 2), 1.0)
+    there = 0
+    for i in rng.permutation(len(runs)):
+        state = str(rng.choice(STATES, p=odds / odds.sum()))
+        put(tmp_path, state, *runs[i])
+        there += state != "absent"
+        page, _ = make(tmp_path, expect=0) if there else ("", "")
+        assert not there or ("Verdict" in page and "nan" not in text(page).split("Provenance")[0])
 
 
 def test_tuning_seeds_that_are_not_over_choose_nothing(tmp_path):
@@ -366,6 +417,27 @@ def test_curves_end_where_their_runs_do():
     assert figure.axes[0].get_xlim() == (0, 400)
 
 
+@pytest.mark.parametrize(
+    ("rates", "labels"),
+    [
+        ([3e-4, 1e-3, 3e-3], ["0.0003", "0.001", "0.003"]),
+        ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.1], ["0.0001", "0.001", "0.01", "0.1"]),
+        ([2e-3], ["0.002"]),
+        ([1e-3, 1.01e-3, 3e-3, 1e-2], ["0.001", "0.003", "0.01"]),
+        ([0.0, 1e-3, 2e-3], ["0.001", "0.002"]),
+    ],
+)
+def test_the_axis_of_rates_has_labels_and_room(rates, labels):
+    figure = Figure()
+    points = pd.DataFrame([{"learning_rate": rate, "n": 1, "estimate": 1.0, "low": 0.5, "high": 2.0} for rate in rates])
+    figures.rates(figure, {"a": points}, {"a": rates[0]}, {}, {"a": 0})
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == labels
+    low, high = axes.get_xlim()
+    assert low < 0.95 * min(rate for rate in rates if rate)
+    assert high > 1.05 * max(rates)
+
+
 def test_few_shared_seeds_do_not_throw_the_others_away(tmp_path):
     for seed in range(6):
         write(tmp_path, seed=seed)
@@ -427,13 +499,14 @@ def test_missing_and_failed_runs_are_named(tmp_path):
     shutil.rmtree(tmp_path / "CartPole-v1" / "dqn-adam-0.001" / "seed-4")
     write(tmp_path, "dqn", ENV, 3, state="failed")
     (tmp_path / "Acrobot-v1" / "dqn" / "seed-5" / "config.json").write_text("{")
+    (tmp_path / "sweep.toml").write_text("seeds = '0-9'")
     page, marked = make(tmp_path)
     for said in (text(page), marked.replace("\\", "")):
-        assert "9 of 10 seeds × 2 environments, 37 of 40 runs finished" in said
+        assert "9 of 10 seeds × 2 environments (Acrobot-v1, CartPole-v1), 37 of 40 runs finished" in said
         assert "37 of 40 runs of this comparison finished" in said
         assert "CartPole-v1, dqn-adam: 9 of 10 seeds; missing 4 (not started)" in said
         assert "Acrobot-v1, dqn: 9 of 10 seeds; missing 5 (broken)" in said
-        assert "CartPole-v1, dqn, seed 3: failed, scores the floor −7.0: ValueError: nan in the logits" in said
+        assert "CartPole-v1, dqn, seed 3: failed, scores the floor −7: ValueError: nan in the logits" in said
         assert "Seeds: dqn 10, dqn-adam 9 of 10." in said.replace(";", ",")
     table = pd.read_csv(tmp_path / "report" / "tables" / "environments.csv").set_index(["environment", "method"])
     assert table.loc[("CartPole-v1", "dqn"), ["failed", "auc_min"]].tolist() == [1, -7]
@@ -445,7 +518,7 @@ def test_a_sweep_says_what_was_asked_for(tmp_path):
     lines = ['agents = ["dqn", "agents/dqn-adam.toml"]', 'envs = ["CartPole-v1", "Acrobot-v1"]', 'seeds = "0-9"']
     (tmp_path / "sweep.toml").write_text("\n".join(lines))
     page, _ = make(tmp_path)
-    assert "9 of 10 seeds × 1 environment, 18 of 20 runs finished" in lead(page)
+    assert "9 of 10 seeds × 1 environment (CartPole-v1), 18 of 20 runs finished" in lead(page)
     assert "Acrobot-v1 is left out of the aggregates: no run." in str(alerts(page))
     assert "Acrobot-v1, dqn: 0 of 10 seeds" in text(page)
 
@@ -693,8 +766,9 @@ def test_one_agent_only(tmp_path):
 def test_signs_of_what_rounds_to_zero():
     """An interval that ends at −0.0004 excludes zero; a zero with rounding in it has no sign."""
     assert [number(value, 3) for value in (-0.0004, 0.0004, -1e-17, -0.0, -1234.5678)] == [
-        "−0.000", "0.000", "0.000", "0.000", "−1,234.568",
+        "−0.0004", "0.0004", "0.000", "0.000", "−1,234.568",
     ]  # fmt: skip
+    assert with_interval(stats.Interval(0.02, -0.0004, 0.04), 3) == "0.020 [−0.000, 0.040]"
 
 
 def test_no_verdict_where_no_run_finished(tmp_path):
@@ -703,14 +777,14 @@ def test_no_verdict_where_no_run_finished(tmp_path):
             write(tmp_path, agent, seed=seed, rate=rate, state="failed")
     page, _ = make(tmp_path)
     assert lead(page).startswith("No verdict: ")
-    assert "0 of 6 runs finished" in lead(page)
+    assert "0 of the 6 runs here finished" in lead(page)
 
 
 def test_a_single_seed(tmp_path, rendered):
     sweep(tmp_path, [0])
     page, _ = make(tmp_path)
     assert lead(page).startswith("No verdict: dqn is ")
-    assert "(a single seed has no interval); 1 seed × 2 environments" in lead(page)
+    assert "(a single seed has no interval); 1 seed × 2 environments (Acrobot-v1, CartPole-v1)" in lead(page)
     said = "Warning: 1 seed, fewer than 5: how much runs differ is unknown and no interval can be given."
     assert ("red", said) in alerts(page)
 
@@ -726,7 +800,7 @@ def test_an_environment_without_reference_scores(tmp_path):
     sweep(tmp_path, range(3), envs=[ENV, UNKNOWN])
     page, _ = make(tmp_path)
     assert "My/Env-v0 is left out of the aggregates: no reference scores." in str(alerts(page))
-    assert "3 seeds × 1 environment" in lead(page)
+    assert "3 seeds × 1 environment (CartPole-v1)" in lead(page)
     assert "no reference scores, in no aggregate" in text(page)
 
 
@@ -760,8 +834,8 @@ def test_it_says_where_curves_begin(tmp_path):
 def test_only_environments_without_reference_scores(tmp_path, rendered):
     sweep(tmp_path, range(3), envs=[UNKNOWN])
     page, _ = make(tmp_path)
-    assert lead(page).startswith("No verdict: no environment with reference scores is shared; 6 of 6 runs finished")
-    assert "Nothing can be aggregated" in text(page)
+    assert "Nothing can be aggregated: no environment with runs has reference scores." in text(page)
+    assert re.match(r"Ahead: dqn is [\d.]+ above dqn-adam in mean return averaged over training \(", lead(page))
 
 
 def test_every_algorithm_has_its_verdict(tmp_path):
@@ -787,12 +861,13 @@ def test_broken_runs_are_named_at_once(tmp_path, capfd):
     assert warnings[5] == "warning: 2 more runs are broken: the report names them"
 
 
-def test_only_broken_runs(tmp_path):
+def test_only_broken_runs(tmp_path, capsys):
     """Of a sweep, which says what is missing."""
     (write(tmp_path) / "config.json").unlink()
     (tmp_path / "sweep.toml").write_text("agents = ['dqn']\nenvs = ['CartPole-v1']\nseeds = [0, 1]\n")
     page, _ = make(tmp_path)
     assert lead(page).startswith("No verdict: no run has a score yet")
+    assert "0 of 2 runs finished" in capsys.readouterr().out
     assert "CartPole-v1, dqn, seed 0: broken: config.json does not exist" in text(page)
 
 
@@ -808,7 +883,7 @@ def test_failed_runs_of_which_nothing_is_known(tmp_path):
 @pytest.mark.parametrize("state", ["running", "interrupted"])
 def test_no_run_is_over(tmp_path, state):
     write(tmp_path, state=state)
-    assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of 1 runs finished")
+    assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of the 1 runs here finished")
 
 
 def test_unpaired_where_no_seed_is_shared(tmp_path):
@@ -845,7 +920,7 @@ def test_watch_ends_when_all_runs_are_over(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(report.time, "sleep", wait)
     assert report.main([str(tmp_path), "--watch"]) == 0
-    assert "3 of 4" in capsys.readouterr().out
+    assert "3 of the 4 runs here finished" in capsys.readouterr().out
     assert "http" not in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -853,7 +928,7 @@ def test_the_command_in_a_process(ten, tmp_path):
     root, _, _ = ten
     command = [sys.executable, "-X", "importtime", "-m", "alrao_rl.report", str(root), "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "80 of 80 runs finished" in result.stdout
+    assert "report.html: 80 runs finished" in result.stdout
     assert not re.search(r"\| +(torch|gymnasium|stable_baselines3)$", result.stderr, re.MULTILINE)
 
 
@@ -864,6 +939,123 @@ def test_comparisons_stay_within_an_algorithm(tmp_path):
         write(tmp_path, "ppo-adam", seed=seed, rate=1e-3, algo="ppo")
     pairs = compare.comparisons(Study(tmp_path), None)
     assert [(a.name, b.name) for a, b in pairs] == [("dqn", "dqn-adam")]
+
+
+def test_an_unrelated_run_changes_no_verdict(tmp_path):
+    """Two agents on two environments; a run of another algorithm on one of them, with a seed of its own, is no part."""
+    for env, span in ((ENV, 480), (OTHER, 430)):
+        for seed in range(3):
+            for agent, rate, share in (("ppo", None, 0.5 + 0.1 * seed), ("ppo-adam", 1e-3, 0.4)):
+                write(tmp_path, agent, env, seed, env["random_score"] + share * span, rate, algo="ppo")
+    before = make(tmp_path)[0]
+    row = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv").iloc[0]
+    write(tmp_path, "dqn", ENV, 50)
+    after = make(tmp_path)[0]
+    table = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv")
+    runs = load_results(tmp_path)
+    x, y = (stats.by_environment(runs[runs.agent == agent]) for agent in ("ppo", "ppo-adam"))
+    assert lead(after) == lead(before)
+    assert "3 seeds × 2 environments (Acrobot-v1, CartPole-v1), 12 runs finished." in lead(before)
+    assert row.difference == pytest.approx(stats.iqm(x) - stats.iqm(y), rel=1e-5)
+    assert row.equals(table.iloc[0])
+    assert set(table.baseline) == {"ppo-adam"}
+    # A sweep that nobody described lacks no run.
+    assert not re.search(r"\d of \d+ (runs|seeds)", text(after).split("Provenance")[0])
+    # The methods in common, on both; all three, where all are.
+    aggregates = pd.read_csv(tmp_path / "report" / "tables" / "aggregates.csv")
+    groups = aggregates.groupby("environments").method.unique().map(sorted).to_dict()
+    assert groups == {2: ["ppo", "ppo-adam"], 1: ["dqn", "ppo", "ppo-adam"]}
+
+
+def test_the_strongest_baseline_is_one_that_shares_the_environments(tmp_path):
+    """A stock agent that was tried on one environment is better there: it is no rival on two."""
+    for seed in range(2):
+        for env in (ENV, OTHER):
+            write(tmp_path, "dqn", env, seed)
+            write(tmp_path, "dqn-adam", env, seed, -100, 1e-3)
+        write(tmp_path, "dqn-other", ENV, seed, 500, 1e-3)
+    page = make(tmp_path)[0]
+    assert " above dqn-adam in the IQM" in lead(page)
+    assert "Acrobot-v1 is left out of dqn against dqn-other: only dqn has scores there." in str(alerts(page))
+
+
+def level(root, agent, seed, value, rate=None, env=UNKNOWN):
+    """A run all of whose episodes return the value."""
+    path = write(root, agent, env, seed, rate=rate)
+    rows = "".join(f"{step},{value!r},20\n" for step in (1, 4_000, 10_000))
+    (path / "episodes.csv").write_text(f"timestep,return,length\n{rows}")
+
+
+@pytest.mark.parametrize(
+    ("scale", "above", "mean"), [(1e-3, "0.001333", "0.005"), (1e9, "1.333e+09", "5e+09"), (10, "13.33", "50")]
+)
+def test_returns_are_compared_where_nothing_normalises_them(tmp_path, scale, above, mean):
+    """Differences of pairs are 2, 3 and −1, so 4/3 on average, and two of three are wins."""
+    for seed, (one, other) in enumerate([(3, 1), (5, 2), (7, 8)]):
+        level(tmp_path, "dqn", seed, one * scale)
+        level(tmp_path, "dqn-adam", seed, other * scale, 1e-3)
+    page, marked = make(tmp_path)
+    assert lead(page).startswith(f"No clear difference: dqn is {above} above dqn-adam in mean return averaged over")
+    assert "probability of improvement 0.67 [0.00, 1.00]; 3 seeds × 1 environment (My/Env-v0), 6 runs" in lead(page)
+    row = pd.read_csv(tmp_path / "report" / "tables" / "comparisons.csv").iloc[0]
+    assert (row.paired_by_seed, row.normalised, row.on) == (True, False, "My/Env-v0")
+    # Of three numbers drawn from 2, 3 and −1 the least mean is −1 and the largest 3.
+    expected = np.array([4 / 3, -1, 3]) * scale
+    assert row[["difference", "difference_low", "difference_high"]].tolist() == pytest.approx(
+        expected.tolist(), rel=1e-5
+    )
+    for said in (text(page), marked.replace("\\", "")):
+        assert re.search(rf"(?<![\d.]){re.escape(mean)} \[", said)
+        assert "no environment with runs has reference scores" in said
+
+
+def test_each_environment_has_the_verdict_that_it_can_have(tmp_path):
+    """Normalised scores on two together; returns on the third, which has no reference scores; both in one report."""
+    sweep(tmp_path, range(3), envs=[ENV, OTHER, UNKNOWN])
+    leads = re.findall(r'<p class="lead">(.*?)</p>', make(tmp_path)[0])
+    assert len(leads) == 2
+    assert "in the IQM of normalised" in leads[0]
+    assert "× 2 environments (Acrobot-v1, CartPole-v1)" in leads[0]
+    assert "in mean return averaged over training" in leads[1]
+    assert "× 1 environment (My/Env-v0)" in leads[1]
+
+
+def test_one_agent_on_an_environment_without_reference_scores(tmp_path):
+    for seed, value in enumerate([1.0, 2.0, 6.0]):
+        level(tmp_path, "dqn", seed, value)
+    said = lead(make(tmp_path)[0])
+    assert said.startswith("dqn has a mean return averaged over training of 3 (95 % stratified bootstrap interval 1 to")
+    assert "There is nothing to compare it with." in said
+
+
+def test_returns_have_the_digits_that_mean_something():
+    values = (310.24, 1234.4, 1e9, 9.3e-4, -1e-8, 0.0, 500.0, np.nan)
+    assert [returned(value) for value in values] == [
+        "310.2", "1,234", "1e+09", "0.00093", "−1e−08", "0", "500", "–",
+    ]  # fmt: skip
+    assert returned_interval(stats.Interval(9.3e-4, 8.12e-4, 1.05e-3)) == "0.000930 [0.000812, 0.001050]"
+    assert returned_interval(stats.Interval(310.0, 274.0, 345.0)) == "310 [274, 345]"
+    assert returned_interval(stats.Interval(-0.0003, -12.1, 11.9)) == "−0.0 [−12.1, 11.9]"
+    assert with_interval(stats.Interval(0.75, 0.7, 0.8)) == "0.75 [0.70, 0.80]"
+    assert with_interval(stats.Interval(0.001, 0.0, 0.004)) == "0.001 [0.000, 0.004]"
+
+
+def test_a_watch_from_before_the_first_run(tmp_path, monkeypatch, quick):
+    """Runs that come one by one, of whatever state; the last of them is the last that was asked for."""
+    lines = ["agents = ['dqn', 'dqn-adam']", "envs = ['CartPole-v1']", "seeds = [0, 1]"]
+    (tmp_path / "sweep.toml").write_text("\n".join(lines))
+    alrao, stock = ("dqn", None), ("dqn-adam", 1e-3)
+    runs = [("running", alrao, 0), ("failed", stock, 0), ("queued", alrao, 1), ("finished", stock, 1)]
+    todo = [(state, agent, ENV, seed, rate) for state, (agent, rate), seed in runs]
+    todo += [("finished", "dqn", ENV, seed, None) for seed in (0, 1)]
+
+    def wait(_):
+        shutil.rmtree(tmp_path / "CartPole-v1" / todo[0][1] / f"seed-{todo[0][3]}", ignore_errors=True)
+        put(tmp_path, *todo.pop(0))
+
+    monkeypatch.setattr(report.time, "sleep", wait)
+    assert report.main([str(tmp_path), "--watch"]) == 0
+    assert todo == []
 
 
 @pytest.mark.long
@@ -887,6 +1079,7 @@ PROBE = """() => {
         too_wide: document.documentElement.scrollWidth > innerWidth,
         sections: [...document.querySelectorAll("section")].filter(s => seen(s) && size(s).height > 100)
             .map(s => s.querySelector("h2")).filter(seen).map(h => h.textContent),
+        cut: [...document.querySelectorAll(".scroll, .picture")].filter(s => s.scrollWidth > s.clientWidth).length,
         figures: document.querySelectorAll("figure").length,
         flat: [...document.querySelectorAll("figure svg")].map(size).filter(s => s.height < 40 || s.width < 200).length,
         markup: [...document.querySelectorAll("script, img, b, iframe, object, embed")].map(e => e.outerHTML),
@@ -918,7 +1111,7 @@ def test_a_browser_shows_it(ten, evil, width):
             found = page.evaluate(PROBE)
             assert found["sections"] == ORDER
             assert found["figures"] > 5
-            assert (found["too_wide"], found["flat"], found["markup"]) == (False, 0, [])
+            assert (found["too_wide"], found["cut"], found["flat"], found["markup"]) == (False, 0, 0, [])
             assert [url for url in asked if not url.startswith("data:")] == [address]
             for link in page.locator("nav a").all():
                 link.click()

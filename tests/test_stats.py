@@ -597,8 +597,25 @@ def test_collapsed_by_hand():
         [0, 0, 80, 80, 80, 80, 80, 80, 41, 41],
         [0, 0, 0, 9, 9, 9, 0, 0, 0, 0],  # never was anything
         [0, 0, 99, 0, 0, 0, 0, 50, 50, 50],  # a peak shorter than a fifth
+        [0, 10, 24, 24, 9, 9, 9, 9, 9, 9],  # less than a quarter of the way
+        [0, 10, 26, 26, 9, 9, 9, 9, 9, 9],
     ]
-    assert stats.collapsed(curves, 0, 100).tolist() == [True, False, False, False]
-    assert stats.collapsed(curves, 0, math.nan).tolist() == [True, False, True, False]
-    assert stats.collapsed(curves[0], math.nan, 100).item() is False
+    assert stats.collapsed(curves, 0, 100).tolist() == [True, False, False, False, False, True]
+    # Of no known scale: whether the best is above the beginning and the end throughout.
+    assert stats.collapsed(curves, 0, math.nan).tolist() == [True, False, True, False, True, True]
+    assert stats.collapsed(curves, math.nan, 100).tolist() == [True, False, True, False, True, True]
     assert stats.collapsed(np.empty((0, 10)), 0, 1).shape == (0,)
+    assert stats.collapsed(np.zeros((2, 3, 10)), 0, 1).shape == (2, 3)
+
+
+@pytest.mark.parametrize("low", [math.nan, -200.0])
+def test_runs_that_never_learned_have_not_collapsed(low):
+    """Returns that only vary, and those that fall from the beginning on; a run of which the beginning is unknown."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(-100, 30, size=(200, 100))
+    assert not stats.collapsed(noise, low, math.nan).any()
+    assert not stats.collapsed(np.linspace(-50, -199, 100) + noise / 10, low, math.nan).any()
+    # Pendulum at 300 for noise: a random policy returns −1,200, the best −160.
+    assert not stats.collapsed(rng.normal(-1200, 300, size=(200, 100)), -1200, -160).any()
+    rise = np.repeat([np.nan, -150.0, 100.0, -140.0], 25)
+    assert stats.collapsed(rise, low, math.nan).item()

@@ -42,7 +42,7 @@ ALLOWED = {
         *("numpy", "pandas", "matplotlib", "jinja2"),
         *(
             f"alrao_rl.{name}"
-            for name in ("checks", "errors", "load", "notation", "provenance", "runs", "stats", "_report")
+            for name in ("checks", "errors", "load", "notation", "numbers", "provenance", "runs", "stats", "_report")
         ),
     },
     "sb3": {

@@ -16,12 +16,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from alrao_rl import stats
 
 INK, FAINT, PAPER = "#14171a", "#c9ced4", "#fefefe"
 SERIES = ("#0b6fb8", "#d1600a", "#12855f", "#a8478f", "#8a6d00", "#b3323c", "#5a5fc7", "#4d6470")
 """Readable on white; the page has a lighter one of each for dark."""
+SIZE = (5.0, 3.2)
+"""Inches: no wider, so that the text can still be read where a figure is as wide as a phone."""
 _STYLE: dict[Any, Any] = {
     # Text as text: searchable, small, and never read as a formula however many dollar signs a name has.
     "svg.fonttype": "none",
@@ -68,7 +71,7 @@ class Picture:
         return re.sub(pattern, lambda found: f"{found[1]}: {colours[found[2]]}", svg.replace("xlink:href", "href"))
 
 
-def draw(name: str, plot: Callable[[Figure], None], size: tuple[float, float] = (6.4, 3.4)) -> Picture:
+def draw(name: str, plot: Callable[[Figure], None], size: tuple[float, float] = SIZE) -> Picture:
     """Draw a figure.
 
     Args:
@@ -144,6 +147,7 @@ def learning_curves(
         axes.plot(x, band.estimate, linewidth=2, label=short(name), **style)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(_thousands)
     axes.set_xlim(0, max(steps for _, _, steps in curves.values()))
     _legend(axes)
@@ -156,8 +160,12 @@ def intervals(
     marks: Sequence[float],
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """A panel for each statistic, a line for each method: its estimate and its interval; dashed lines at the marks."""
-    rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    """A panel for each statistic, a line for each method: its estimate and its interval; dashed lines at the marks.
+
+    Two panels stand beside each other.
+    """
+    columns = min(len(panels), 2)
+    rows = figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False).flat
     for axes, (title, values) in zip(rows, panels.items(), strict=True):
         for y, (name, value) in enumerate(values.items()):
             hue = colour(indices.get(name, y))["color"]
@@ -212,11 +220,28 @@ def rates(
         ringed = x == chosen.get(name)
         axes.plot(x[ringed], y[ringed], marker="o", markersize=11, fillstyle="none", color=style["color"])
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter("")
+    _rate_axis(axes, np.unique(np.concatenate([points.learning_rate for points in stock.values()])))
     axes.set_xlabel("learning rate of the stock agent")
     axes.set_ylabel("return averaged over training")
     _legend(axes)
+
+
+def _rate_axis(axes: Axes, values: stats.Array) -> None:
+    """Room beside the first and the last rate; labels at the decades, or where there are few, at the rates."""
+    logs = np.log10(values[values > 0])
+    if not len(logs):
+        return
+    span = logs[-1] - logs[0]
+    beside = max(0.05 * span, 0.1)
+    axes.set_xlim(10 ** (logs[0] - beside), 10 ** (logs[-1] + beside))
+    ticks = list(np.arange(np.ceil(logs[0] - 1e-9), logs[-1] + 1e-9))
+    if len(ticks) < 3:
+        ticks = [logs[0]]
+        for log in logs:
+            # As far apart as labels are wide.
+            ticks += [log] if log - ticks[-1] > span / 7 else []
+    axes.set_xticks(10 ** np.array(ticks), [f"{10**log:.3g}" for log in ticks])
+    axes.xaxis.set_minor_formatter("")
 
 
 def plane(
@@ -261,7 +286,7 @@ def heads(
     axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="white", linewidth=1.8)
     axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="#b3006b", linewidth=0.9)
     axes.set_yticks(range(len(logs)), [f"{rate:.1e}" for rate in learning_rates])
-    ticks = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
+    ticks = np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))
     axes.set_xticks(ticks, [_thousands(steps[i]) for i in ticks])
     axes.grid(visible=False)
     axes.set_xlabel("environment steps")

@@ -73,6 +73,11 @@ class Method:
         """Its scored runs on one environment."""
         return self.scored[self.scored.env == env]
 
+    def comparable(self, score: str = "auc_normalised") -> list[str]:
+        """Environments on which it has runs and all of them have this score: a run left out would flatter the rest."""
+        known = self.scored[score].astype(float).map(np.isfinite).groupby(self.scored.env).all()
+        return [str(env) for env in known.index[known]]
+
     def scores(self, envs: Iterable[str], score: str = "auc_normalised") -> dict[str, stats.Array]:
         """Scores ``(n_seeds,)`` by environment."""
         return stats.by_environment(self.scored[self.scored.env.isin(list(envs))], score)
@@ -153,7 +158,7 @@ class Study:
         for _, runs in chosen_on.groupby("env"):
             tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")))
         choices: dict[Choice, dict[str, float]] = {"tuned": tuned}
-        common = complete(chosen_on[chosen_on.env.isin(self.scaled)])
+        common = complete(chosen_on[chosen_on.auc_normalised.notna()])
         if len(common) and common.env.nunique() > 1:
             rate = float(stats.shared_choice(stats.by_setting(common)))
             shared = dict.fromkeys(common.env.unique(), rate)
@@ -177,21 +182,42 @@ class Study:
     def states(self) -> dict[Key, str]:
         """The state of every run that was asked for, or is there without; ``not started`` where there is none."""
         frame = self.frame[self.frame.seed.notna()]
-        there = zip(frame.env, frame.agent, frame.cell, frame.seed.astype(int), strict=True)
+        keys = zip(frame.env, frame.agent, frame.cell, frame.seed.astype(int), strict=True)
+        there = list(zip(keys, frame.state, strict=True))
         found: dict[Key, str] = dict.fromkeys(self._asked(), "not started")
-        # The setting of a run that cannot be read may be unknown: then it is one of those that are not there.
-        known = {key: state for key, state in zip(there, frame.state, strict=True) if state != "broken" or key in found}
-        return found | known
+        found |= {key: state for key, state in there if state != "broken"}
+        absent = {(env, agent, seed) for (env, agent, _, seed), state in found.items() if state == "not started"}
+        for key in (key for key, state in there if state == "broken"):
+            env, agent, _, seed = key
+            # The setting of a run that cannot be read may be unknown: then it is one of those that are not there.
+            if key in found or (env, agent, seed) not in absent:
+                found[key] = "broken" if found.get(key, "not started") == "not started" else found[key]
+        return found
 
     def _asked(self) -> Iterable[Key]:
         frame = self.frame[self.frame.state != "broken"]
         for agent in sorted({*self.sweep["agents"], *frame.agent}):
             rows = frame[frame.agent == agent]
-            cells = self._cells_of(rows)
-            for env, cell in product(sorted({*self._asked_of.get(agent, []), *rows.env}), cells):
-                yield from ((env, agent, cell, seed) for seed in self.seeds)
-                if cell:
-                    yield from ((env, agent, cell, seed) for seed in self.tuning_seeds)
+            for env, cell in product(sorted({*self._asked_of.get(agent, []), *rows.env}), self._cells_of(rows)):
+                if self._is_asked(agent, env):
+                    seeds = [*self.asked_seeds, *(self.tuning_seeds if cell else [])]
+                    yield from ((env, agent, cell, seed) for seed in seeds)
+
+    def _is_asked(self, agent: str, env: str) -> bool:
+        """Whether ``sweep.toml`` asks for an agent on an environment; a list that it lacks excludes nothing."""
+        agents, envs = self.sweep["agents"], self.sweep["envs"]
+        ids = {env, *self.frame[self.frame.env == env].id}
+        return (not agents or agent in agents) and (not envs or not ids.isdisjoint(envs))
+
+    @property
+    def asked_seeds(self) -> list[int]:
+        """The reported seeds that ``sweep.toml`` asks for: none where there is no such file."""
+        return [seed for seed in self.sweep["seeds"] if seed not in self.tuning_seeds]
+
+    def requested(self, *methods: Method) -> int:
+        """The number of seeds that was asked for of any of the methods; 0 where nobody said."""
+        asked = any(self._is_asked(m.agent, env) for m in methods for env in self.envs if self.expects(m, env))
+        return len(self.asked_seeds) if asked else 0
 
     def _cells_of(self, rows: pd.DataFrame) -> list[str]:
         """Settings of an agent: those that its runs have, and the rest of the grid's keys that they are named by."""
@@ -220,10 +246,18 @@ class Study:
         return env in self._asked_of.get(method.agent, []) or env in set(there.env)
 
     def finished(self, methods: Iterable[Method], envs: Iterable[str] | None = None) -> tuple[int, int]:
-        """Runs of methods that finished, and how many were requested."""
+        """Runs of methods that finished, and how many were asked for or are there."""
         pairs = [(m, env) for m in methods for env in (self.envs if envs is None else envs) if self.expects(m, env)]
         done = sum(int(((m.runs.env == env) & (m.runs.state == "finished")).sum()) for m, env in pairs)
-        return done, len(pairs) * len(self.seeds)
+        return done, sum(len(self._seeds_of(m, env)) for m, env in pairs)
+
+    def _seeds_of(self, method: Method, env: str) -> set[int]:
+        """Reported seeds of a method on an environment: asked for, run, or of a run that cannot be read."""
+        frame = self.without_tuning(self.frame)
+        broken = frame[(frame.state == "broken") & (frame.agent == method.agent) & (frame.env == env)]
+        asked = self.asked_seeds if self._is_asked(method.agent, env) else []
+        runs = method.runs[method.runs.env == env]
+        return {*asked, *runs.seed.astype(int), *broken.seed.dropna().astype(int)}
 
     # --- curves -----------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from alrao_rl._report.document import Block, Image, Section, Text, slug
 from alrao_rl._report.sections.words import (
     algorithm,
     indices_of,
-    number,
     of,
+    returned,
 )
 from alrao_rl._report.study import Method, Study
 
@@ -60,8 +60,8 @@ def _image(study: Study, name: str, env: str, methods: Sequence[Method]) -> Imag
         # Algorithms differ in how many steps they need, and a bin is a share of them.
         curves[method.name] = (seeds, stats.Interval(*band), int(method.on(env).requested_timesteps.max()))
     picture = figures.draw(name, lambda figure: figures.learning_curves(figure, curves, indices_of(study)))
-    last = ", ".join(f"{name_} at {number(np.asarray(iqm.estimate)[-1], 1)}" for name_, (_, iqm, _) in curves.items())
-    counts = ", ".join(f"{method.name} {of(len(method.on(env)), len(study.seeds))}" for method in methods)
+    last = ", ".join(f"{name_} at {returned(np.asarray(iqm.estimate)[-1])}" for name_, (_, iqm, _) in curves.items())
+    counts = ", ".join(f"{method.name} {of(len(method.on(env)), study.requested(method))}" for method in methods)
     caption = f"{env}, {algorithm(methods[0].algo)}. IQM over seeds with its pointwise 95 % interval. Seeds: {counts}."
     alt = f"Learning curves on {env}: return against environment steps; at the end {last}."
     return Image(name, caption, alt, picture)

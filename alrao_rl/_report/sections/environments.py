@@ -12,11 +12,13 @@ from alrao_rl import stats
 from alrao_rl._report import compare
 from alrao_rl._report.document import Block, Items, Section, Table, Text
 from alrao_rl._report.sections.words import (
-    number,
+    RETURNS,
     of,
     rate,
+    returned,
+    returned_interval,
     runs_in_words,
-    with_interval,
+    together,
 )
 from alrao_rl._report.study import Study
 from alrao_rl.load import each_row
@@ -26,8 +28,10 @@ def section(study: Study) -> Section:
     """A table for each environment, and every run that failed, diverged, is broken or missing, by name."""
     text = (
         "Mean over seeds with its 95 % bootstrap interval; spread is the standard deviation between seeds. A failed or "
-        "diverged run scores the floor. A run has collapsed if it ended nearer to the random score than to the best "
-        "mean it held over a fifth of the steps."
+        "diverged run scores the floor. A run has collapsed if it had learned, its best mean over a fifth of the steps "
+        "being at least a quarter of the way from the random to the reference score, and ended nearer to the random "
+        "score than to that best. Where one of the two scores is not known, it had learned if all of that best fifth "
+        "is above all of its first twentieth and of its last fifth."
     )
     blocks: list[Block] = [Text(text)]
     tables = {}
@@ -56,12 +60,12 @@ def _constants_words(study: Study, env: str) -> str:
 
 def _environment_row(row: Any) -> list[str]:
     auc, final = (
-        with_interval(stats.Interval(*(getattr(row, f"{score}{end}") for end in ("", "_low", "_high"))), 1)
+        returned_interval(stats.Interval(*(getattr(row, f"{score}{end}") for end in ("", "_low", "_high"))))
         for score in ("auc", "final")
     )
-    extent = f"{number(row.auc_min, 1)} to {number(row.auc_max, 1)}" if row.seeds else "–"
-    return [row.method, of(row.seeds, row.requested_seeds), rate(row.learning_rate), auc, number(row.auc_sd, 1), extent,
-            final, number(row.final_sd, 1), str(row.failed), str(row.diverged), str(row.collapsed)]  # fmt: skip
+    extent = " to ".join(together((row.auc_min, row.auc_max), 0, RETURNS)) if row.seeds else "–"
+    return [row.method, of(row.seeds, row.requested_seeds), rate(row.learning_rate), auc, returned(row.auc_sd), extent,
+            final, returned(row.final_sd), str(row.failed), str(row.diverged), str(row.collapsed)]  # fmt: skip
 
 
 def _named_runs(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -69,12 +73,13 @@ def _named_runs(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
     bad = study.frame[study.frame.state.isin(["failed", "diverged", "broken"])]
     for run in each_row(bad):
         at = f" at rate {run.learning_rate:g}" if np.isfinite(run.learning_rate) else ""
-        floor = "" if run.state == "broken" else f", scores the floor {number(run.floor, 1)}"
+        floor = "" if run.state == "broken" else f", scores the floor {returned(run.floor)}"
         seed = "?" if pd.isna(run.seed) else run.seed
         lines.append(f"{run.env}, {run.agent}{at}, seed {seed}: {run.state}{floor}: {run.error or 'no reason given'}")
     for env, agent, cell, asked, absent in study.missing():
         name = f"{agent}, {cell}" if cell else agent
-        lines.append(f"{env}, {name}: {asked - len(absent)} of {asked} seeds; missing {runs_in_words(absent)}")
+        found = f"{asked - len(absent)} of {asked} seeds; missing" if study.asked_seeds else "no score yet of"
+        lines.append(f"{env}, {name}: {found} {runs_in_words(absent)}")
     for env, table in tables.items():
         for row in each_row(table):
             if row.collapsed:

@@ -25,7 +25,7 @@ def section(study: Study) -> Section:
         for env in study.envs:
             logs = [log for run in method.on(env).sort_values("seed").path if len(log := load_heads(run))]
             if logs:
-                blocks += _head_images(f"{method.name} on {env}", logs, of(len(logs), len(study.seeds)))
+                blocks += _head_images(f"{method.name} on {env}", logs, of(len(logs), study.requested(method)))
     if not blocks:
         return Section("Inside Alrao", [Text("No run of an Alrao agent has recorded averaging weights.")])
     text = (

@@ -17,6 +17,9 @@ from alrao_rl._report.sections.words import (
     number,
     of,
     rate,
+    returned,
+    returned_interval,
+    some,
     span_of,
     with_interval,
 )
@@ -82,54 +85,66 @@ def _rate_images(
         picture = figures.draw(
             name, partial(figures.rates, stock=curves, chosen=chosen, levels=levels, indices=indices)
         )
-        best = ", ".join(f"{m} best at {c.learning_rate[c.estimate.argmax()]:g} with {number(c.estimate.max(), 1)}"
+        best = ", ".join(f"{m} best at {c.learning_rate[c.estimate.argmax()]:g} with {returned(c.estimate.max())}"
                          for m, c in curves.items())  # fmt: skip
-        level = ", ".join(f"{m} {with_interval(value, 1)}" for m, value in levels.items()) or "no Alrao agent"
+        level = ", ".join(f"{m} {returned_interval(value)}" for m, value in levels.items()) or "no Alrao agent"
         counts = [int(n) for curve in curves.values() for n in curve.n] + [len(m.on(env)) for m in alrao]
-        pooled = max(counts) > len(study.seeds)
-        seeds = f"{min(counts)}–{max(counts)}" if pooled else span_of(study, (min(counts), max(counts)))
+        shown = [m for m in study.methods if m.algo == algo]
+        seeds = span_of((min(counts), max(counts)), study.requested(*shown))
         alt = f"Return averaged over training against learning rate on {env}: {best}; level: {level}."
         yield Image(name, f"{env}, {algorithm(algo)}. Seeds a point: {seeds}.", alt, picture)
 
 
 def _plane(study: Study) -> tuple[list[Block], pd.DataFrame]:
-    _, envs = compare.aggregated(study)
-    points = compare.plane(study, envs) if envs else []
-    if not any(point.n_rates > 1 for point in points):
+    # On a single environment the shared rate is the tuned one: Φ is 0 whatever the rate does.
+    groups = [group for group in compare.aggregated(study) if len(group[1]) > 1]
+    found = [(compare.plane(study, *group), group[1]) for group in groups]
+    planes = [(points, envs) for points, envs in found if any(point.n_rates > 1 for point in points)]
+    if not planes:
         text = (
-            "The sensitivity Φ needs a stock agent at several learning rates, all of them run on the same environments."
+            "The sensitivity Φ needs a stock agent at several learning rates, all of them run on the same two "
+            "environments or more: on one, the rate that is best for it is the best for all."
         )
         return [Text(text)], pd.DataFrame()
-    rows = [
-        [p.name, str(p.n_rates), span_of(study, p.n_seeds), with_interval(p.phi), with_interval(p.tuned),
-         "tuning seeds" if p.held_out else "reported seeds"] if p.n_rates > 1 else
-        [p.name, "–" if p.name in _without_a_rate(study) else "1", span_of(study, p.n_seeds), "0",
-         with_interval(p.tuned), "–"]
-        for p in points
-    ]  # fmt: skip
-    pairs = {p.name: (p.phi, p.tuned) for p in points}
-    picture = figures.draw("plane", lambda f: figures.plane(f, pairs, indices_of(study)), (6.4, 3.8))
+    blocks: list[Block] = []
+    for i, (points, envs) in enumerate(planes):
+        blocks += _plane_blocks(study, "plane" if not i else f"plane-{i + 1}", points, envs)
     frame = pd.DataFrame([
         {"method": p.name, "rates": p.n_rates, "phi": p.phi.estimate, "phi_low": p.phi.low, "phi_high": p.phi.high,
          "tuned": p.tuned.estimate, "tuned_low": p.tuned.low, "tuned_high": p.tuned.high, "held_out": p.held_out,
-         "seeds": p.n_seeds[0], "requested_seeds": len(study.seeds)}
-        for p in points
+         "seeds": p.n_seeds[0], "requested_seeds": _requested(study, p), "environments": len(envs)}
+        for points, envs in planes for p in points
     ])  # fmt: skip
+    return blocks, frame
+
+
+def _requested(study: Study, point: compare.Plane) -> int:
+    return study.requested(*(method for method in study.methods if method.name == point.name))
+
+
+def _plane_blocks(study: Study, name: str, points: Sequence[compare.Plane], envs: Sequence[str]) -> list[Block]:
+    rows = []
+    for p in points:
+        seeds = span_of(p.n_seeds, _requested(study, p))
+        if p.n_rates > 1:
+            chosen_on = "tuning seeds" if p.held_out else "reported seeds"
+            rows.append([p.name, str(p.n_rates), seeds, with_interval(p.phi), with_interval(p.tuned), chosen_on])
+        else:
+            n_rates = "–" if p.name in _without_a_rate(study) else "1"
+            rows.append([p.name, n_rates, seeds, "0", with_interval(p.tuned), "–"])
+    pairs = {p.name: (p.phi, p.tuned) for p in points}
+    picture = figures.draw(name, lambda f: figures.plane(f, pairs, indices_of(study)))
     said = "; ".join(f"{p.name}: Φ {number(p.phi.estimate)}, score {number(p.tuned.estimate)}" for p in points)
     caption = (
         "Φ = score when the rate is tuned for each environment − score of the one rate that is best for all (Adkins, "
         "Bowling, White 2024). Without a rate to tune Φ is 0. Up and left is better."
     )
     return [
-        Image(
-            "plane", f"{caption} Crosses: 95 % bootstrap intervals.", f"Performance–sensitivity plane. {said}.", picture
-        ),
-        Table(
-            "The plane in numbers, with 95 % bootstrap intervals; in each resample the rates are chosen anew.",
-            ["method", "rates", "seeds", "Φ", "score when tuned", "rates chosen on"],
-            rows,
-        ),
-    ], frame
+        Image(name, f"On {some(envs)}. {caption} Crosses: 95 % bootstrap intervals.",
+              f"Performance–sensitivity plane. {said}.", picture),
+        Table("The plane in numbers, with 95 % bootstrap intervals; in each resample the rates are chosen anew.",
+              ["method", "rates", "seeds", "Φ", "score when tuned", "rates chosen on"], rows),
+    ]  # fmt: skip
 
 
 def _without_a_rate(study: Study) -> set[str]:
