@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ from alrao_rl.runs import (
 )
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
     from alrao_rl.checkpoint import Checkpoints, Saved
     from alrao_rl.recipes import Recipe
     from alrao_rl.training import TrainingCallback
@@ -196,13 +201,9 @@ def print_list() -> None:
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print every value and where it comes from."""
-    from alrao_rl.agent import algorithm, build, check_device
-    from alrao_rl.envs import make_env
+    from alrao_rl.agent import algorithm
 
-    check_device(args.device, "--device")
-    env = make_env(recipe, args.seed, training=True)
-    build(recipe.agent, env, args.seed)
-    env.close()
+    prepare(recipe, args)[0].close()
     origins = recipes.defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
@@ -211,6 +212,24 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 # --- training -------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    recipe: Recipe, args: argparse.Namespace, make: Callable[[], gym.Env[Any, Any]] | None = None
+) -> tuple[VecEnv, BaseAlgorithm]:
+    """The training environments and the model on them: whatever cannot be trained is refused here.
+
+    ``make`` makes one of the environments, if not the recipe's: a sweep checks all of its cells on one.
+
+    Raises:
+        UserError: with the reason.
+    """
+    from alrao_rl.agent import build, check_device
+    from alrao_rl.envs import make_env
+
+    check_device(args.device, "--device")
+    env = make_env(recipe, args.seed, training=True, make=make)
+    return env, build(recipe.agent, env, args.seed, args.device)
 
 
 def run_folder(recipe: Recipe, args: argparse.Namespace) -> Path:
@@ -254,16 +273,13 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         # A process may have been killed between its last two acts.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
-    from alrao_rl.agent import build, check_device
     from alrao_rl.compiled import kernels
-    from alrao_rl.envs import close, make_env
+    from alrao_rl.envs import close
     from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
 
-    check_device(args.device, "--device")
     _limit_threads()
-    env = make_env(recipe, args.seed, training=True)
-    model = build(recipe.agent, env, args.seed, args.device)
+    env, model = prepare(recipe, args)
     made_with = provenance.current(
         shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
         str(model.device),

@@ -34,7 +34,7 @@ from alrao_rl.sweep import give_out, local_cluster, main
 from alrao_rl.train import main as train
 
 ODD = '''
-import os, time
+import os, sys, time
 import gymnasium as gym, numpy as np
 from gymnasium import spaces
 
@@ -63,6 +63,18 @@ class Odd(gym.Env):
     def observe(self):
         return self.np_random.uniform(-1, 1, 2).astype(np.float32)
 
+class Absent(Odd):
+    """There where a sweep is planned, and not where its runs are done."""
+
+    def __init__(self):
+        if "--out" in sys.argv:
+            raise ImportError("No module named 'engine'")
+        super().__init__()
+
+class NoReset(Odd):
+    def reset(self, *, seed=None, options=None):
+        raise ValueError("no track to drive on")
+
 def fail():
     if not os.path.exists("mended"):
         raise ValueError("broken at last")
@@ -75,6 +87,8 @@ def terminate():
     return 0.0
 
 gym.register("Good-v0", Odd)
+gym.register("Absent-v0", Absent)
+gym.register("NoReset-v0", NoReset)
 gym.register("Slow-v0", Odd, kwargs={"pause": 0.005})
 gym.register("Raises-v0", Odd, kwargs={"happens": fail})
 gym.register("Exits-v0", Odd, kwargs={"happens": lambda: os._exit(7)})
@@ -95,7 +109,19 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(ROOT)]))
     yield tmp_path
     sys.modules.pop("odd", None)
-    for name in ("Good", "Slow", "Raises", "Exits", "Nan", "Hangs", "Killed", "Terminated", "Once"):
+    for name in (
+        "Good",
+        "Absent",
+        "NoReset",
+        "Slow",
+        "Raises",
+        "Exits",
+        "Nan",
+        "Hangs",
+        "Killed",
+        "Terminated",
+        "Once",
+    ):
         gym.registry.pop(f"{name}-v0", None)
 
 
@@ -335,18 +361,26 @@ def test_values_that_are_none():
 
 
 def test_what_becomes_of_a_run_whose_process_failed(tmp_path):
+    never = RunFolder(tmp_path / "never")
+    assert worker.outcome_of_failure(never.path, {"agent": "a"}, "gone").reason == "gone"  # before there was a folder
+    assert never.config() == {"agent": "a"}
+    assert never.status() == {"state": "failed", "reason": "gone", "timestep": 0}
+    assert (never.path / "traceback.txt").read_text() == "gone\n"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    assert worker.outcome_of_failure(tmp_path / "notes", {"agent": "a"}, "refused").reason == "refused"
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
     folder = RunFolder(tmp_path / "run")
-    assert worker.outcome_of_failure(folder.path, "gone").reason == "gone"  # before there was a folder
     folder.path.mkdir()
     with contextlib.closing(folder):
         folder.start({"agent": "a"})
         folder.set_status("failed", reason="its own")
-    assert worker.outcome_of_failure(folder.path, "from outside").reason == "its own"
+    assert worker.outcome_of_failure(folder.path, {}, "from outside").reason == "its own"
     # The run was refused, and what is there is of the time before.
-    assert worker.outcome_of_failure(folder.path, "refused", said=False).reason == "refused"
+    assert worker.outcome_of_failure(folder.path, {}, "refused", said=False).reason == "refused"
     assert folder.status() == {"state": "failed", "reason": "refused"}
     folder.set_status("finished")
-    outcome = worker.outcome_of_failure(folder.path, "its process ended with exit status 1")
+    outcome = worker.outcome_of_failure(folder.path, {}, "its process ended with exit status 1")
     assert (outcome.state, outcome.reason) == ("finished", "")
     assert outcome.warnings == ("it is finished, but its process ended with exit status 1",)
     assert folder.status() == {"state": "finished"}
@@ -498,6 +532,22 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
         (["--out", "small.toml"], "small.toml is no folder"),
         (["--sceduler", "x"], "did you mean '--scheduler'?"),
         (["--agents", "dqn", "--envs", "odd:God-v0", "--seeds", "0"], "odd:God-v0 cannot be made"),
+        (
+            ["--agents", "ppo", "dqn", "--envs", "CartPole-v1", "Pendulum-v1", "--seeds", "0"],
+            "error: dqn on Pendulum-v1: DQN cannot act in Box(-2.0, 2.0, (1,), float32): it takes Discrete actions",
+        ),
+        (
+            ["--agents", "dqn", "--envs", "Pendulum-v1", "--seeds", "0", "--dry-run"],
+            "error: dqn on Pendulum-v1: DQN cannot act in Box(-2.0, 2.0, (1,), float32)",
+        ),
+        (
+            ["--agents", "ppo", "--envs", "CartPole-v1", "--seeds", "0", "--grid", "n_steps=64,1", "n_envs=1"],
+            "error: ppo@n_steps=1,n_envs=1 on CartPole-v1: cannot build PPO: `n_steps * n_envs` must be greater than 1",
+        ),
+        (
+            ["--agents", "maskable-ppo", "--envs", "CartPole-v1", "--seeds", "0"],
+            "error: maskable-ppo on CartPole-v1: maskable-ppo takes environments with a method action_masks()",
+        ),
         (["--agents", "small.toml", "sub/small.toml", "--envs", "CartPole-v1", "--seeds", "0"], "in the sweep twice"),
         (["--out", "small.toml/x", "--agents", "dqn-adam", "--envs", "CartPole-v1", "--seeds", "0"], "cannot write to"),
     ],
@@ -648,6 +698,36 @@ def test_a_sweep(place, capfd):
 
 
 @pytest.mark.slow
+def test_a_run_that_fails_before_it_begins(place, capfd):
+    """It leaves a folder with the reason, scores the floor, and is in the report."""
+    for name in ("Absent", "NoReset"):
+        (place / f"{name}-v0.toml").write_text(f'id = "odd:{name}-v0"\nfloor = -3.5\n')
+    assert sweep(*ARGS, "--envs", "Absent-v0.toml", "NoReset-v0.toml", "--trust", "--seeds", "0") == 1
+    err = capfd.readouterr().err
+    root = Path("results/sweep")
+    reasons = {
+        "Absent": "odd:Absent-v0 cannot be made: No module named 'engine'",
+        "NoReset": "ValueError: no track to drive on",
+    }
+    for row, (name, reason) in zip(sorted(table(root), key=lambda row: row["env"]), reasons.items(), strict=True):
+        assert (row["env"], row["state"], row["reason"]) == (f"odd:{name}-v0", "failed", reason)
+        assert (row["auc"], row["final_return"], row["timesteps"]) == ("-3.5", "-3.5", "0")
+        folder = root / f"odd-{name}-v0" / "small" / "seed-0"
+        assert f"{reason}; see {folder}\n" in err
+        assert json.loads((folder / "config.json").read_text())["env"]["id"] == f"odd:{name}-v0"
+        assert json.loads((folder / "status.json").read_text()) == {"state": "failed", "reason": reason, "timestep": 0}
+        assert reason in (folder / "traceback.txt").read_text()
+    found = load_results(root)
+    assert list(found.state) == ["failed", "failed"]
+    assert list(found.auc) == [-3.5, -3.5]
+    # Nothing is left to do, and what failed can be tried again.
+    assert sweep(*ARGS, "--name", "sweep", "--trust", "--dry-run") == 0
+    assert "2 runs, 0 finished, 2 failed, 0 to do" in capfd.readouterr().out
+    assert sweep(*ARGS, "--name", "sweep", "--trust", "--retry-failed", "--dry-run") == 0
+    assert "2 runs, 0 finished, 0 failed, 2 to do" in capfd.readouterr().out
+
+
+@pytest.mark.slow
 def test_none_waits_behind_a_long_one():
     """Tasks are begun in order, the third not by the worker that is at the first."""
 
@@ -676,7 +756,7 @@ def test_task_that_is_killed(place, monkeypatch, env, state, reason):
     monkeypatch.setattr(worker, "ATTEMPTS", 2)
     folder = place / "run"
     arguments = ("--agent", "small.toml", "--env", f"odd:{env}-v0", "--timesteps", "300", "--eval-episodes", "1")
-    outcome = worker.execute(worker.Task("x", arguments, str(folder), str(place), 120.0))
+    outcome = worker.execute(worker.Task("x", arguments, {}, str(folder), str(place), 120.0))
     assert (outcome.state, outcome.reason) == (state, reason)
     assert json.loads((folder / "status.json").read_text())["state"] == state
     assert " --out run " in json.loads((folder / "config.json").read_text())["provenance"]["command"]

@@ -701,7 +701,7 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         (["--algo", "dqn", "--env", "CartPol-v1"], "did you mean 'CartPole-v1'?"),
         (["--algo", "dqn", "--env", "Cart\nPole"], "unknown environment 'Cart\\nPole'"),
         (["--algo", "dqn", "--env", "Pendulum-v1"], "DQN cannot act in Box(-2.0, 2.0, (1,), float32)"),
-        (["--algo", "dqn", "--env", "Pendulum-v1"], "use --algo ppo or --algo a2c"),
+        (["--algo", "dqn", "--env", "Pendulum-v1"], "use ppo or a2c"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "0"], "--timesteps is 0, expected a whole number from 1 to"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "-5"], "--timesteps is -5, expected"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "1" + 40 * "0"], "from 1 to 1,000,000,000,000"),
