@@ -26,7 +26,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
-from alrao_rl.notation import parse_seeds, seeds_as_text
+from alrao_rl.notation import is_cut, parse_seeds, seeds_as_text
 from alrao_rl.runs import try_lock
 
 if TYPE_CHECKING:
@@ -513,6 +513,8 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
 
 def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
     """What is to be said of a cell; which seeds, where it is not all of them."""
+    if is_cut(cell.folder.name):
+        yield f"its folder's name is cut, the setting is {cell.setting}"
     if cell.inert:
         yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
     kinds = {

@@ -5,6 +5,7 @@ import csv
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -289,6 +290,47 @@ def test_cells_of_a_grid():
     assert len({run.digest for run in runs}) == len(runs) == 8
     assert runs[1].config["agent"] == "dqn-adam"
     assert runs[1].config["hyperparameters"]["learning_rate"] == 1e-4
+
+
+def test_a_folder_name_fits(tmp_path):
+    """What is short is named in full; what no file system takes is cut, and each setting keeps a name of its own."""
+    keys = [f"k{n:02d}" for n in range(16)]
+    values = dict.fromkeys(keys, 0.125)
+    assert notation.setting_name({"k": "x" * 248}, "dqn") == "k=" + "x" * 248
+    whole = ",".join(f"{key}=0.12345678901" for key in keys)  # 16 * 17 + 15 = 287 characters
+    name = notation.setting_name(dict.fromkeys(keys, 0.12345678901), "dqn")
+    assert name == whole[:236] + "..." + hashlib.sha256(whole.encode()).hexdigest()[:12]
+    (tmp_path / f"dqn@{name}").mkdir()
+    assert len(f"dqn@{name}") == 255
+    assert notation.is_cut(name)
+    assert not notation.is_cut(notation.setting_name(values, "dqn"))
+    grid = {key: [0.12345678901] for key in keys[:-1]} | {keys[-1]: [0.1, 0.2]}
+    both = notation.setting_names(grid, "dqn", [notation.setting_name({k: v[-1] for k, v in grid.items()}, "dqn")])
+    assert len(set(both)) == 2
+    # Some keys of the grid are none of the agent's, and no name says which.
+    fewer = {key: values[-1] for key, values in list(grid.items())[1:]}
+    assert notation.setting_names(grid, "dqn", [notation.setting_name(fewer, "dqn")]) == []
+    assert notation.setting_names({"a": [1, 2], "b": [3]}, "dqn", ["a=1"]) == ["a=1", "a=2"]
+    assert notation.setting_names({"a": [1, 2]}, "dqn", [""]) == []
+    with pytest.raises(UserError, match="has too long a name for folders that name settings too: rename its file"):
+        notation.setting_name({"gamma": 0.9}, "x" * 250)
+
+
+LONG = ["batch_size=32", "buffer_size=1000", "exploration_final_eps=0.05", "exploration_fraction=0.125",
+        "exploration_initial_eps=1.0", "gamma=0.99", "gradient_steps=1", "learning_rate=1e-3,3e-3",
+        "learning_starts=20", "max_grad_norm=10.0", "n_steps=1", "optimize_memory_usage=false", "stats_window_size=100",
+        "target_update_interval=50", "tau=1.0", "train_freq=4"]  # fmt: skip
+
+
+def test_dry_run_names_a_setting_whose_folder_is_cut(place, capfd):
+    assert main(["--agents", "dqn-adam", "--envs", "CartPole-v1", "--seeds", "0", "--grid", *LONG, "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    names = {line.split(" on CartPole-v1")[0] for line in lines[:2]}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {255}
+    assert "; its folder's name is cut, the setting is hyperparameters.batch_size=32, hyperparameters.buff" in lines[0]
+    assert "hyperparameters.learning_rate=0.001, " in lines[0]
+    assert "hyperparameters.learning_rate=0.003, " in lines[1]
 
 
 def test_cells_of_two_keys():
