@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from itertools import product
 from typing import Any
 
@@ -20,6 +23,36 @@ MAX_SEEDS = 10_000
 MAX_NAME = 255
 """Bytes of a file's name: no common file system takes more."""
 _DIGITS = 12
+
+
+def parse_count(text: str) -> int:
+    """A number of timesteps on a command line: ``100000``, ``100_000``, ``1e5``, ``100k`` or ``0.1m``, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is none, or no whole one.
+    """
+    found = re.fullmatch(r"([+-]?[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)(e[+-]?[0-9]{1,2}|[km])?", text.strip().lower())
+    if found is not None:
+        count = Decimal(found[1] + {"k": "e3", "m": "e6", None: ""}.get(found[2], found[2]))
+        if count == count.to_integral_value():
+            return int(count)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number such as 100000, 1e5, 100k or 1m")
+
+
+def parse_seed(text: str) -> int:
+    """The seed of a single run, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is none; for several it names the command that takes them.
+    """
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(UserError):
+        parse_seeds([text], "")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} are several seeds, expected one; python -m alrao_rl.sweep --seeds {text} trains them all"
+        )
+    raise argparse.ArgumentTypeError(f"{text!r} is no seed, expected a whole number")
 
 
 def parse_seeds(texts: Iterable[str], where: str) -> list[int]:

@@ -26,7 +26,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
-from alrao_rl.notation import is_cut, parse_seeds, seeds_as_text
+from alrao_rl.notation import is_cut, parse_count, parse_seeds, seeds_as_text
 from alrao_rl.runs import try_lock
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def parser() -> CommandLine:
         "--grid", nargs="+", action="extend", metavar="KEY=V1,V2", help="values to try, such as learning_rate=1e-4,1e-3"
     )
     length = p.add_mutually_exclusive_group()
-    length.add_argument("--timesteps", type=int, metavar="N", help="environment steps of every run")
+    length.add_argument(
+        "--timesteps", type=parse_count, metavar="N", help="environment steps of every run, such as 50000, 5e4 or 50k"
+    )
     length.add_argument("--budget", type=float, metavar="X", help="times the environment's own timesteps (default 1)")
     p.add_argument("--eval-episodes", type=int, metavar="N", help="episodes an evaluation (default 20)")
     where = p.add_mutually_exclusive_group()

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import provenance, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
+from alrao_rl.notation import parse_count, parse_seed
 from alrao_rl.runs import (
     AGENTS,
     CHECKPOINT,
@@ -62,8 +63,13 @@ def parser() -> CommandLine:
     which.add_argument("--agent", metavar="NAME|PATH", help="an agent recipe by name (see --list) or a .toml file")
     p.add_argument("--env", metavar="ID", help="environment: a recipe, any Gymnasium id, package:Id, or a .toml file")
     p.add_argument("--env-kwargs", metavar="TOML", help="arguments of the environment, such as '{gravity = -5.0}'")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
-    p.add_argument("--timesteps", type=int, metavar="N", help="environment steps (default: the environment's budget)")
+    p.add_argument("--seed", type=parse_seed, default=0, metavar="N", help="seed of everything (default 0)")
+    p.add_argument(
+        "--timesteps",
+        type=parse_count,
+        metavar="N",
+        help="environment steps, such as 50000, 5e4 or 50k (default: the environment's budget)",
+    )
     p.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=TOML",
         help="override values: batch_size=64 alrao.n_heads=20 n_envs=4",

@@ -162,6 +162,17 @@ def test_seeds(texts, seeds):
 
 
 @pytest.mark.parametrize(
+    ("text", "count"),
+    [("100000", 100_000), ("20_000", 20_000), ("1e5", 100_000), ("1.5k", 1500), ("100K", 100_000), ("0.1m", 100_000),
+     ("1m", 1_000_000), ("2.5e3", 2500), ("999999999999999999999999999999.999k", 999999999999999999999999999999999)],
+)  # fmt: skip
+def test_timesteps_in_short(text, count):
+    """They are exact."""
+    assert notation.parse_count(text) == count
+    assert type(notation.parse_count(text)) is int
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("9-0", "the range 9-0 is empty; did you mean 0-9?"),
@@ -323,12 +334,13 @@ LONG = ["batch_size=32", "buffer_size=1000", "exploration_final_eps=0.05", "expl
 
 
 def test_dry_run_names_a_setting_whose_folder_is_cut(place, capfd):
-    assert main(["--agents", "dqn-adam", "--envs", "CartPole-v1", "--seeds", "0", "--grid", *LONG, "--dry-run"]) == 0
+    args = ["--agents", "dqn-adam", "--envs", "CartPole-v1", "--seeds", "0", "--timesteps", "1.5k"]
+    assert main([*args, "--grid", *LONG, "--dry-run"]) == 0
     lines = capfd.readouterr().out.splitlines()
     names = {line.split(" on CartPole-v1")[0] for line in lines[:2]}
     assert len(names) == 2
     assert {len(name) for name in names} == {255}
-    assert "; its folder's name is cut, the setting is hyperparameters.batch_size=32, hyperparameters.buff" in lines[0]
+    assert "1,500 steps each; its folder's name is cut, the setting is hyperparameters.batch_size=32, " in lines[0]
     assert "hyperparameters.learning_rate=0.001, " in lines[0]
     assert "hyperparameters.learning_rate=0.003, " in lines[1]
 
@@ -567,6 +579,7 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
         (["-j", "0"], "-j is 0"),
         (["-j", "1", "--scheduler", "tcp://x:1"], "not allowed with argument"),
         (["--timesteps", "1", "--budget", "1"], "not allowed with argument"),
+        (["--timesteps", "1e-3"], "--timesteps: '1e-3': expected a whole number such as 100000, 1e5, 100k or 1m"),
         (["--run-timeout", "0"], "--run-timeout is 0.0"),
         (["--checkpoint-interval", "-1"], "--checkpoint-interval is -1.0"),
         (["--seed", "9-0"], "the range 9-0 is empty"),
