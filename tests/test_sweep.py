@@ -31,7 +31,7 @@ from alrao_rl.errors import UserError
 from alrao_rl.progress import Progress, time_left
 from alrao_rl.provenance import continued, versions
 from alrao_rl.runs import RunFolder
-from alrao_rl.sweep import give_out, local_cluster, main
+from alrao_rl.sweep import _check_cells, give_out, local_cluster, main
 from alrao_rl.train import main as train
 
 ODD = '''
@@ -369,6 +369,38 @@ def test_cells_refused(more, says):
         cells(**more)
     assert says in str(error.value)
     assert "--set" not in str(error.value)
+
+
+def test_a_buffer_too_large_for_this_machine_may_fit_on_another(place):
+    huge = cells(agents=["dqn"], grid={"buffer_size": [1_000_000_000_000]})
+    with pytest.raises(
+        UserError, match=r"dqn@buffer_size=1000000000000 on CartPole-v1: cannot build DQN: Unable to alloc"
+    ):
+        _check_cells(huge, here=True)
+    _check_cells(huge, here=False)
+
+
+def test_cells_are_checked_on_one_environment(place):
+    """It is made once, for all agents and settings, and closed."""
+    made = []
+
+    class Counted(gym.Env):
+        action_space, observation_space = gym.spaces.Discrete(2), gym.spaces.Box(-1.0, 1.0, (2,))
+
+        def __init__(self):
+            made.append(self)
+
+        def close(self):
+            made.append("closed")
+
+    gym.register("Counted-v0", Counted, disable_env_checker=True)
+    try:
+        found = cells(agents=["ppo", "a2c-rmsprop"], envs=["Counted-v0"], grid={"gamma": [0.9, 0.99], "n_envs": [1, 3]})
+        assert len(found) == 8
+        _check_cells(found, here=True)
+    finally:
+        gym.registry.pop("Counted-v0")
+    assert [one == "closed" for one in made] == [False, True]
 
 
 # --- what is kept on disk -------------------------------------------------------------------------------------------
