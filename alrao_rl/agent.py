@@ -106,9 +106,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
     """
     name = CLASSES[agent.algo]
     if agent.algo in recipes.VALUES and not isinstance(env.action_space, spaces.Discrete):
-        raise UserError(
-            f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use --algo ppo or --algo a2c"
-        )
+        raise UserError(f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use ppo or a2c")
     for what, space in {"act in": env.action_space, "observe": env.observation_space}.items():
         if not _counts_from_0(space):
             raise UserError(
@@ -277,7 +275,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
         actions = decode_space(description["action_space"])
         # As many environments as in training, or SB3 would complain of a rollout shorter than a minibatch.
         env = DummyVecEnv([lambda: _SpacesOnly(observations, actions)] * agent.n_envs)
-        model = build(_small(agent), env, seed=None, device=device)
+        model = build(with_small_buffer(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         _set_weights(model, policy)
         statistics = _read_statistics(tensors, observations)
@@ -369,7 +367,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
-def _small(agent: recipes.Agent) -> recipes.Agent:
+def with_small_buffer(agent: recipes.Agent) -> recipes.Agent:
     """The same agent without a replay buffer of its training size: it is loaded to act."""
     if agent.algo not in recipes.VALUES:
         return agent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import gymnasium as gym
@@ -22,7 +23,13 @@ EVALUATION_SEED_OFFSET = 1_000_000
 _BOX2D = ("LunarLander", "BipedalWalker", "CarRacing")
 
 
-def make_env(recipe: Recipe, seed: int, training: bool, n_envs: int | None = None) -> VecEnv:
+def make_env(
+    recipe: Recipe,
+    seed: int,
+    training: bool,
+    n_envs: int | None = None,
+    make: Callable[[], gym.Env[Any, Any]] | None = None,
+) -> VecEnv:
     """Make the training or the evaluation environments of a recipe.
 
     Args:
@@ -30,12 +37,13 @@ def make_env(recipe: Recipe, seed: int, training: bool, n_envs: int | None = Non
         seed: seed of the run; evaluation environments add :data:`EVALUATION_SEED_OFFSET`.
         training: training environments (the agent's ``n_envs``) or evaluation ones.
         n_envs: how many, if not the agent's number.
+        make: makes one of them, if not :func:`make_one`.
 
     Raises:
         UserError: the environment cannot be made, with the reason and what to install.
     """
     n = n_envs or recipe.agent.n_envs
-    env: VecEnv = DummyVecEnv([lambda: make_one(recipe.environment, training) for _ in range(n)])
+    env: VecEnv = DummyVecEnv([make or (lambda: make_one(recipe.environment, training))] * n)
     if recipe.agent.normalize_observations:
         env = _normalized(env, training, recipe.agent.normalize_observations)
     env.seed(seed + (0 if training else EVALUATION_SEED_OFFSET))
@@ -84,7 +92,7 @@ def _has_statistics(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space)
 
 
-def close(env: VecEnv) -> None:
+def close(env: VecEnv | gym.Env[Any, Any]) -> None:
     """Close environments; what they raise then is a warning, as all that they were for is done."""
     try:
         env.close()
@@ -118,6 +126,15 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
         env = _wrap(env, environment.id, training, dict(spec))
     _refuse_spaces(environment.id, env)
     return RecordingMonitor(env)
+
+
+class Shared(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment that stands for several, to build a model on: that takes its spaces and methods and no step."""
+
+    @property
+    def unwrapped(self) -> Any:
+        """Itself: Stable-Baselines3 refuses one environment in several places."""
+        return self
 
 
 def _refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:

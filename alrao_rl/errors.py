@@ -26,12 +26,24 @@ class CommandLine(argparse.ArgumentParser):
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
 
+ALIASES = {
+    "lr": "learning_rate", "step_size": "learning_rate", "discount": "gamma", "discount_factor": "gamma",
+    "lambda": "gae_lambda", "entropy_coef": "ent_coef", "entropy_coefficient": "ent_coef", "value_coef": "vf_coef",
+    "clip": "clip_range", "clip_coef": "clip_range", "epochs": "n_epochs", "update_epochs": "n_epochs",
+    "hidden_sizes": "net_arch", "layers": "net_arch", "activation": "activation_fn", "replay_size": "buffer_size",
+    "memory_size": "buffer_size", "num_heads": "alrao.n_heads", "heads": "alrao.n_heads",
+}  # fmt: skip
+"""What other libraries and papers call a key, where its letters are too different to tell."""
+
+
 def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     """``"; did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string.
 
     Who mistypes rarely errs in the first letter: a choice with another one has to be very near.
     """
     by_lower = {choice.lower(): choice for choice in choices}
+    if (meant := ALIASES.get(value.lower())) in by_lower:
+        return f"; did you mean {by_lower[meant]!r}?"
     for near in difflib.get_close_matches(value.lower(), by_lower, 3, cutoff):
         if (
             near.split(".")[-1].lstrip("-")[:1] == value.lstrip("-")[:1].lower()

@@ -114,6 +114,9 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
         UserError: there is no such agent, or its algorithm has no such form; onnx is not installed; something else is
             in the place, or it cannot be written.
     """
+    from gymnasium import spaces
+    from stable_baselines3.common.preprocessing import is_image_space
+
     from alrao_rl.agent import agent_path, rebuild
 
     path = agent_path(run)
@@ -133,6 +136,15 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another file with --out") from None
     say(f"written: {target}, from {', '.join(inputs)} to action, scores")
+    space = model.observation_space
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    images = [
+        f"{name} (batch, {', '.join(map(str, part.shape or ()))})"
+        for name, part in zip(inputs, parts, strict=True)
+        if is_image_space(part)
+    ]
+    if images:
+        say(f"images have their channels first, whatever the environment's order: {', '.join(images)}")
 
 
 def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[str]]:

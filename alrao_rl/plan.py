@@ -1,7 +1,7 @@
 """What a sweep consists of: its file ``sweep.toml``, the cells (environment × agent × setting) and the runs in them.
 
 A cell is one recipe, a run a cell at one seed. Runs lie in ``ENV/AGENT/seed-N`` of the sweep's folder as everywhere;
-the folder of an agent at a value of the grid is called ``AGENT@KEY=VALUE``.
+the folder of an agent at a value of the grid is called ``AGENT@KEY=VALUE``, cut where that is too long.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: 
         raise UserError(str(error).replace("--set", "--grid", 1)) from None
     name = recipe.agent_name
     if values:
-        name += f"@{setting_name(values)}"
+        name += f"@{setting_name(values, name)}"
     setting = [f"{'.'.join(recipes.place(key, recipe.agent))}={json.dumps(value)}" for key, value in values.items()]
     return Cell(
         recipe,

@@ -547,15 +547,27 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def parse_env_kwargs(text: str | None) -> dict[str, Any]:
-    """``--env-kwargs``: a TOML inline table ``{g = 9.8}`` or bare ``g=9.8`` pairs separated by commas."""
+    """``--env-kwargs``: a TOML inline table ``{g = 9.8}`` or bare ``g=9.8`` pairs separated by commas.
+
+    A bare word is a string, as for ``--set``.
+    """
     if not text:
         return {}
-    table = text.strip()
+    table = _TEXT_OR_WORD.sub(_quoted, text.strip())
     table = table if table.startswith("{") else f"{{{table}}}"
     try:
         return dict(parse_value(table, "--env-kwargs"))
     except UserError:
         raise UserError(f"--env-kwargs is {text!r}, expected TOML such as '{{gravity = -5.0}}'") from None
+
+
+_TEXT_OR_WORD = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|=\s*(?P<word>[\w.-]+)(?=\s*(?:[,}]|$))""")
+
+
+def _quoted(found: re.Match[str]) -> str:
+    """A text as it is, a word that is no TOML in quotes."""
+    word = found["word"]
+    return f"={json.dumps(word)}" if word and isinstance(parse_value(word, ""), str) else found[0]
 
 
 def place(key: str, agent: Agent, value: Any = None) -> list[str]:

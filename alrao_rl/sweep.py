@@ -10,8 +10,12 @@ import argparse
 import contextlib
 import os
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +26,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
-from alrao_rl.notation import parse_seeds, seeds_as_text
+from alrao_rl.notation import is_cut, parse_count, parse_seeds, seeds_as_text
 from alrao_rl.runs import try_lock
 
 if TYPE_CHECKING:
@@ -68,7 +72,9 @@ def parser() -> CommandLine:
         "--grid", nargs="+", action="extend", metavar="KEY=V1,V2", help="values to try, such as learning_rate=1e-4,1e-3"
     )
     length = p.add_mutually_exclusive_group()
-    length.add_argument("--timesteps", type=int, metavar="N", help="environment steps of every run")
+    length.add_argument(
+        "--timesteps", type=parse_count, metavar="N", help="environment steps of every run, such as 50000, 5e4 or 50k"
+    )
     length.add_argument("--budget", type=float, metavar="X", help="times the environment's own timesteps (default 1)")
     p.add_argument("--eval-episodes", type=int, metavar="N", help="episodes an evaluation (default 20)")
     where = p.add_mutually_exclusive_group()
@@ -137,7 +143,7 @@ def sweep(args: argparse.Namespace) -> int:
     # Here, not above: these load pandas, and what cannot be run is refused without waiting for it.
     from alrao_rl import rows, survey
 
-    _check_environments(cells)
+    _check_cells(cells, args.scheduler is None)
     runs = plan.runs(call, cells)
     with contextlib.ExitStack() as stack:
         client = (
@@ -253,12 +259,29 @@ def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _check_environments(cells: list[Cell]) -> None:
-    """Make every environment once: what is missing shows now and not in a hundred failed runs."""
-    from alrao_rl.envs import make_one
+def _check_cells(cells: list[Cell], here: bool) -> None:
+    """Prepare every cell as its runs will, all of an environment on one: what cannot be trained shows now.
 
-    for environment in {cell.env: cell.recipe.environment for cell in cells}.values():
-        make_one(environment).close()
+    Args:
+        cells: in the order of their environments.
+        here: on this machine; another one may have the memory for a replay buffer that this one lacks.
+
+    Raises:
+        UserError: of the first cell that cannot, with the reason.
+    """
+    from alrao_rl.agent import with_small_buffer
+    from alrao_rl.envs import Shared, close, make_one
+
+    for environment, of in groupby(cells, lambda cell: cell.recipe.environment):
+        env = make_one(environment, training=True)
+        for cell in of:
+            recipe = cell.recipe if here else replace(cell.recipe, agent=with_small_buffer(cell.recipe.agent))
+            try:
+                train.prepare(recipe, train.parser().parse_args(cell.arguments), partial(Shared, env))
+            except UserError as error:
+                close(env)
+                raise UserError(f"{cell.label}: {error}") from None
+        close(env)
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -394,8 +417,8 @@ def drive(
     more += ["--track", *args.track] if args.track else []
     tasks = [
         worker.Task(
-            call, (*run.cell.arguments, "--seed", str(run.seed), *more), str((root / run.folder).absolute()), cwd,
-            args.run_timeout,
+            call, (*run.cell.arguments, "--seed", str(run.seed), *more), run.config,
+            str((root / run.folder).absolute()), cwd, args.run_timeout,
         )
         for run in todo
     ]  # fmt: skip
@@ -453,7 +476,8 @@ def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: 
         error = future.exception()
         killed = type(error).__name__ == "KilledWorker"
         reason = "too many workers died under it" if killed else f"no worker could run it: {first_line(error)}"
-        outcome = worker.outcome_of_failure(root / run.folder, reason)
+        trace = "".join(traceback.format_exception(error))
+        outcome = worker.outcome_of_failure(root / run.folder, run.config, reason, trace)
     else:
         raise SchedulerGoneError
     for warning in outcome.warnings:
@@ -491,6 +515,8 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
 
 def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
     """What is to be said of a cell; which seeds, where it is not all of them."""
+    if is_cut(cell.folder.name):
+        yield f"its folder's name is cut, the setting is {cell.setting}"
     if cell.inert:
         yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
     kinds = {
@@ -513,7 +539,9 @@ def _conclude(root: Path, states: Mapping[Run, State]) -> int:
     """List what failed; the exit status."""
     failed = [(run, state) for run, state in states.items() if state.name != "finished"]
     for run, state in failed:
-        print_error(f"{state.name}: {run.label}: {state.reason}; see {root / run.folder}")
+        folder = root / run.folder
+        see = f"; see {folder}" if folder.exists() else ""  # its row may be from another machine
+        print_error(f"{state.name}: {run.label}: {state.reason}{see}")
     if failed:
         print_warning(f"{len(failed)} of {len(states)} runs are not finished; --retry-failed tries failed ones again")
     else:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import provenance, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
+from alrao_rl.notation import parse_count, parse_seed
 from alrao_rl.runs import (
     AGENTS,
     CHECKPOINT,
@@ -33,6 +35,10 @@ from alrao_rl.runs import (
 )
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
     from alrao_rl.checkpoint import Checkpoints, Saved
     from alrao_rl.recipes import Recipe
     from alrao_rl.training import TrainingCallback
@@ -57,8 +63,13 @@ def parser() -> CommandLine:
     which.add_argument("--agent", metavar="NAME|PATH", help="an agent recipe by name (see --list) or a .toml file")
     p.add_argument("--env", metavar="ID", help="environment: a recipe, any Gymnasium id, package:Id, or a .toml file")
     p.add_argument("--env-kwargs", metavar="TOML", help="arguments of the environment, such as '{gravity = -5.0}'")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything (default 0)")
-    p.add_argument("--timesteps", type=int, metavar="N", help="environment steps (default: the environment's budget)")
+    p.add_argument("--seed", type=parse_seed, default=0, metavar="N", help="seed of everything (default 0)")
+    p.add_argument(
+        "--timesteps",
+        type=parse_count,
+        metavar="N",
+        help="environment steps, such as 50000, 5e4 or 50k (default: the environment's budget)",
+    )
     p.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="overrides", metavar="KEY=TOML",
         help="override values: batch_size=64 alrao.n_heads=20 n_envs=4",
@@ -196,13 +207,9 @@ def print_list() -> None:
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print every value and where it comes from."""
-    from alrao_rl.agent import algorithm, build, check_device
-    from alrao_rl.envs import make_env
+    from alrao_rl.agent import algorithm
 
-    check_device(args.device, "--device")
-    env = make_env(recipe, args.seed, training=True)
-    build(recipe.agent, env, args.seed)
-    env.close()
+    prepare(recipe, args)[0].close()
     origins = recipes.defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
@@ -211,6 +218,24 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 # --- training -------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    recipe: Recipe, args: argparse.Namespace, make: Callable[[], gym.Env[Any, Any]] | None = None
+) -> tuple[VecEnv, BaseAlgorithm]:
+    """The training environments and the model on them: whatever cannot be trained is refused here.
+
+    ``make`` makes one of the environments, if not the recipe's: a sweep checks all of its cells on one.
+
+    Raises:
+        UserError: with the reason.
+    """
+    from alrao_rl.agent import build, check_device
+    from alrao_rl.envs import make_env
+
+    check_device(args.device, "--device")
+    env = make_env(recipe, args.seed, training=True, make=make)
+    return env, build(recipe.agent, env, args.seed, args.device)
 
 
 def run_folder(recipe: Recipe, args: argparse.Namespace) -> Path:
@@ -254,16 +279,13 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         # A process may have been killed between its last two acts.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
-    from alrao_rl.agent import build, check_device
-    from alrao_rl.envs import close, make_env
+    from alrao_rl.envs import close
     from alrao_rl.fast import kernels
     from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
 
-    check_device(args.device, "--device")
     _limit_threads()
-    env = make_env(recipe, args.seed, training=True)
-    model = build(recipe.agent, env, args.seed, args.device)
+    env, model = prepare(recipe, args)
     made_with = provenance.current(
         shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
         str(model.device),

@@ -14,10 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from alrao_rl.errors import UserError
 from alrao_rl.interruption import EXIT_STATUSES
@@ -46,6 +46,7 @@ class Task:
     Args:
         sweep: what tells this call of the command from others.
         arguments: of ``alrao_rl.train``.
+        config: what its ``config.json`` holds, but for the provenance.
         folder: the run folder, absolute.
         cwd: where the command runs: names of files in the arguments may be relative to it. A run folder below it is
             named so too: the command that the run keeps then works in any checkout.
@@ -54,6 +55,7 @@ class Task:
 
     sweep: str
     arguments: tuple[str, ...]
+    config: Mapping[str, Any]
     folder: str
     cwd: str
     timeout: float | None
@@ -96,7 +98,7 @@ def execute(task: Task) -> Outcome:
         return Outcome("stopped", "", tuple(warnings), seconds)
     if code == 0:
         return Outcome("finished", "", tuple(warnings), seconds)
-    return outcome_of_failure(Path(task.folder), reason, output, code == 1, warnings, seconds)
+    return outcome_of_failure(Path(task.folder), task.config, reason, output, code == 1, warnings, seconds)
 
 
 async def stop(sweep: str) -> None:
@@ -115,12 +117,19 @@ async def stop(sweep: str) -> None:
 
 
 def outcome_of_failure(
-    path: Path, reason: str, output: str = "", said: bool = True, warnings: Sequence[str] = (), seconds: float = 0.0
+    path: Path,
+    config: Mapping[str, Any],
+    reason: str,
+    output: str = "",
+    said: bool = True,
+    warnings: Sequence[str] = (),
+    seconds: float = 0.0,
 ) -> Outcome:
-    """What became of a run whose process failed; the reason is left in its folder.
+    """What became of a run whose process failed; the reason is left in its folder, which is made if it is not there.
 
     Args:
         path: the run folder.
+        config: of the run, for a folder of one that failed before it began.
         reason: why it failed, as far as is known from outside.
         output: the end of what it printed.
         said: whether a reason that is there already is the run's own, and a better one.
@@ -135,11 +144,13 @@ def outcome_of_failure(
             return Outcome("finished", "", (*warnings, f"it is finished, but {reason}"), seconds)
         if said and status.get("state") == "failed":
             return Outcome("failed", str(status.get("reason", reason)), tuple(warnings), seconds)
-        if folder.config() is not None:
+        begun = folder.config() is not None
+        with contextlib.closing(folder):
             folder.open()
-            with contextlib.closing(folder):
-                folder.set_status("failed", reason=reason)
-                write_atomically(path / TRACEBACK, output or f"{reason}\n")
+            if not begun:
+                folder.start(config)
+            folder.set_status("failed", reason=reason, **({} if begun else {"timestep": 0}))
+            write_atomically(path / TRACEBACK, output or f"{reason}\n")
     return Outcome("failed", reason, tuple(warnings), seconds)
 
 

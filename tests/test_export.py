@@ -267,6 +267,10 @@ def test_onnx_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, acti
     assert err == ""
     names = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
     assert out.splitlines()[0] == f"written: {tmp_path / 'agent.onnx'}, from {', '.join(names)} to action, scores"
+    image = "observation (batch, 1, 36, 36)" if space is IMAGE else "image (batch, 1, 36, 36)" if space is DICT else ""
+    said = f"images have their channels first, whatever the environment's order: {image}"
+    assert out.count("images have") == 2 * bool(image)
+    assert out.count(said) == 2 * bool(image)
     session = onnxruntime.InferenceSession(tmp_path / "agent.onnx")
     model = load_agent(tmp_path)
     assert [one.name for one in session.get_inputs()] == names

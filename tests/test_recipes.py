@@ -204,6 +204,34 @@ def test_parse_env_kwargs():
     assert parse_env_kwargs('map_name="8x8", is_slippery=false') == {"map_name": "8x8", "is_slippery": False}
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kind=word", {"kind": "word"}),
+        ("map_name=8x8,is_slippery=false", {"map_name": "8x8", "is_slippery": False}),
+        ("{kind = a-b, inner = {c=d}, n=[1, 2]}", {"kind": "a-b", "inner": {"c": "d"}, "n": [1, 2]}),
+        (r"""a="=x, \"=y", b='=z',c=w""", {"a": '=x, "=y', "b": "=z", "c": "w"}),
+        ("a=1_000, b=0x1F, c=1e-4", {"a": 1000, "b": 31, "c": 1e-4}),
+    ],
+)
+def test_env_kwargs_take_bare_words(text, expected):
+    """As --set does."""
+    assert parse_env_kwargs(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("lr", "learning_rate"), ("discount", "gamma"), ("nsteps", "n_steps"), ("ent_coeff", "ent_coef"),
+        ("entropy_coef", "ent_coef"), ("clip", "clip_range"), ("epochs", "n_epochs"), ("hidden_sizes", "net_arch"),
+    ],
+)  # fmt: skip
+def test_a_key_by_its_name_elsewhere(key, meant):
+    assert (
+        refused("ppo-adam", "CartPole-v1", f"{key}=1") == f"--set {key}: no such key for ppo; did you mean {meant!r}?"
+    )
+
+
 def test_suggest_is_silent_when_nothing_is_near():
     assert suggest("cartpole-v1", ["Acrobot-v1", "CartPole-v1"]) == "; did you mean 'CartPole-v1'?"
     assert suggest("xyz", ["CartPole-v1"]) == ""
@@ -447,7 +475,7 @@ def test_timesteps_that_are_refused(timesteps):
     assert refused(timesteps=timesteps) == f"--timesteps is {timesteps}, expected a whole number of at least 1"
 
 
-@pytest.mark.parametrize("text", ["gravity", "{", "gravity=", "a=1}, {b=2"])
+@pytest.mark.parametrize("text", ["gravity", "{", "gravity=", "a=1}, {b=2", "a=x y", "a=word\nb=3"])
 def test_env_kwargs_that_are_no_table(text):
     with pytest.raises(UserError, match=r"^--env-kwargs is .*, expected TOML such as"):
         parse_env_kwargs(text)

@@ -5,6 +5,7 @@ import csv
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -30,11 +31,11 @@ from alrao_rl.errors import UserError
 from alrao_rl.progress import Progress, time_left
 from alrao_rl.provenance import continued, versions
 from alrao_rl.runs import RunFolder
-from alrao_rl.sweep import give_out, local_cluster, main
+from alrao_rl.sweep import _check_cells, give_out, local_cluster, main
 from alrao_rl.train import main as train
 
 ODD = '''
-import os, time
+import os, sys, time
 import gymnasium as gym, numpy as np
 from gymnasium import spaces
 
@@ -63,6 +64,18 @@ class Odd(gym.Env):
     def observe(self):
         return self.np_random.uniform(-1, 1, 2).astype(np.float32)
 
+class Absent(Odd):
+    """There where a sweep is planned, and not where its runs are done."""
+
+    def __init__(self):
+        if "--out" in sys.argv:
+            raise ImportError("No module named 'engine'")
+        super().__init__()
+
+class NoReset(Odd):
+    def reset(self, *, seed=None, options=None):
+        raise ValueError("no track to drive on")
+
 def fail():
     if not os.path.exists("mended"):
         raise ValueError("broken at last")
@@ -75,6 +88,8 @@ def terminate():
     return 0.0
 
 gym.register("Good-v0", Odd)
+gym.register("Absent-v0", Absent)
+gym.register("NoReset-v0", NoReset)
 gym.register("Slow-v0", Odd, kwargs={"pause": 0.005})
 gym.register("Raises-v0", Odd, kwargs={"happens": fail})
 gym.register("Exits-v0", Odd, kwargs={"happens": lambda: os._exit(7)})
@@ -95,7 +110,19 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(ROOT)]))
     yield tmp_path
     sys.modules.pop("odd", None)
-    for name in ("Good", "Slow", "Raises", "Exits", "Nan", "Hangs", "Killed", "Terminated", "Once"):
+    for name in (
+        "Good",
+        "Absent",
+        "NoReset",
+        "Slow",
+        "Raises",
+        "Exits",
+        "Nan",
+        "Hangs",
+        "Killed",
+        "Terminated",
+        "Once",
+    ):
         gym.registry.pop(f"{name}-v0", None)
 
 
@@ -132,6 +159,17 @@ def cells(**more):
 def test_seeds(texts, seeds):
     assert notation.parse_seeds(texts, "--seeds") == seeds
     assert notation.parse_seeds([notation.seeds_as_text(seeds)], "") == sorted(seeds)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("100000", 100_000), ("20_000", 20_000), ("1e5", 100_000), ("1.5k", 1500), ("100K", 100_000), ("0.1m", 100_000),
+     ("1m", 1_000_000), ("2.5e3", 2500), ("999999999999999999999999999999.999k", 999999999999999999999999999999999)],
+)  # fmt: skip
+def test_timesteps_in_short(text, count):
+    """They are exact."""
+    assert notation.parse_count(text) == count
+    assert type(notation.parse_count(text)) is int
 
 
 @pytest.mark.parametrize(
@@ -265,6 +303,48 @@ def test_cells_of_a_grid():
     assert runs[1].config["hyperparameters"]["learning_rate"] == 1e-4
 
 
+def test_a_folder_name_fits(tmp_path):
+    """What is short is named in full; what no file system takes is cut, and each setting keeps a name of its own."""
+    keys = [f"k{n:02d}" for n in range(16)]
+    values = dict.fromkeys(keys, 0.125)
+    assert notation.setting_name({"k": "x" * 248}, "dqn") == "k=" + "x" * 248
+    whole = ",".join(f"{key}=0.12345678901" for key in keys)  # 16 * 17 + 15 = 287 characters
+    name = notation.setting_name(dict.fromkeys(keys, 0.12345678901), "dqn")
+    assert name == whole[:236] + "..." + hashlib.sha256(whole.encode()).hexdigest()[:12]
+    (tmp_path / f"dqn@{name}").mkdir()
+    assert len(f"dqn@{name}") == 255
+    assert notation.is_cut(name)
+    assert not notation.is_cut(notation.setting_name(values, "dqn"))
+    grid = {key: [0.12345678901] for key in keys[:-1]} | {keys[-1]: [0.1, 0.2]}
+    both = notation.setting_names(grid, "dqn", [notation.setting_name({k: v[-1] for k, v in grid.items()}, "dqn")])
+    assert len(set(both)) == 2
+    # Some keys of the grid are none of the agent's, and no name says which.
+    fewer = {key: values[-1] for key, values in list(grid.items())[1:]}
+    assert notation.setting_names(grid, "dqn", [notation.setting_name(fewer, "dqn")]) == []
+    assert notation.setting_names({"a": [1, 2], "b": [3]}, "dqn", ["a=1"]) == ["a=1", "a=2"]
+    assert notation.setting_names({"a": [1, 2]}, "dqn", [""]) == []
+    with pytest.raises(UserError, match="has too long a name for folders that name settings too: rename its file"):
+        notation.setting_name({"gamma": 0.9}, "x" * 250)
+
+
+LONG = ["batch_size=32", "buffer_size=1000", "exploration_final_eps=0.05", "exploration_fraction=0.125",
+        "exploration_initial_eps=1.0", "gamma=0.99", "gradient_steps=1", "learning_rate=1e-3,3e-3",
+        "learning_starts=20", "max_grad_norm=10.0", "n_steps=1", "optimize_memory_usage=false", "stats_window_size=100",
+        "target_update_interval=50", "tau=1.0", "train_freq=4"]  # fmt: skip
+
+
+def test_dry_run_names_a_setting_whose_folder_is_cut(place, capfd):
+    args = ["--agents", "dqn-adam", "--envs", "CartPole-v1", "--seeds", "0", "--timesteps", "1.5k"]
+    assert main([*args, "--grid", *LONG, "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    names = {line.split(" on CartPole-v1")[0] for line in lines[:2]}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {255}
+    assert "1,500 steps each; its folder's name is cut, the setting is hyperparameters.batch_size=32, " in lines[0]
+    assert "hyperparameters.learning_rate=0.001, " in lines[0]
+    assert "hyperparameters.learning_rate=0.003, " in lines[1]
+
+
 def test_cells_of_two_keys():
     found = cells(agents=["dqn", "ppo-adam"], grid={"gamma": [0.9, 0.99], "clip_range": [0.1]}, timesteps=7)
     assert [cell.folder.name for cell in found] == [
@@ -289,6 +369,38 @@ def test_cells_refused(more, says):
         cells(**more)
     assert says in str(error.value)
     assert "--set" not in str(error.value)
+
+
+def test_a_buffer_too_large_for_this_machine_may_fit_on_another(place):
+    huge = cells(agents=["dqn"], grid={"buffer_size": [1_000_000_000_000]})
+    with pytest.raises(
+        UserError, match=r"dqn@buffer_size=1000000000000 on CartPole-v1: cannot build DQN: Unable to alloc"
+    ):
+        _check_cells(huge, here=True)
+    _check_cells(huge, here=False)
+
+
+def test_cells_are_checked_on_one_environment(place):
+    """It is made once, for all agents and settings, and closed."""
+    made = []
+
+    class Counted(gym.Env):
+        action_space, observation_space = gym.spaces.Discrete(2), gym.spaces.Box(-1.0, 1.0, (2,))
+
+        def __init__(self):
+            made.append(self)
+
+        def close(self):
+            made.append("closed")
+
+    gym.register("Counted-v0", Counted, disable_env_checker=True)
+    try:
+        found = cells(agents=["ppo", "a2c-rmsprop"], envs=["Counted-v0"], grid={"gamma": [0.9, 0.99], "n_envs": [1, 3]})
+        assert len(found) == 8
+        _check_cells(found, here=True)
+    finally:
+        gym.registry.pop("Counted-v0")
+    assert [one == "closed" for one in made] == [False, True]
 
 
 # --- what is kept on disk -------------------------------------------------------------------------------------------
@@ -335,18 +447,26 @@ def test_values_that_are_none():
 
 
 def test_what_becomes_of_a_run_whose_process_failed(tmp_path):
+    never = RunFolder(tmp_path / "never")
+    assert worker.outcome_of_failure(never.path, {"agent": "a"}, "gone").reason == "gone"  # before there was a folder
+    assert never.config() == {"agent": "a"}
+    assert never.status() == {"state": "failed", "reason": "gone", "timestep": 0}
+    assert (never.path / "traceback.txt").read_text() == "gone\n"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    assert worker.outcome_of_failure(tmp_path / "notes", {"agent": "a"}, "refused").reason == "refused"
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
     folder = RunFolder(tmp_path / "run")
-    assert worker.outcome_of_failure(folder.path, "gone").reason == "gone"  # before there was a folder
     folder.path.mkdir()
     with contextlib.closing(folder):
         folder.start({"agent": "a"})
         folder.set_status("failed", reason="its own")
-    assert worker.outcome_of_failure(folder.path, "from outside").reason == "its own"
+    assert worker.outcome_of_failure(folder.path, {}, "from outside").reason == "its own"
     # The run was refused, and what is there is of the time before.
-    assert worker.outcome_of_failure(folder.path, "refused", said=False).reason == "refused"
+    assert worker.outcome_of_failure(folder.path, {}, "refused", said=False).reason == "refused"
     assert folder.status() == {"state": "failed", "reason": "refused"}
     folder.set_status("finished")
-    outcome = worker.outcome_of_failure(folder.path, "its process ended with exit status 1")
+    outcome = worker.outcome_of_failure(folder.path, {}, "its process ended with exit status 1")
     assert (outcome.state, outcome.reason) == ("finished", "")
     assert outcome.warnings == ("it is finished, but its process ended with exit status 1",)
     assert folder.status() == {"state": "finished"}
@@ -491,6 +611,7 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
         (["-j", "0"], "-j is 0"),
         (["-j", "1", "--scheduler", "tcp://x:1"], "not allowed with argument"),
         (["--timesteps", "1", "--budget", "1"], "not allowed with argument"),
+        (["--timesteps", "1e-3"], "--timesteps: '1e-3': expected a whole number such as 100000, 1e5, 100k or 1m"),
         (["--run-timeout", "0"], "--run-timeout is 0.0"),
         (["--checkpoint-interval", "-1"], "--checkpoint-interval is -1.0"),
         (["--seed", "9-0"], "the range 9-0 is empty"),
@@ -498,6 +619,22 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
         (["--out", "small.toml"], "small.toml is no folder"),
         (["--sceduler", "x"], "did you mean '--scheduler'?"),
         (["--agents", "dqn", "--envs", "odd:God-v0", "--seeds", "0"], "odd:God-v0 cannot be made"),
+        (
+            ["--agents", "ppo", "dqn", "--envs", "CartPole-v1", "Pendulum-v1", "--seeds", "0"],
+            "error: dqn on Pendulum-v1: DQN cannot act in Box(-2.0, 2.0, (1,), float32): it takes Discrete actions",
+        ),
+        (
+            ["--agents", "dqn", "--envs", "Pendulum-v1", "--seeds", "0", "--dry-run"],
+            "error: dqn on Pendulum-v1: DQN cannot act in Box(-2.0, 2.0, (1,), float32)",
+        ),
+        (
+            ["--agents", "ppo", "--envs", "CartPole-v1", "--seeds", "0", "--grid", "n_steps=64,1", "n_envs=1"],
+            "error: ppo@n_steps=1,n_envs=1 on CartPole-v1: cannot build PPO: `n_steps * n_envs` must be greater than 1",
+        ),
+        (
+            ["--agents", "maskable-ppo", "--envs", "CartPole-v1", "--seeds", "0"],
+            "error: maskable-ppo on CartPole-v1: maskable-ppo takes environments with a method action_masks()",
+        ),
         (["--agents", "small.toml", "sub/small.toml", "--envs", "CartPole-v1", "--seeds", "0"], "in the sweep twice"),
         (["--out", "small.toml/x", "--agents", "dqn-adam", "--envs", "CartPole-v1", "--seeds", "0"], "cannot write to"),
     ],
@@ -648,6 +785,36 @@ def test_a_sweep(place, capfd):
 
 
 @pytest.mark.slow
+def test_a_run_that_fails_before_it_begins(place, capfd):
+    """It leaves a folder with the reason, scores the floor, and is in the report."""
+    for name in ("Absent", "NoReset"):
+        (place / f"{name}-v0.toml").write_text(f'id = "odd:{name}-v0"\nfloor = -3.5\n')
+    assert sweep(*ARGS, "--envs", "Absent-v0.toml", "NoReset-v0.toml", "--trust", "--seeds", "0") == 1
+    err = capfd.readouterr().err
+    root = Path("results/sweep")
+    reasons = {
+        "Absent": "odd:Absent-v0 cannot be made: No module named 'engine'",
+        "NoReset": "ValueError: no track to drive on",
+    }
+    for row, (name, reason) in zip(sorted(table(root), key=lambda row: row["env"]), reasons.items(), strict=True):
+        assert (row["env"], row["state"], row["reason"]) == (f"odd:{name}-v0", "failed", reason)
+        assert (row["auc"], row["final_return"], row["timesteps"]) == ("-3.5", "-3.5", "0")
+        folder = root / f"odd-{name}-v0" / "small" / "seed-0"
+        assert f"{reason}; see {folder}\n" in err
+        assert json.loads((folder / "config.json").read_text())["env"]["id"] == f"odd:{name}-v0"
+        assert json.loads((folder / "status.json").read_text()) == {"state": "failed", "reason": reason, "timestep": 0}
+        assert reason in (folder / "traceback.txt").read_text()
+    found = load_results(root)
+    assert list(found.state) == ["failed", "failed"]
+    assert list(found.auc) == [-3.5, -3.5]
+    # Nothing is left to do, and what failed can be tried again.
+    assert sweep(*ARGS, "--name", "sweep", "--trust", "--dry-run") == 0
+    assert "2 runs, 0 finished, 2 failed, 0 to do" in capfd.readouterr().out
+    assert sweep(*ARGS, "--name", "sweep", "--trust", "--retry-failed", "--dry-run") == 0
+    assert "2 runs, 0 finished, 0 failed, 2 to do" in capfd.readouterr().out
+
+
+@pytest.mark.slow
 def test_none_waits_behind_a_long_one():
     """Tasks are begun in order, the third not by the worker that is at the first."""
 
@@ -676,7 +843,7 @@ def test_task_that_is_killed(place, monkeypatch, env, state, reason):
     monkeypatch.setattr(worker, "ATTEMPTS", 2)
     folder = place / "run"
     arguments = ("--agent", "small.toml", "--env", f"odd:{env}-v0", "--timesteps", "300", "--eval-episodes", "1")
-    outcome = worker.execute(worker.Task("x", arguments, str(folder), str(place), 120.0))
+    outcome = worker.execute(worker.Task("x", arguments, {}, str(folder), str(place), 120.0))
     assert (outcome.state, outcome.reason) == (state, reason)
     assert json.loads((folder / "status.json").read_text())["state"] == state
     assert " --out run " in json.loads((folder / "config.json").read_text())["provenance"]["command"]

@@ -44,6 +44,16 @@ def test_commands_of_the_page(zoo, tmp_path):
 
 
 @pytest.mark.long
+def test_a_search_without_a_rate(zoo, tmp_path):
+    (tmp_path / "search.py").write_text(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])
+    options = "--algo ppo --env CartPole-v1 -n 200 -optimize --n-trials 1 --n-evaluations 1 --no-optim-plots -params"
+    done = zoo(f"python search.py {options}", tmp_path, "policy:'alrao_rl.AlraoPolicy'")
+    assert done.returncode == 0, done.stderr
+    assert "n_epochs" in done.stdout
+    assert "learning_rate" not in done.stdout
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("algo", "env", "policy"),
     [

@@ -19,7 +19,7 @@ from alrao_rl._report import twice
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.load import SCORED, load_curves, load_results
-from alrao_rl.notation import parse_seeds, setting_name
+from alrao_rl.notation import parse_seeds, setting_names
 from alrao_rl.runs import flatten
 
 Choice: TypeAlias = Literal["", "tuned", "shared rate"]
@@ -222,10 +222,8 @@ class Study:
     def _cells_of(self, rows: pd.DataFrame) -> list[str]:
         """Settings of an agent: those that its runs have, and the rest of the grid's keys that they are named by."""
         seen = list(rows.cell.unique())
-        # A key that does nothing to an agent is in no name.
-        grid = {key: values for key, values in self.sweep["grid"].items() if any(f"{key}=" in cell for cell in seen)}
-        asked = [setting_name(dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
-        return list(dict.fromkeys([*asked, *seen])) if grid else seen or [""]
+        asked = setting_names(self.sweep["grid"], rows.agent.iloc[0], seen) if seen else []
+        return list(dict.fromkeys([*asked, *seen])) or [""]
 
     def missing(self) -> Iterator[tuple[str, str, str, int, list[tuple[int, str]]]]:
         """Environment, agent, setting, number of runs asked for, and those without a score, with the reason."""
