@@ -17,13 +17,13 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import first_value, is_number
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.runs import COLUMNS, STATES, check_manifest, flatten, read_json, read_run_file
+from alrao_rl.runs import COLUMNS, STATES, check_manifest, flatten, identity, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
 
 _FILES = {"config.json", "status.json", "episodes.csv"}
-_NOT_A_SETTING = ("agent", "env", "seed", "timesteps", "eval_episodes", "provenance")
+_NOT_A_SETTING = ("agent", "env", "seed", "timesteps")
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -321,7 +321,7 @@ def _settings(runs: list[_Run]) -> list[str]:
     readable = {run.path: run.config for run in runs if run.config}
     if not readable:
         return [""] * len(runs)
-    told = [{key: value for key, value in config.items() if key not in _NOT_A_SETTING} for config in readable.values()]
+    told = [{key: value for key, value in identity(config).items() if key not in _NOT_A_SETTING} for config in readable.values()]
     flat = [{key: json.dumps(value) for key, value in flatten(config)} for config in told]
     table = pd.DataFrame(flat).fillna("none")
     differs = table.groupby([config["agent"] for config in readable.values()]).transform("nunique") > 1

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,14 @@ from alrao_rl.errors import CommandLine, UserError, first_line, print_error, pri
 from alrao_rl.runs import (
     AGENTS,
     CHECKPOINT,
+    EVALUATION,
     MANIFEST,
     STATES,
     TRACEBACK,
     RunFolder,
     check_manifest,
     differences,
+    identity,
     write_atomically,
 )
 
@@ -42,6 +45,9 @@ PATIENCE, LIMIT = 6.0, 8.5
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """What ``--track`` takes; each is the name of its package."""
+
+DEFAULT_EVALUATION: dict[str, Any] = {"eval_episodes": 20, "eval_freq": None, "eval_budget": 0.1}
+"""Of the agent while it trains; no freq is a fiftieth of the timesteps."""
 
 
 def parser() -> CommandLine:
@@ -65,7 +71,7 @@ def parser() -> CommandLine:
     )  # fmt: skip
     p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
-    p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
+    add_evaluation_options(p, DEFAULT_EVALUATION)
     add_checkpoint_options(p)
     add_track(p)
     add_trust(p)
@@ -73,6 +79,23 @@ def parser() -> CommandLine:
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
     p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return p
+
+
+def add_evaluation_options(p: argparse.ArgumentParser, defaults: Mapping[str, Any] | None = None) -> None:
+    """Add ``--eval-freq``, ``--eval-episodes`` and ``--eval-budget``, which a sweep hands on to its runs."""
+    p.add_argument(
+        "--eval-freq", type=int, metavar="N", help="timesteps between evaluations (default: a fiftieth of the run)"
+    )
+    p.add_argument(
+        "--eval-episodes", type=int, metavar="N",
+        help="episodes an evaluation (default 20), fewer where the budget allows no more; 0: none at all, and the best "
+        "agent is the last one; neither training nor its scores depend on evaluations",
+    )  # fmt: skip
+    p.add_argument(
+        "--eval-budget", type=float, metavar="X",
+        help="at most X steps of evaluation for every timestep of training (default 0.1)",
+    )  # fmt: skip
+    p.set_defaults(**(defaults or {}))
 
 
 def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
@@ -91,6 +114,23 @@ def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
 def add_trust(p: argparse.ArgumentParser) -> None:
     """Add ``--trust``."""
     p.add_argument("--trust", action="store_true", help="import the package of an environment that a file names")
+
+
+def check_evaluation(args: argparse.Namespace) -> None:
+    """Refuse what cannot be evaluated by.
+
+    Raises:
+        UserError: with the value.
+    """
+    if args.eval_episodes is not None and not 0 <= args.eval_episodes <= recipes.MAX_COUNT:
+        raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number from 1, or 0 for none")
+    if args.eval_freq is not None and not 1 <= args.eval_freq <= recipes.MAX_COUNT:
+        raise UserError(f"--eval-freq is {args.eval_freq}, expected a whole number of timesteps, at least 1")
+    if args.eval_budget is not None and not 0 <= args.eval_budget <= recipes.MAX_COUNT:
+        raise UserError(
+            f"--eval-budget is {args.eval_budget}, expected a number of at least 0, such as 0.1 for a step of "
+            "evaluation every ten timesteps"
+        )
 
 
 def check_checkpoint_interval(args: argparse.Namespace) -> None:
@@ -153,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def from_arguments(args: argparse.Namespace) -> Recipe:
-    """Resolve the recipe that the arguments name."""
+    """Resolve the recipe that the arguments name; where that depends on the environment's actions, make it."""
     if args.algo is not None and args.algo not in recipes.ALGORITHMS:
         hint = suggest(args.algo, recipes.ALGORITHMS)
         raise UserError(f"--algo is {args.algo!r}, expected one of {', '.join(recipes.ALGORITHMS)}{hint}")
@@ -163,14 +203,18 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
         raise UserError(f"{missing} is missing: python -m alrao_rl.train --algo dqn --env CartPole-v1")
     if args.timesteps is not None and not 1 <= args.timesteps <= recipes.MAX_COUNT:
         raise UserError(f"--timesteps is {args.timesteps}, expected a whole number from 1 to {recipes.MAX_COUNT:,}")
-    if args.eval_episodes < 1:
-        raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number of at least 1")
+    check_evaluation(args)
     check_checkpoint_interval(args)
     check_track(args)
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
     kwargs = recipes.parse_env_kwargs(args.env_kwargs)
-    return recipes.resolve(agent, args.env, args.overrides, args.timesteps, kwargs, args.trust)
+    recipe = recipes.resolve(agent, args.env, args.overrides, args.timesteps, kwargs, args.trust)
+    if recipe.is_settled:
+        return recipe
+    from alrao_rl.envs import settle  # here, not above: it is of SB3, and of torch
+
+    return settle(recipe)
 
 
 # --- printing -------------------------------------------------------------------------------------------------------
@@ -231,8 +275,13 @@ def _label(recipe: Recipe, args: argparse.Namespace) -> str:
 
 
 def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
-    """What decides on the result of a run."""
-    return {**recipe.as_dict(), "seed": args.seed, "eval_episodes": args.eval_episodes}
+    """What ``config.json`` holds: what decides on the result of a run, and how it is evaluated on the way.
+
+    Of :data:`~alrao_rl.runs.EVALUATION`, which decides on no score, the first key is always there.
+    """
+    given = {key: getattr(args, key) for key in EVALUATION}
+    evaluation = {key: value for key, value in given.items() if value != DEFAULT_EVALUATION[key]}
+    return {**recipe.as_dict(), "seed": args.seed, "eval_episodes": args.eval_episodes, **evaluation}
 
 
 def train(recipe: Recipe, args: argparse.Namespace) -> int:
@@ -326,7 +375,7 @@ def _begin(
 
     def fits(state: dict[str, Any]) -> str | None:
         try:
-            if changed := list(differences(state["config"], config)):
+            if changed := list(differences(identity(state["config"]), identity(config))):
                 return f"it is of another configuration ({'; '.join(changed[:3])})"
             return folder.changed(state["logs"])
         except (AttributeError, KeyError, TypeError) as error:
@@ -360,8 +409,7 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     old = folder.config()
     if old is None:
         return False
-    old.pop("provenance", None)
-    changed = list(differences(old, config))
+    changed = list(differences(identity(old), identity(config)))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(

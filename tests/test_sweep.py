@@ -260,7 +260,7 @@ def test_cells_of_a_grid():
     assert [(run.seed, run.cell.agent) for run in runs if run.seed != 1] == [
         (0, "dqn"), (0, "dqn-adam"), (0, "dqn-adam"), (100, "dqn-adam"), (100, "dqn-adam"),
     ]  # fmt: skip
-    assert len({run.digest for run in runs}) == len(runs) == 8
+    assert len({run.digests for run in runs}) == len(runs) == 8
     assert runs[1].config["agent"] == "dqn-adam"
     assert runs[1].config["hyperparameters"]["learning_rate"] == 1e-4
 
