@@ -7,8 +7,10 @@ which an environment may draw, are put back.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -24,8 +26,79 @@ from alrao_rl.recipes import Recipe
 from alrao_rl.recorder import generator_state, set_generator_state
 
 Returns = np.ndarray[Any, np.dtype[np.float64]]
+RECENT = 20
+"""Episodes of training that an agent is judged by before it is evaluated."""
+KEPT = 0.3
+"""Share of the budget that is kept for the network at the end."""
 MOST_ENVIRONMENTS = 100
 """At a time; each plays its share of the episodes."""
+
+
+class Budget:
+    """How many steps evaluations may take, and when they are worth it.
+
+    What training itself shows costs nothing: an evaluation is of an agent whose recent episodes in training were, but
+    for their noise, as good as any before. It has as many episodes as can be paid for by how long they were. A share
+    of the budget is kept for the network at the end.
+
+    Args:
+        fraction: steps of evaluation for each timestep of training; never more.
+        timesteps: of the run.
+    """
+
+    def __init__(self, fraction: float, timesteps: int) -> None:
+        self._fraction, self._timesteps = fraction, timesteps
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        self._peak = -math.inf
+        """Best mean return of recent episodes so far."""
+        self._length = 0.0
+        """Steps an episode of the newest evaluation."""
+        self.spent = 0
+
+    def note(self, episodes: Iterable[tuple[float, float]]) -> None:
+        """Take note of episodes of training: returns and lengths."""
+        self._recent.extend(episodes)
+
+    def is_promising(self) -> bool:
+        """Whether the recent episodes of training were as good as any before, within a standard error."""
+        if not self._recent:
+            return False
+        returns = np.array(self._recent)[:, 0]
+        mean, error = float(returns.mean()), float(returns.std()) / math.sqrt(len(returns))
+        self._peak = max(self._peak, mean)
+        return mean + error >= self._peak
+
+    def share(self, wanted: int, timestep: int, last: bool) -> tuple[int, int]:
+        """What is left for an evaluation.
+
+        Args:
+            wanted: episodes.
+            timestep: of training.
+            last: whether training is over.
+
+        Returns:
+            Episodes, 0 to ``wanted``, and the steps that they may take.
+        """
+        if not self._recent:
+            return 0, 0
+        earned = self._fraction * (self._timesteps if last else min(timestep, (1 - KEPT) * self._timesteps))
+        steps = max(int(earned) - self.spent, 0)
+        length = max(float(np.array(self._recent)[:, 1].mean()), self._length, 1.0)
+        return min(wanted, int(steps / length)), steps
+
+    def spend(self, steps: int, episodes: int) -> None:
+        """Take note of an evaluation."""
+        self.spent += steps
+        self._length = steps / episodes
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"recent": list(self._recent), "peak": self._peak, "length": self._length, "spent": self.spent}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self._recent.extend(state["recent"])
+        self._peak, self._length, self.spent = state["peak"], state["length"], state["spent"]
 
 
 class Evaluator:
@@ -105,11 +178,16 @@ class Evaluator:
         self._make(n)
         # As evaluate_policy shares them out.
         shares = [_Share(env, (episodes + i) // n, steps) for i, env in enumerate(self._environments[:n])]
-        env = normalized(DummyVecEnv([lambda one=one: one for one in shares]), self._recipe.agent, training=False)
+        env = normalized(DummyVecEnv(list(map(_giving, shares))), self._recipe.agent, training=False)
         trained = model.get_vec_normalize_env()
         if isinstance(env, VecNormalize) and trained is not None:
             env.obs_rms = trained.obs_rms
         return env
+
+
+def _giving(env: gym.Env[Any, Any]) -> Callable[[], gym.Env[Any, Any]]:
+    """What SB3 takes for an environment that is there already."""
+    return lambda: env
 
 
 class _NoStepsLeftError(Exception):

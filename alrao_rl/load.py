@@ -321,7 +321,7 @@ def _settings(runs: list[_Run]) -> list[str]:
     readable = {run.path: run.config for run in runs if run.config}
     if not readable:
         return [""] * len(runs)
-    told = [{key: value for key, value in identity(config).items() if key not in _NOT_A_SETTING} for config in readable.values()]
+    told = [{k: v for k, v in identity(config).items() if k not in _NOT_A_SETTING} for config in readable.values()]
     flat = [{key: json.dumps(value) for key, value in flatten(config)} for config in told]
     table = pd.DataFrame(flat).fillna("none")
     differs = table.groupby([config["agent"] for config in readable.values()]).transform("nunique") > 1

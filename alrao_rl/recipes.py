@@ -671,7 +671,8 @@ def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str
     free = ("timesteps", "base_kwargs")
     keys = [part for before, part in zip(["", *path], path, strict=False) if part in known or before in ("", *free)]
     value = first.get("input")
-    hint = suggest(str(value), (*ALGORITHMS, *ACTIVATIONS, "scale", CONTINUOUS)) if first["type"] == "literal_error" else ""
+    words = (*ALGORITHMS, *ACTIVATIONS, "scale", CONTINUOUS)
+    hint = suggest(str(value), words) if first["type"] == "literal_error" else ""
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message[0].lower() + message[1:]
     if first["type"] == "missing":

@@ -321,8 +321,9 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         *map(type, env.get_attr("unwrapped")),
     )
     interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
+    evaluation = {key: getattr(args, key) for key in EVALUATION}
     callback = TrainingCallback(
-        recipe, folder, args.seed, args.eval_episodes, args.quiet, config, args.checkpoint_interval, interruption
+        recipe, folder, args.seed, evaluation, args.quiet, config, args.checkpoint_interval, interruption
     )
     process = os.getpid()
     with interruption:
@@ -497,11 +498,19 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
     trust = " --trust" if ":" in environment.id else ""
     try:
         steps, seconds = status["timesteps"], status["wall_seconds"]
+        best, last = status["best_return"], status["last_return"]
+        if best is None:
+            evaluated = "not evaluated (--eval-episodes and --eval-budget allowed no episode)"
+        else:
+            of_last = "not evaluated" if last is None else f"{last:.1f}"
+            evaluated = f"best evaluation {best:.1f} at step {status['best_timestep']:,}, last {of_last}"
+        which = "agent.safetensors is the last agent, as last.safetensors is"
+        if best is not None:
+            which = "agent.safetensors is the best agent, last.safetensors the last"
         return "\n".join([
-            f"{recipe.agent_name} on {environment.id}: best evaluation {status['best_return']:.1f} at step "
-            f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
+            f"{recipe.agent_name} on {environment.id}: {evaluated} ({scores or 'no reference score'})",
             f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
-            f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
+            f"files: {folder.path} ({which})",
             f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",
         ])  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:

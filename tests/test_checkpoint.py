@@ -72,13 +72,14 @@ def in_process(monkeypatch):
 
     def end(self):
         on_end(self)
-        final["state"] = dict(bits(take(self.model, self._evaluations)))
+        beside = {"evaluations": self._evaluations.state(), "budget": self._budget.state()}
+        final["state"] = dict(bits(take(self.model) | beside))
 
-    def put_back(state, model, evaluations):
-        lost = original(state, model, evaluations)
+    def put_back(state, model):
+        lost = original(state, model)
         if not lost:
             # All of it is back, also what may make no difference in so short a run.
-            assert differing(dict(bits(state)), dict(bits(take(model, evaluations)))) == []
+            assert differing(dict(bits(state)), dict(bits(take(model)))) == []
         return lost
 
     original, take = snapshot.put_back, snapshot.take
