@@ -28,7 +28,7 @@ from alrao_rl.recorder import generator_state, set_generator_state
 Returns = np.ndarray[Any, np.dtype[np.float64]]
 RECENT = 20
 """Episodes of training that an agent is judged by before it is evaluated."""
-KEPT = 0.3
+KEPT = 0.2
 """Share of the budget that is kept for the network at the end."""
 MOST_ENVIRONMENTS = 100
 """At a time; each plays its share of the episodes."""

@@ -302,7 +302,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     if _is_finished(folder, config):
         # A process may have been killed between its last two acts.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
-        return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
+        return _finished_before(recipe, folder, config, args.quiet)
     from alrao_rl.agent import build, check_device
     from alrao_rl.compiled import kernels
     from alrao_rl.envs import close, make_env
@@ -331,7 +331,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         try:
             # Another process may have finished it since.
             if _is_finished(folder, config):
-                return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
+                return _finished_before(recipe, folder, config, args.quiet)
             callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
             subject = Subject(folder, env_folder(recipe), _label(recipe, args), args.seed, args.quiet)
             with contextlib.closing(callback), tracked(model, args.track, subject):
@@ -435,6 +435,13 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
         if weights:  # what notebooks do not wait for
             check_manifest(folder.path, *weights)
     return finished
+
+
+def _finished_before(recipe: Recipe, folder: RunFolder, config: dict[str, Any], quiet: bool) -> int:
+    was, now = ({key: one[key] for key in EVALUATION if key in one} for one in (folder.config() or {}, config))
+    if changed := "; ".join(differences(was, now)):
+        print_warning(f"the run is finished and was evaluated otherwise ({changed})")
+    return _finish(recipe, folder, quiet, f"{folder.path} is finished:")
 
 
 def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:

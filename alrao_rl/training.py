@@ -25,14 +25,13 @@ from alrao_rl.sb3.callback import AlraoCallback
 from alrao_rl.sb3.policies import AlraoPolicyMixin
 
 N_EVALUATIONS = 50
-"""In a run, evenly spaced, the last one at its end: rows of ``heads.csv`` and ``timing.csv``; and if not told otherwise,
-places where the network may be evaluated."""
+"""Rows of ``heads.csv`` and ``timing.csv``, evenly spaced, the last at the end; by default also chances to evaluate."""
 
 CONFIRMATION = 4
 """A candidate for the best agent is evaluated by so many times more episodes, as long as it stays the best."""
 
-FIRST_ROUND = 4
-"""An evaluation begins with a quarter of its episodes."""
+FIRST_ROUND = 10
+"""An evaluation on the way begins with a tenth of the episodes that are affordable, and at least one."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -267,13 +266,14 @@ class TrainingCallback(AlraoCallback):
             self._save_agent("agent", mean, step)
 
     def _episodes_wanted(self, returns: Returns, last: bool) -> int:
-        """Episodes to play next, after these ``[n]``: a few, then twice as many in all, and again.
+        """Episodes to play next, after these ``[n]``: a few, then as many again, and again.
 
         The best of many noisy means is luck: what looks as good as the best so far has to show it in more episodes
         than the others, which are given up as soon as they are behind.
         """
         if not len(returns):
-            return -(-self._episodes // FIRST_ROUND)
+            affordable, _ = self._budget.share(self._episodes * FIRST_ROUND, self.num_timesteps, last)
+            return self._episodes if last else max(affordable // FIRST_ROUND, min(self._episodes, 1))
         most = self._episodes * (1 + CONFIRMATION) if self._leads(returns) else self._episodes if last else 0
         return max(min(len(returns), most - len(returns)), 0)
 

@@ -132,6 +132,8 @@ SHORT = [
     ("ppo", "CartPole-v1", 1024, (900, 1000), ["learning_rate=lin_1", "clip_range=lin_0.2"]),
     ("ppo-adam", "LunarLander-v3", 1152, (1100,), ["normalize_observations=scale"]),
     ("ppo", "Pendulum-v1", 1024, (950,), ["use_sde=true"]),
+    ("a2c-rmsprop", "Pendulum-v1", 900, (450, 800), ["normalize_observations=false"]),
+    ("dqn-adam", "CartPole-v1", 400, (310,), ["normalize_rewards=true"]),
     ("qrdqn", "CartPole-v1", 300, (200,), []),
     ("recurrent-ppo", "CartPoleNoVel-v1", 1024, (950,), []),
     ("recurrent-ppo-adam", "CartPole-v1", 1024, (920,), ["enable_critic_lstm=false"]),
