@@ -38,8 +38,8 @@ class Budget:
     """How many steps evaluations may take, and when they are worth it.
 
     What training itself shows costs nothing: an evaluation is of an agent whose recent episodes in training were, but
-    for their noise, as good as any before. It has as many episodes as can be paid for by how long they were. A share
-    of the budget is kept for the network at the end.
+    for their noise, as good as any before. It has as many episodes as can be paid for, at first by the longest of
+    those in training, then by its own. A share of the budget is kept for the network at the end.
 
     Args:
         fraction: steps of evaluation for each timestep of training; never more.
@@ -68,13 +68,14 @@ class Budget:
         self._peak = max(self._peak, mean)
         return mean + error >= self._peak
 
-    def share(self, wanted: int, timestep: int, last: bool) -> tuple[int, int]:
+    def share(self, wanted: int, timestep: int, last: bool, begun: bool = False) -> tuple[int, int]:
         """What is left for an evaluation.
 
         Args:
             wanted: episodes.
             timestep: of training.
             last: whether training is over.
+            begun: whether the network has played some already.
 
         Returns:
             Episodes, 0 to ``wanted``, and the steps that they may take.
@@ -83,7 +84,7 @@ class Budget:
             return 0, 0
         earned = self._fraction * (self._timesteps if last else min(timestep, (1 - KEPT) * self._timesteps))
         steps = max(int(earned) - self.spent, 0)
-        length = max(float(np.array(self._recent)[:, 1].mean()), self._length, 1.0)
+        length = max(self._length, 1.0 if begun else max(length for _, length in self._recent))
         return min(wanted, int(steps / length)), steps
 
     def spend(self, steps: int, episodes: int) -> None:

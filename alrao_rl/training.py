@@ -31,7 +31,7 @@ CONFIRMATION = 4
 """A candidate for the best agent is evaluated by so many times more episodes, as long as it stays the best."""
 
 FIRST_ROUND = 10
-"""An evaluation on the way begins with a tenth of the episodes that are affordable, and at least one."""
+"""An evaluation begins with a tenth of the episodes that are affordable, and at least one: they may turn out longer."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -248,7 +248,9 @@ class TrainingCallback(AlraoCallback):
         if self.model._n_updates == self._judged or not (self._budget.is_promising() or last):
             return
         returns = np.empty(0)
-        while (wanted := self._episodes_wanted(returns, last)) and (more := self._play(wanted, last)) is not None:
+        while (wanted := self._episodes_wanted(returns, last)) and (
+            more := self._play(wanted, last, len(returns) > 0)
+        ) is not None:
             returns = np.concatenate([returns, more])
         if not len(returns):
             return
@@ -273,17 +275,17 @@ class TrainingCallback(AlraoCallback):
         """
         if not len(returns):
             affordable, _ = self._budget.share(self._episodes * FIRST_ROUND, self.num_timesteps, last)
-            return self._episodes if last else max(affordable // FIRST_ROUND, min(self._episodes, 1))
+            return max(affordable // FIRST_ROUND, min(self._episodes, 1))
         most = self._episodes * (1 + CONFIRMATION) if self._leads(returns) else self._episodes if last else 0
         return max(min(len(returns), most - len(returns)), 0)
 
     def _leads(self, returns: Returns) -> bool:
         return self._best is None or bool(returns.mean() >= self._best[0])
 
-    def _play(self, wanted: int, last: bool) -> Returns | None:
+    def _play(self, wanted: int, last: bool, begun: bool) -> Returns | None:
         """Returns of so many episodes, or fewer where the budget allows no more; None where it allows none."""
         before = time.perf_counter()
-        episodes, most_steps = self._budget.share(wanted, self.num_timesteps, last)
+        episodes, most_steps = self._budget.share(wanted, self.num_timesteps, last, begun)
         if not episodes:
             return None
         returns, steps = self._evaluations.play(self.model, episodes, most_steps)

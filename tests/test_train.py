@@ -228,7 +228,7 @@ def test_a_network_is_evaluated_once(tmp_path, capfd):
 def test_a_candidate_is_evaluated_as_long_as_it_is_the_best(best, returns, last, episodes, mean):
     saved, asked, seen = [], [], iter(returns)
 
-    def play(wanted, last):
+    def play(wanted, last, begun):
         asked.append(wanted)
         return np.array([next(seen) for _ in range(wanted)])
 
