@@ -76,11 +76,11 @@ class TrainingCallback(AlraoCallback):
         self._episodes: int = evaluation["eval_episodes"]
         self._evaluations = Evaluator(recipe, seed)
         self._budget = Budget(evaluation["eval_budget"], recipe.timesteps)
-        self._best: tuple[float, int] | None = None
+        self._best: tuple[float, int, int] | None = None
         self._judged = 0
         """Updates of the network that was evaluated last; 0, the untrained one, is not evaluated."""
-        self._last: tuple[float, int] | None = None
-        """Of the network that was evaluated last: mean return and timestep."""
+        self._last: tuple[float, int, int] | None = None
+        """Of the network that was evaluated last: mean return, timestep and episodes."""
         self._returns: deque[float] = deque(maxlen=100)
         self._display = Display(recipe, quiet)
         self._started = time.perf_counter()
@@ -89,11 +89,11 @@ class TrainingCallback(AlraoCallback):
 
     def result(self) -> dict[str, Any]:
         """Scores of the run for ``status.json``; None for what was not evaluated."""
-        best = self._best or (None, self.num_timesteps)
+        best = self._best or self._end()
         return {
             "best_return": best[0],
             "best_timestep": best[1],
-            "last_return": self._return_of_last(),
+            "last_return": self._end()[0],
             "evaluation_steps": self._budget.spent,
             "wall_seconds": round(self._elapsed(), 1),
             "seconds_evaluating": round(self._evaluating, 1),
@@ -141,10 +141,9 @@ class TrainingCallback(AlraoCallback):
     def _on_training_end(self) -> None:
         self._judge(last=True)
         self._log()
-        step = self.num_timesteps
-        self._save_agent("last", self._return_of_last(), step)
+        self._save_agent("last", self._end())
         if self._best is None:
-            self._save_agent("agent", None, step)
+            self._save_agent("agent", self._end())
         self._display.update(self.recipe.timesteps, self._returns, self._weights, final=True)
 
     def close(self) -> None:
@@ -248,9 +247,7 @@ class TrainingCallback(AlraoCallback):
         if self.model._n_updates == self._judged or not (self._budget.is_promising() or last):
             return
         returns = np.empty(0)
-        while (wanted := self._episodes_wanted(returns, last)) and (
-            more := self._play(wanted, last, len(returns) > 0)
-        ) is not None:
+        while (more := self._play(self._episodes_wanted(returns, last), last, len(returns) > 0)) is not None:
             returns = np.concatenate([returns, more])
         if not len(returns):
             return
@@ -261,11 +258,11 @@ class TrainingCallback(AlraoCallback):
         # Under the name that SB3's own EvalCallback gives it.
         self.logger.record("eval/mean_reward", mean)
         self.logger.dump(step)
-        self._last = (mean, step)
+        self._last = (mean, step, len(returns))
         if self._leads(returns):
             self._best = self._last
             self.folder.flush()  # the agent's evaluation before the agent
-            self._save_agent("agent", mean, step)
+            self._save_agent("agent", self._best)
 
     def _episodes_wanted(self, returns: Returns, last: bool) -> int:
         """Episodes to play next, after these ``[n]``: a few, then as many again, and again.
@@ -283,7 +280,7 @@ class TrainingCallback(AlraoCallback):
         return self._best is None or bool(returns.mean() >= self._best[0])
 
     def _play(self, wanted: int, last: bool, begun: bool) -> Returns | None:
-        """Returns of so many episodes, or fewer where the budget allows no more; None where it allows none."""
+        """Returns of so many episodes, or fewer where the budget allows no more; None of none."""
         before = time.perf_counter()
         episodes, most_steps = self._budget.share(wanted, self.num_timesteps, last, begun)
         if not episodes:
@@ -293,14 +290,16 @@ class TrainingCallback(AlraoCallback):
         self._evaluating += time.perf_counter() - before
         return returns
 
-    def _return_of_last(self) -> float | None:
-        """Mean return of the network as it is; None where it was not evaluated."""
-        return self._last[0] if self._last is not None and self._judged == self.model._n_updates else None
+    def _end(self) -> tuple[float | None, int, int]:
+        """Mean return of the network as it is, timestep and episodes; None of none where it was not evaluated."""
+        mean, _, episodes = self._last or (None, 0, 0)
+        seen = self._judged == self.model._n_updates
+        return (mean, self.num_timesteps, episodes) if seen else (None, self.num_timesteps, 0)
 
-    def _save_agent(self, name: str, mean: float | None, step: int) -> None:
+    def _save_agent(self, name: str, evaluation: tuple[float | None, int, int]) -> None:
         environment = self.recipe.environment.model_dump(exclude_none=True, exclude={"timesteps"})
-        facts = {"environment": environment, "timestep": step, "mean_return": mean}
-        save_agent(self.model, self.recipe.agent, self.folder.path / name, **facts)
+        facts = dict(zip(("mean_return", "timestep", "eval_episodes"), evaluation, strict=True))
+        save_agent(self.model, self.recipe.agent, self.folder.path / name, environment=environment, **facts)
 
 
 class Display:

@@ -229,12 +229,14 @@ def test_a_candidate_is_evaluated_as_long_as_it_is_the_best(best, returns, last,
     saved, asked, seen = [], [], iter(returns)
 
     def play(wanted, last, begun):
+        if not wanted:
+            return None
         asked.append(wanted)
         return np.array([next(seen) for _ in range(wanted)])
 
     callback = SimpleNamespace(
         model=SimpleNamespace(_n_updates=1), folder=MagicMock(), logger=MagicMock(), num_timesteps=7, _judged=0,
-        _budget=MagicMock(share=lambda *args: (10, 10)), _episodes=1, _best=best and (best, 3), _play=play,
+        _budget=MagicMock(share=lambda *args: (10, 10)), _episodes=1, _best=best and (best, 3, 1), _play=play,
         _save_agent=lambda *args: saved.append(args),
     )  # fmt: skip
     for name in ("_episodes_wanted", "_leads"):
@@ -244,8 +246,8 @@ def test_a_candidate_is_evaluated_as_long_as_it_is_the_best(best, returns, last,
     assert asked == episodes
     step, n, found = callback.folder.append.call_args.args[1][0][:3]
     assert (step, n, found) == (7, len(returns), pytest.approx(mean))
-    assert saved == ([("agent", pytest.approx(mean), 7)] if mean >= (best or 0) else [])
-    assert callback._last == (pytest.approx(mean), 7)
+    assert callback._last == (pytest.approx(mean), 7, len(returns))
+    assert saved == ([("agent", callback._last)] if mean >= (best or 0) else [])
 
 
 def test_heads_are_a_distribution_over_increasing_rates(finished):
