@@ -722,7 +722,7 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         ([*DQN_ON_CARTPOLE, "--timesteps", "1" + 40 * "0"], "from 1 to 1,000,000,000,000"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "many"], "invalid int value: 'many'"),
         ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
-        ([*DQN_ON_CARTPOLE, "--eval-episodes", "0"], "--eval-episodes is 0, expected"),
+        ([*DQN_ON_CARTPOLE, "--eval-episodes", "-1"], "--eval-episodes is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cuda'?"),
         ([*DQN_ON_CARTPOLE, "--device", "nonsense", "--dry-run"], "--device is 'nonsense', expected cpu"),
         (["--algo", "dqn", "--env", ":CartPole-v1"], "there is no installed package ''"),
