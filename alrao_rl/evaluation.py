@@ -20,8 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from alrao_rl.envs import EVALUATION_SEED_OFFSET, make_one, normalized
-from alrao_rl.errors import first_line, print_warning
+from alrao_rl.envs import EVALUATION_SEED_OFFSET, close, make_one, normalized
 from alrao_rl.recipes import Recipe
 from alrao_rl.recorder import generator_state, set_generator_state
 
@@ -160,12 +159,9 @@ class Evaluator:
             set_generator_state(env.unwrapped, one)
 
     def close(self) -> None:
-        """Close the environments; what they raise then is a warning."""
-        for env in self._environments:
-            try:
-                env.close()
-            except Exception as error:
-                print_warning(f"the environment could not be closed: {type(error).__name__}: {first_line(error)}")
+        """Close the environments; what the first of them raises then is a warning."""
+        if self._environments:
+            close(DummyVecEnv(list(map(_giving, self._environments))))
 
     def _make(self, n: int) -> None:
         """Have so many environments, each with a seed of its own."""

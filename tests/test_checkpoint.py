@@ -702,7 +702,7 @@ def test_nothing_is_executed(tmp_path):
             load(folder)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": "alrao-rl checkpoint 9"}))
     with pytest.raises(
-        CheckpointError, match="its format is 'alrao-rl checkpoint 9', expected 'alrao-rl checkpoint 3'"
+        CheckpointError, match="its format is 'alrao-rl checkpoint 9', expected 'alrao-rl checkpoint 4'"
     ):
         load(folder)
 

@@ -157,7 +157,7 @@ def test_training_does_not_depend_on_evaluations(odd, tmp_path, agent):
     ways = [
         ["--eval-episodes", "0"],
         ["--eval-budget", "0"],
-        ["--eval-episodes", "20"],
+        ["--eval-episodes", "20", "--eval-budget", "0.1"],
         ["--eval-budget", "50", "--eval-freq", "7", "--eval-episodes", "3"],
     ]
     outs = [tmp_path / str(number) for number in range(len(ways))]

@@ -335,7 +335,7 @@ def test_path_of_an_agent_with_normalized_observations(tiny, tmp_path):
         "[hyperparameters]\nn_steps = 8\nbatch_size = 8\nn_epochs = 1\n[policy_options]\nnet_arch = [4]\n"
     )
     out = tmp_path / "run"
-    args = ["--agent", agent, "--env", "tiny:Tiny-v0", "--timesteps", 40, "--eval-episodes", 2, "--out", out, "--quiet"]
+    args = ["--agent", agent, "--env", "tiny:Tiny-v0", "--timesteps", 40, "--eval-budget", 9, "--out", out, "--quiet"]
     assert main([*map(str, args)]) == 0
     assert json.loads((out / "config.json").read_text())["agent"] == "mine"
     # PPO ends with a full rollout: the folder says how many steps were made.
@@ -538,7 +538,7 @@ def test_interrupted_before_a_checkpoint_it_is_started_anew(tiny, tmp_path, capf
     process = subprocess.Popen(command(*args, "--out", out), env=environment(tiny), stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
-        while not (out / "evaluations.csv").exists() or len(rows(out / "evaluations.csv")) < 3:
+        while not (out / "timing.csv").exists() or len(rows(out / "timing.csv")) < 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -642,7 +642,7 @@ def test_images_beside_vectors_that_are_normalised(tiny, tmp_path, capfd, algo):
     sets = DQN if algo == "dqn" else [*FAST, "--set", "n_steps=4", "--set", "batch_size=4"]
     assert main([*args, *sets, "--set", "normalize_observations=scale", "--out", str(tmp_path / "run")]) == 0
     assert capfd.readouterr().err == ""
-    assert len(rows(tmp_path / "run" / "evaluations.csv")) > 1
+    assert len(rows(tmp_path / "run" / "evaluations.csv")) > 0
 
 
 def test_an_environment_that_fails_when_it_is_closed(tiny, tmp_path, capfd):
@@ -658,7 +658,7 @@ def test_a_signal_after_the_end_leaves_a_finished_run_finished(tiny, tmp_path):
     args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "40", *DQN, "--out", "run"]
     # Of the training environments, which are closed last.
     code = (
-        "import sys; from alrao_rl import train as t, training; training.close = lambda env: None; "
+        "import sys; from alrao_rl import evaluation, train as t; evaluation.Evaluator.close = lambda self: None; "
         "t.PATIENCE, t.LIMIT = 0.5, 1.0; sys.exit(t.main(sys.argv[1:]))"
     )
     signalled = [sys.executable, "-c", code, *args, "--env-kwargs", 'close="signal"']
