@@ -146,6 +146,20 @@ def test_continued_run_is_the_same(train, tmp_path, capfd, agent, env, steps, st
     continues_exactly(train, tmp_path, capfd, arguments(agent, env, steps, *sets), stops)
 
 
+def test_continued_with_other_evaluations(train, tmp_path, capfd):
+    """Which is no other run: training goes on as it would have."""
+    args, out = arguments("ppo", "Pendulum-v1", 1024), tmp_path / "broken"
+    straight = train(args, tmp_path / "straight", interval=0)
+    train(args, out, stop_at=950)
+    capfd.readouterr()
+    other = train([*args, "--eval-episodes", "30", "--eval-freq", "10"], out)
+    assert [key for key in differing(straight, other) if not key.startswith(("/evaluations", "/budget"))] == []
+    assert capfd.readouterr().err == ""
+    for name in ("episodes.csv", "heads.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert json.loads((out / "config.json").read_text())["eval_freq"] == 10
+
+
 @pytest.mark.long
 def test_continued_run_of_an_atari_game(train, tmp_path, capfd):
     """Broken off after the first life was lost: the record begins with the game."""
