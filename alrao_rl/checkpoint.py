@@ -33,7 +33,7 @@ from safetensors.numpy import load_file
 from alrao_rl.errors import UserError, first_line
 from alrao_rl.ring import Ring, StoredRing
 
-FORMAT = "alrao-rl checkpoint 3"
+FORMAT = "alrao-rl checkpoint 4"
 KEPT = 2
 """Checkpoints kept: the newest, and the one before in case that is damaged."""
 MAX_SHARE = 0.05

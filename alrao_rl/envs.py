@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import gymnasium as gym
@@ -12,9 +15,9 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
-from alrao_rl import atari, registry
+from alrao_rl import atari, recipes, registry
 from alrao_rl.errors import UserError, first_line, print_warning, suggest
-from alrao_rl.recipes import Environment, Recipe
+from alrao_rl.recipes import Agent, Environment, Recipe
 from alrao_rl.recorder import RecordingMonitor
 
 EVALUATION_SEED_OFFSET = 1_000_000
@@ -44,25 +47,63 @@ def make_env(
     """
     n = n_envs or recipe.agent.n_envs
     env: VecEnv = DummyVecEnv([make or (lambda: make_one(recipe.environment, training))] * n)
-    if recipe.agent.normalize_observations:
-        env = _normalized(env, training, recipe.agent.normalize_observations)
+    env = normalized(env, settle(recipe).agent, training)
     env.seed(seed + (0 if training else EVALUATION_SEED_OFFSET))
     return env
 
 
-def _normalized(env: VecEnv, training: bool, how: bool | str) -> VecEnv:
-    """Normalise what has a mean and a variance: Box observations, but for images, which SB3 scales by itself."""
-    space = env.observation_space
+def settle(recipe: Recipe) -> Recipe:
+    """The recipe with true or false where its agent says "continuous", which depends on the environment's actions.
+
+    Makes one of the environment for it, once in a process.
+
+    Raises:
+        UserError: the environment cannot be made.
+    """
+    origins, values = dict(recipe.origins), {}
+    for name in recipes.NORMALIZATIONS:
+        if getattr(recipe.agent, name) == recipes.CONTINUOUS:
+            actions = _action_space(recipe.environment.model_dump_json(exclude={"timesteps"}))
+            values[name] = isinstance(actions, spaces.Box)
+            origin = origins[name][1]
+            origins[name] = (values[name], f'{origin}: "{recipes.CONTINUOUS}", and the actions are {actions}')
+    if not values:
+        return recipe
+    agent = Agent.model_validate(recipe.agent.model_dump(exclude_none=True) | values)
+    return replace(recipe, agent=agent, origins=origins)
+
+
+@cache
+def _action_space(environment: str) -> spaces.Space[Any]:
+    """Of an environment, given as JSON."""
+    env = make_one(Environment.model_construct(**json.loads(environment)))
+    env.close()
+    return env.action_space
+
+
+def normalized(env: VecEnv, agent: Agent, training: bool) -> VecEnv:
+    """The environments under SB3's VecNormalize as the agent asks for it; as they are where there is nothing to do.
+
+    What has a mean and a variance is normalised: Box observations, but for images, which SB3 scales by itself. Rewards
+    are in training only, and returns are counted below.
+    """
+    how, space = agent.normalize_observations, env.observation_space
     keys = None
     if isinstance(space, spaces.Dict):
         keys = [key for key, inner in space.spaces.items() if _has_statistics(inner)]
-    if not (keys or _has_statistics(space)):
+    norm_obs = bool(how and (keys or _has_statistics(space)))
+    norm_reward = bool(training and agent.normalize_rewards)
+    if not (norm_obs or norm_reward):
         return env
-    if isinstance(space, spaces.Dict) and any(map(_has_channels_last, space.values())):
+    if any(map(_has_channels_last, space.values() if isinstance(space, spaces.Dict) else [space])):
         # Below the normalisation: SB3 would do it above, and replay what was not transposed.
         env = VecTransposeImage(env)
-    normalizer = VecNormalize(env, training=training, norm_reward=False, norm_obs_keys=keys)
-    if how == "scale":
+    gamma = agent.hyperparameters.get("gamma", 0.99)  # SB3's default
+    normalizer = VecNormalize(
+        env, training=training, norm_obs=norm_obs, norm_reward=norm_reward, gamma=gamma,
+        norm_obs_keys=keys if norm_obs else None,
+    )  # fmt: skip
+    if norm_obs and how == "scale":
         normalizer.obs_rms = _uncentred(normalizer.obs_rms)
     return normalizer
 

@@ -18,13 +18,13 @@ from alrao_rl import stats
 from alrao_rl.checks import first_value, is_number
 from alrao_rl.errors import UserError, first_line
 from alrao_rl.provenance import PACKAGES, stretches
-from alrao_rl.runs import COLUMNS, STATES, check_manifest, flatten, read_json, read_run_file
+from alrao_rl.runs import COLUMNS, STATES, check_manifest, flatten, identity, read_json, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
 
 _FILES = {"config.json", "status.json", "episodes.csv"}
-_NOT_A_SETTING = ("agent", "env", "seed", "timesteps", "eval_episodes", "provenance")
+_NOT_A_SETTING = ("agent", "env", "seed", "timesteps")
 _NOT_A_VARIANT = ("id", "random_score", "reference_score", "floor")
 _NOT_OF_ENVIRONMENTS = {"alrao-rl", "sb3-contrib", *PACKAGES}
 """Distributions that decide on the agent's side of a run, or on every run."""
@@ -353,7 +353,7 @@ def _versions(config: Mapping[str, Any]) -> dict[str, str]:
 def _settings(runs: list[_Run]) -> list[str]:
     """For each run ``key=value, …`` of what differs between the configurations of its agent."""
     readable = [run for run in runs if run.config]
-    told = [{key: value for key, value in run.config.items() if key not in _NOT_A_SETTING} for run in readable]
+    told = [{key: one for key, one in identity(run.config).items() if key not in _NOT_A_SETTING} for run in readable]
     differing = _differing(map(_texts, told), [run.config["agent"] for run in readable])
     texts = {run.path: text for run, text in zip(readable, differing, strict=True)}
     return [texts.get(run.path, "") for run in runs]

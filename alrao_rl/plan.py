@@ -21,7 +21,7 @@ from alrao_rl import recipes, train
 from alrao_rl.errors import UserError
 from alrao_rl.notation import MAX_SEEDS, literal, parse_seeds, setting_name, toml_key
 from alrao_rl.recipes import Agent, Count, Recipe, Table
-from alrao_rl.runs import differences, flatten, write_atomically
+from alrao_rl.runs import EVALUATION, differences, flatten, identity, write_atomically
 
 MAX_RUNS = 100_000
 FILE = "sweep.toml"
@@ -45,7 +45,9 @@ class Sweep(Table):
     seeds: Annotated[Seeds, Field(min_length=1)]
     tuning_seeds: Seeds = Field(default_factory=list)
     grid: dict[str, Values] = Field(default_factory=dict)
-    eval_episodes: Count | None = None
+    eval_episodes: Annotated[int, Field(ge=0, le=recipes.MAX_COUNT)] | None = None
+    eval_freq: Count | None = None
+    eval_budget: Annotated[float, Field(ge=0, le=recipes.MAX_COUNT)] | None = None
     timesteps: Count | None = None
     budget: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
 
@@ -151,7 +153,7 @@ def extended(kept: Sweep, call: Sweep, where: str) -> Sweep:
 
 def _meaning(sweep: Sweep) -> dict[str, Any]:
     """What may not change: the length of runs, and which keys tell them apart."""
-    same = {key: getattr(sweep, key) for key in ("timesteps", "budget", "eval_episodes")}
+    same = {key: getattr(sweep, key) for key in ("timesteps", "budget")}
     return {**same, "keys of the grid": list(sweep.grid)}
 
 
@@ -227,9 +229,17 @@ class Run:
         return {**self.cell.config, "seed": self.seed}
 
     @property
-    def digest(self) -> str:
-        """The configuration in twelve digits: another one is another run, whatever its name is."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
+    def digests(self) -> tuple[str, str]:
+        """The configuration in twelve digits: another one is another run, whatever its name is.
+
+        The second is what earlier versions wrote, of the ``eval_episodes`` too.
+        """
+        config = identity(self.config)
+        return _digest(config), _digest({**config, "eval_episodes": self.config["eval_episodes"]})
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def cells(sweep: Sweep, trust: bool = False) -> list[Cell]:
@@ -288,8 +298,9 @@ def _refuse(key: str, agent: Agent) -> None:
 
 def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: bool) -> Cell:
     arguments = ["--agent", agent, "--env", env, *(["--trust"] if trust else [])]
-    if sweep.eval_episodes is not None:
-        arguments += ["--eval-episodes", str(sweep.eval_episodes)]
+    for key in EVALUATION:
+        if (given := getattr(sweep, key)) is not None:
+            arguments += [f"--{key.replace('_', '-')}", str(given)]
     for key, value in values.items():
         arguments += ["--set", f"{key}={literal(value)}"]
     try:

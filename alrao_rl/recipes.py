@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from alrao_rl.checks import LINEAR, first_value
 from alrao_rl.errors import UserError, first_line, suggest
@@ -214,16 +214,25 @@ class Agent(Table):
     """An agent file. Its hyperparameters and policy options are checked by the tables of its algorithm.
 
     ``normalize_observations`` concerns Box observations: true for mean 0 and standard deviation 1, "scale" for root
-    mean square 1; images and discrete ones are left as they are.
+    mean square 1; images and discrete ones are left as they are. ``normalize_rewards`` divides rewards by the standard
+    deviation of the discounted return, in training only. "continuous" stands for true where the actions are a Box and
+    for false elsewhere, see :func:`alrao_rl.envs.settle`.
     """
 
     algo: Literal[ALGORITHMS]  # type: ignore[valid-type]
     policy: Literal["alrao", "stock"]
     n_envs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    normalize_observations: Literal[True, False, "scale"] = False
+    normalize_observations: Literal[True, False, "scale", "continuous"] = False
+    normalize_rewards: Literal[True, False, "continuous"] | None = None
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     policy_options: dict[str, Any] = Field(default_factory=dict)
     alrao: AlraoOptions = AlraoOptions()
+
+    @field_validator("normalize_rewards")
+    @classmethod
+    def _false_is_absent(cls, value: bool | str | None) -> bool | str | None:
+        """A run's configuration has the key only where it does something, so that it is the one of before the key."""
+        return value or None
 
 
 class Environment(Table):
@@ -238,6 +247,10 @@ class Environment(Table):
     kwargs: Options = Field(default_factory=dict)
 
 
+NORMALIZATIONS = ("normalize_observations", "normalize_rewards")
+CONTINUOUS = "continuous"
+"""Of a normalisation: true where the actions are a Box."""
+
 DEFAULT_TIMESTEPS = {"dqn": 100_000, "a2c": 500_000, "ppo": 500_000}
 """Budgets for an environment without a file."""
 
@@ -251,6 +264,11 @@ class Recipe:
     environment: Environment
     timesteps: int
     origins: dict[str, tuple[Any, str]]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no value depends on the environment's actions, see :func:`alrao_rl.envs.settle`."""
+        return not any(getattr(self.agent, name) == CONTINUOUS for name in NORMALIZATIONS)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that decides on the result of the run but the seed, for ``config.json``."""
@@ -580,7 +598,7 @@ def place(key: str, agent: Agent, value: Any = None) -> list[str]:
     """
     hyperparameters = list(HYPERPARAMETERS[agent.algo].model_fields)
     options, alrao = list(POLICY_OPTIONS[agent.algo].model_fields), list(AlraoOptions.model_fields)
-    top = ["n_envs", "normalize_observations"]
+    top = ["n_envs", *NORMALIZATIONS]
     path = key.split(".")
     if len(path) == 1 and key in hyperparameters:
         path = ["hyperparameters", key]
@@ -665,7 +683,8 @@ def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str
     free = ("timesteps", "base_kwargs")
     keys = [part for before, part in zip(["", *path], path, strict=False) if part in known or before in ("", *free)]
     value = first.get("input")
-    hint = suggest(str(value), (*ALGORITHMS, *ACTIVATIONS, "scale")) if first["type"] == "literal_error" else ""
+    words = (*ALGORITHMS, *ACTIVATIONS, "scale", CONTINUOUS)
+    hint = suggest(str(value), words) if first["type"] == "literal_error" else ""
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message[0].lower() + message[1:]
     if first["type"] == "missing":

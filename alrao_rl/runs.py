@@ -39,6 +39,8 @@ COLUMNS = {
 AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))
 STATES = ("queued", "running", "interrupted", "finished", "failed")
 """Of a run folder."""
+EVALUATION = ("eval_episodes", "eval_freq", "eval_budget")
+"""Keys of ``config.json`` that decide on no score: training is the same however it is evaluated."""
 TRACEBACK = "traceback.txt"
 CHECKPOINT = "checkpoint"
 MANIFEST = "sha256.json"
@@ -365,6 +367,11 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run another run, of what ``config.json`` holds."""
+    return {key: value for key, value in config.items() if key not in ("provenance", *EVALUATION)}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -38,13 +38,12 @@ _EPISODES = ("ep_info_buffer", "ep_success_buffer")
 _NOISE = ("exploration_mat", "exploration_matrices")
 
 
-def take(model: BaseAlgorithm, evaluations: VecEnv) -> dict[str, Any]:
+def take(model: BaseAlgorithm) -> dict[str, Any]:
     """The state of training as a tree of plain values and arrays, most of them the model's own, not copies.
 
     Args:
         model: an SB3 algorithm that is about to collect a rollout, on environments of
             :func:`~alrao_rl.envs.make_env`.
-        evaluations: the environments of its evaluations.
     """
     noise = getattr(model.policy, "action_dist", None)
     return {
@@ -58,7 +57,6 @@ def take(model: BaseAlgorithm, evaluations: VecEnv) -> dict[str, Any]:
         "replay_buffer": _take_buffer(_buffer(model), model.num_timesteps),
         "environments": _take_environments(_environments(model)),
         "normalizer": _take_normalizer(model.get_vec_normalize_env()),
-        "evaluations": _take_evaluations(cast(DummyVecEnv, evaluations.unwrapped)),
         "action_space": generator_state(model.action_space),
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -67,7 +65,7 @@ def take(model: BaseAlgorithm, evaluations: VecEnv) -> dict[str, Any]:
     }
 
 
-def put_back(state: dict[str, Any], model: BaseAlgorithm, evaluations: VecEnv) -> dict[int, str]:
+def put_back(state: dict[str, Any], model: BaseAlgorithm) -> dict[int, str]:
     """Put back what :func:`take` gave, into a model that is built alike and about to collect its first rollout.
 
     Returns:
@@ -92,7 +90,6 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm, evaluations: VecEnv) -
     _put_normalizer(model.get_vec_normalize_env(), state["normalizer"])
     lost = _put_environments(_environments(model), state["environments"])
     _start_episodes(model, lost)
-    _put_evaluations(cast(DummyVecEnv, evaluations.unwrapped), state["evaluations"])
     # Last: an environment may have drawn from them while it was replayed.
     set_generator_state(model.action_space, state["action_space"])
     random.setstate(state["python"])
@@ -211,24 +208,6 @@ def _set_row(target: Any, source: Any, i: int) -> None:
             rows[i] = source[key][i]
     elif target is not None:
         target[i] = source[i]
-
-
-def _take_evaluations(venv: DummyVecEnv) -> list[dict[str, Any] | None]:
-    """Generators of the environments; None before their first reset, which will seed them.
-
-    Every evaluation begins with a reset: nothing else is left of the one before.
-    """
-    return [
-        None if seed is not None else generator_state(env.unwrapped)
-        for env, seed in zip(venv.envs, venv._seeds, strict=True)
-    ]
-
-
-def _put_evaluations(venv: DummyVecEnv, states: list[dict[str, Any] | None]) -> None:
-    for i, (env, state) in enumerate(zip(venv.envs, states, strict=True)):
-        if state is not None:
-            set_generator_state(env.unwrapped, state)
-            venv._seeds[i] = None  # the first reset took it
 
 
 # --- normalisation --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from alrao_rl.load import load_results
 from alrao_rl.plan import Run
 from alrao_rl.provenance import mismatches, stretches, versions
 from alrao_rl.rows import Row, Rows
-from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, check_manifest, differences, packed
+from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, check_manifest, differences, identity, packed
 
 _TAIL = 4096
 _RECENT = 20
@@ -46,18 +46,16 @@ def state(root: Path, run: Run, rows: Rows) -> State:
         UserError: the folder or the row is of another configuration.
     """
     folder, row = RunFolder(root / run.folder), rows.get(run.key)
-    if row is not None and row["configuration"] != run.digest:
+    if row is not None and row["configuration"] not in run.digests:
         raise UserError(
             f"{rows.path} has a row for {run.label} of another configuration, as by other recipes or another version "
             "of alrao-rl: choose another --name"
         )
     config = folder.config()
-    if config is not None:
-        config.pop("provenance", None)
-        if changed := list(differences(config, run.config)):
-            raise UserError(
-                f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}): choose another --name"
-            )
+    if config is not None and (changed := list(differences(identity(config), identity(run.config)))):
+        raise UserError(
+            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}): choose another --name"
+        )
     status = (folder.status() or {}) if config is not None else {}
     name, reason = status.get("state"), str(status.get("reason", ""))
     gone = config is None
@@ -155,7 +153,7 @@ def row(root: Path, run: Run, over: State, seconds: float | None = None) -> dict
     floor = environment.random_score if environment.floor is None else environment.floor
     result: dict[str, Any] = {
         **dict(zip(("env", "agent", "setting", "seed"), run.key, strict=True)),
-        "state": over.name, "reason": over.reason, "seconds": seconds, "configuration": run.digest,
+        "state": over.name, "reason": over.reason, "seconds": seconds, "configuration": run.digests[0],
         "auc": floor, "final_return": floor,
     }  # fmt: skip
     folder = root / run.folder

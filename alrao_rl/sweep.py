@@ -27,7 +27,7 @@ if __name__ == "__main__":  # the imports below take a moment
 from alrao_rl import train
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, say
 from alrao_rl.notation import is_cut, parse_count, parse_seeds, seeds_as_text
-from alrao_rl.runs import try_lock
+from alrao_rl.runs import EVALUATION, try_lock
 
 if TYPE_CHECKING:
     from alrao_rl.plan import Cell, Run, Sweep
@@ -76,7 +76,7 @@ def parser() -> CommandLine:
         "--timesteps", type=parse_count, metavar="N", help="environment steps of every run, such as 50000, 5e4 or 50k"
     )
     length.add_argument("--budget", type=float, metavar="X", help="times the environment's own timesteps (default 1)")
-    p.add_argument("--eval-episodes", type=int, metavar="N", help="episodes an evaluation (default 20)")
+    train.add_evaluation_options(p)
     where = p.add_mutually_exclusive_group()
     where.add_argument(
         "-j", "--jobs", type=int, metavar="N", help="runs at a time on this machine (default: its cores)"
@@ -187,6 +187,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"-j is {args.jobs}, expected a whole number from 1 to 1024")
     if args.run_timeout is not None and not 0 < args.run_timeout < float("inf"):
         raise UserError(f"--run-timeout is {args.run_timeout}, expected seconds above 0")
+    train.check_evaluation(args)
     train.check_checkpoint_interval(args)
     train.check_track(args)
 
@@ -200,7 +201,7 @@ def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     from alrao_rl import plan
 
     given = {} if args.file is None else plan.read(args.file)
-    for key in ("agents", "envs", "timesteps", "budget", "eval_episodes", "name"):
+    for key in ("agents", "envs", "timesteps", "budget", *EVALUATION, "name"):
         if (value := getattr(args, key)) is not None:
             given[key] = value
             # One length takes the place of the other.

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,14 @@ from alrao_rl.notation import parse_count, parse_seed
 from alrao_rl.runs import (
     AGENTS,
     CHECKPOINT,
+    EVALUATION,
     MANIFEST,
     STATES,
     TRACEBACK,
     RunFolder,
     check_manifest,
     differences,
+    identity,
     write_atomically,
 )
 
@@ -48,6 +50,9 @@ PATIENCE, LIMIT = 6.0, 8.5
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """What ``--track`` takes; each is the name of its package."""
+
+DEFAULT_EVALUATION: dict[str, Any] = {"eval_episodes": 20, "eval_freq": None, "eval_budget": 0.1}
+"""Of the agent while it trains; no freq is a fiftieth of the timesteps."""
 
 
 def parser() -> CommandLine:
@@ -76,7 +81,7 @@ def parser() -> CommandLine:
     )  # fmt: skip
     p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
-    p.add_argument("--eval-episodes", type=int, default=20, metavar="N", help="episodes an evaluation (default 20)")
+    add_evaluation_options(p, DEFAULT_EVALUATION)
     add_checkpoint_options(p)
     add_track(p)
     add_trust(p)
@@ -84,6 +89,26 @@ def parser() -> CommandLine:
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
     p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return p
+
+
+def add_evaluation_options(p: argparse.ArgumentParser, defaults: Mapping[str, Any] | None = None) -> None:
+    """Add ``--eval-freq``, ``--eval-episodes`` and ``--eval-budget``, which a sweep hands on to its runs."""
+    p.add_argument(
+        "--eval-freq",
+        type=parse_count,
+        metavar="N",
+        help="timesteps between evaluations (default: a fiftieth of the run)",
+    )
+    p.add_argument(
+        "--eval-episodes", type=int, metavar="N",
+        help="episodes an evaluation (default 20), fewer where the budget allows no more; 0: none at all, and the best "
+        "agent is the last one; neither training nor its scores depend on evaluations",
+    )  # fmt: skip
+    p.add_argument(
+        "--eval-budget", type=float, metavar="X",
+        help="at most X steps of evaluation for every timestep of training (default 0.1)",
+    )  # fmt: skip
+    p.set_defaults(**(defaults or {}))
 
 
 def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
@@ -102,6 +127,23 @@ def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
 def add_trust(p: argparse.ArgumentParser) -> None:
     """Add ``--trust``."""
     p.add_argument("--trust", action="store_true", help="import the package of an environment that a file names")
+
+
+def check_evaluation(args: argparse.Namespace) -> None:
+    """Refuse what cannot be evaluated by.
+
+    Raises:
+        UserError: with the value.
+    """
+    if args.eval_episodes is not None and not 0 <= args.eval_episodes <= recipes.MAX_COUNT:
+        raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number from 1, or 0 for none")
+    if args.eval_freq is not None and not 1 <= args.eval_freq <= recipes.MAX_COUNT:
+        raise UserError(f"--eval-freq is {args.eval_freq}, expected a whole number of timesteps, at least 1")
+    if args.eval_budget is not None and not 0 <= args.eval_budget <= recipes.MAX_COUNT:
+        raise UserError(
+            f"--eval-budget is {args.eval_budget}, expected a number of at least 0, such as 0.1 for a step of "
+            "evaluation every ten timesteps"
+        )
 
 
 def check_checkpoint_interval(args: argparse.Namespace) -> None:
@@ -164,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def from_arguments(args: argparse.Namespace) -> Recipe:
-    """Resolve the recipe that the arguments name."""
+    """Resolve the recipe that the arguments name; where that depends on the environment's actions, make it."""
     if args.algo is not None and args.algo not in recipes.ALGORITHMS:
         hint = suggest(args.algo, recipes.ALGORITHMS)
         raise UserError(f"--algo is {args.algo!r}, expected one of {', '.join(recipes.ALGORITHMS)}{hint}")
@@ -174,14 +216,18 @@ def from_arguments(args: argparse.Namespace) -> Recipe:
         raise UserError(f"{missing} is missing: python -m alrao_rl.train --algo dqn --env CartPole-v1")
     if args.timesteps is not None and not 1 <= args.timesteps <= recipes.MAX_COUNT:
         raise UserError(f"--timesteps is {args.timesteps}, expected a whole number from 1 to {recipes.MAX_COUNT:,}")
-    if args.eval_episodes < 1:
-        raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number of at least 1")
+    check_evaluation(args)
     check_checkpoint_interval(args)
     check_track(args)
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
     kwargs = recipes.parse_env_kwargs(args.env_kwargs)
-    return recipes.resolve(agent, args.env, args.overrides, args.timesteps, kwargs, args.trust)
+    recipe = recipes.resolve(agent, args.env, args.overrides, args.timesteps, kwargs, args.trust)
+    if recipe.is_settled:
+        return recipe
+    from alrao_rl.envs import settle  # here, not above: it is of SB3, and of torch
+
+    return settle(recipe)
 
 
 # --- printing -------------------------------------------------------------------------------------------------------
@@ -256,8 +302,13 @@ def _label(recipe: Recipe, args: argparse.Namespace) -> str:
 
 
 def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
-    """What decides on the result of a run."""
-    return {**recipe.as_dict(), "seed": args.seed, "eval_episodes": args.eval_episodes}
+    """What ``config.json`` holds: what decides on the result of a run, and how it is evaluated on the way.
+
+    Of :data:`~alrao_rl.runs.EVALUATION`, which decides on no score, the first key is always there.
+    """
+    given = {key: getattr(args, key) for key in EVALUATION}
+    evaluation = {key: value for key, value in given.items() if value != DEFAULT_EVALUATION[key]}
+    return {**recipe.as_dict(), "seed": args.seed, "eval_episodes": args.eval_episodes, **evaluation}
 
 
 def train(recipe: Recipe, args: argparse.Namespace) -> int:
@@ -278,7 +329,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     if _is_finished(folder, config):
         # A process may have been killed between its last two acts.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
-        return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
+        return _finished_before(recipe, folder, config, args.quiet)
     from alrao_rl.envs import close
     from alrao_rl.fast import kernels
     from alrao_rl.tracking import Subject, tracked
@@ -294,8 +345,9 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         *map(type, env.get_attr("unwrapped")),
     )
     interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
+    evaluation = {key: getattr(args, key) for key in EVALUATION}
     callback = TrainingCallback(
-        recipe, folder, args.seed, args.eval_episodes, args.quiet, config, args.checkpoint_interval, interruption
+        recipe, folder, args.seed, evaluation, args.quiet, config, args.checkpoint_interval, interruption
     )
     process = os.getpid()
     with interruption:
@@ -303,7 +355,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         try:
             # Another process may have finished it since.
             if _is_finished(folder, config):
-                return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
+                return _finished_before(recipe, folder, config, args.quiet)
             callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
             subject = Subject(folder, env_folder(recipe), _label(recipe, args), args.seed, args.quiet)
             with contextlib.closing(callback), tracked(model, args.track, subject):
@@ -348,7 +400,7 @@ def _begin(
 
     def fits(state: dict[str, Any]) -> str | None:
         try:
-            if changed := list(differences(state["config"], config)):
+            if changed := list(differences(identity(state["config"]), identity(config))):
                 return f"it is of another configuration ({'; '.join(changed[:3])})"
             return folder.changed(state["logs"])
         except (AttributeError, KeyError, TypeError) as error:
@@ -382,8 +434,7 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     old = folder.config()
     if old is None:
         return False
-    old.pop("provenance", None)
-    changed = list(differences(old, config))
+    changed = list(differences(identity(old), identity(config)))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
@@ -408,6 +459,13 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
         if weights:  # what notebooks do not wait for
             check_manifest(folder.path, *weights)
     return finished
+
+
+def _finished_before(recipe: Recipe, folder: RunFolder, config: dict[str, Any], quiet: bool) -> int:
+    was, now = ({key: one[key] for key in EVALUATION if key in one} for one in (folder.config() or {}, config))
+    if changed := "; ".join(differences(was, now)):
+        print_warning(f"the run is finished and was evaluated otherwise ({changed})")
+    return _finish(recipe, folder, quiet, f"{folder.path} is finished:")
 
 
 def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:
@@ -471,11 +529,19 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
     trust = " --trust" if ":" in environment.id else ""
     try:
         steps, seconds = status["timesteps"], status["wall_seconds"]
+        best, last = status["best_return"], status["last_return"]
+        if best is None:
+            evaluated = "not evaluated (--eval-episodes and --eval-budget allowed no episode)"
+        else:
+            of_last = "not evaluated" if last is None else f"{last:.1f}"
+            evaluated = f"best evaluation {best:.1f} at step {status['best_timestep']:,}, last {of_last}"
+        which = "agent.safetensors is the last agent, as last.safetensors is"
+        if best is not None:
+            which = "agent.safetensors is the best agent, last.safetensors the last"
         return "\n".join([
-            f"{recipe.agent_name} on {environment.id}: best evaluation {status['best_return']:.1f} at step "
-            f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
+            f"{recipe.agent_name} on {environment.id}: {evaluated} ({scores or 'no reference score'})",
             f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
-            f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
+            f"files: {folder.path} ({which})",
             f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",
         ])  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:

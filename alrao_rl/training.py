@@ -12,14 +12,12 @@ import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
-from alrao_rl.envs import close, make_env
 from alrao_rl.errors import print_warning, say
+from alrao_rl.evaluation import Budget, Evaluator, Returns
 from alrao_rl.interruption import Interruption
 from alrao_rl.recipes import Recipe
 from alrao_rl.runs import AGENTS, CHECKPOINT, RunFolder
@@ -27,22 +25,26 @@ from alrao_rl.sb3.callback import AlraoCallback
 from alrao_rl.sb3.policies import AlraoPolicyMixin
 
 N_EVALUATIONS = 50
-"""Evaluations in a run, evenly spaced, the last one at its end; fewer if the network is updated less often."""
+"""Rows of ``heads.csv`` and ``timing.csv``, evenly spaced, the last at the end; by default also chances to evaluate."""
 
 CONFIRMATION = 4
-"""A candidate for the best agent is evaluated so many times more, as long as it stays the best."""
+"""A candidate for the best agent is evaluated by so many times more episodes, as long as it stays the best."""
+
+FIRST_ROUND = 10
+"""An evaluation begins with a tenth of the episodes that are affordable, and at least one: they may turn out longer."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class TrainingCallback(AlraoCallback):
-    """Writes a run folder: every episode, 50 evaluations on environments of their own, the best and the last agent.
+    """Writes a run folder: every episode, evaluations on environments of their own, the best and the last agent.
 
     Args:
         recipe: what is trained.
         folder: where to write; open before training starts.
         seed: of the evaluation environments.
-        eval_episodes: episodes an evaluation.
+        evaluation: ``eval_episodes`` an evaluation, ``eval_freq`` in timesteps, None for a fiftieth of the run, and
+            ``eval_budget``, steps of evaluation for each timestep.
         quiet: show nothing.
         config: what a checkpoint has to agree with to be continued from.
         checkpoint_interval: wall seconds between checkpoints; 0 for none.
@@ -57,7 +59,7 @@ class TrainingCallback(AlraoCallback):
         recipe: Recipe,
         folder: RunFolder,
         seed: int,
-        eval_episodes: int,
+        evaluation: Mapping[str, Any],
         quiet: bool,
         config: Mapping[str, Any],
         checkpoint_interval: float,
@@ -67,32 +69,32 @@ class TrainingCallback(AlraoCallback):
         self.config, self.checkpoints = config, Checkpoints(folder.path / CHECKPOINT)
         self._timer, self._wanted = Timer(checkpoint_interval), checkpoint_interval > 0
         self._interruption = interruption
-        self.recipe, self.folder, self.eval_episodes = recipe, folder, eval_episodes
-        self._evaluations = make_env(recipe, seed, training=False, n_envs=min(eval_episodes, 100))
+        self.recipe, self.folder = recipe, folder
         self._interval = max(recipe.timesteps // N_EVALUATIONS, 1)
-        self._next = self._interval
-        self._best: tuple[float, int] | None = None
-        self._judged = -1
-        """Updates of the network that was evaluated last."""
-        self._last: tuple[float, int] = (float("nan"), 0)
+        self._eval_freq = evaluation["eval_freq"] or self._interval
+        self._next, self._next_evaluation = self._interval, self._eval_freq
+        self._episodes: int = evaluation["eval_episodes"]
+        self._evaluations = Evaluator(recipe, seed)
+        self._budget = Budget(evaluation["eval_budget"], recipe.timesteps)
+        self._best: tuple[float, int, int] | None = None
+        self._judged = 0
+        """Updates of the network that was evaluated last; 0, the untrained one, is not evaluated."""
+        self._last: tuple[float, int, int] | None = None
+        """Of the network that was evaluated last: mean return, timestep and episodes."""
         self._returns: deque[float] = deque(maxlen=100)
         self._display = Display(recipe, quiet)
         self._started = time.perf_counter()
         self._evaluating = 0.0
         self._restarts: list[dict[str, Any]] = []
-        self._evaluate_policy: Callable[..., Any] = evaluate_policy
-        if recipe.agent.algo == "maskable-ppo":
-            from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_under_masks
-
-            self._evaluate_policy = evaluate_under_masks
 
     def result(self) -> dict[str, Any]:
-        """Scores of the run for ``status.json``."""
-        best = self._best or self._last
+        """Scores of the run for ``status.json``; None for what was not evaluated."""
+        best = self._best or self._end()
         return {
             "best_return": best[0],
             "best_timestep": best[1],
-            "last_return": self._last[0],
+            "last_return": self._end()[0],
+            "evaluation_steps": self._budget.spent,
             "wall_seconds": round(self._elapsed(), 1),
             "seconds_evaluating": round(self._evaluating, 1),
             **({"restarted_episodes": self._restarts} if self._restarts else {}),
@@ -124,22 +126,30 @@ class TrainingCallback(AlraoCallback):
         if rows:
             self.folder.append("episodes.csv", rows)
             self._returns.extend(row[1] for row in rows)
-        # The last step has its evaluation in _on_training_end: there the last update is done.
-        if self.num_timesteps >= self._next and self.num_timesteps < self.recipe.timesteps:
-            self._next += self._interval
-            self._evaluate()
+            self._budget.note(row[1:] for row in rows)
+        # The last step has its turn in _on_training_end: there the last update is done.
+        if self.num_timesteps < self.recipe.timesteps:
+            if self.num_timesteps >= self._next_evaluation:
+                self._next_evaluation += self._eval_freq
+                self._judge()
+            if self.num_timesteps >= self._next:
+                self._next += self._interval
+                self._log()
         self._display.update(self.num_timesteps, self._returns, self._weights)
         return True
 
     def _on_training_end(self) -> None:
-        self._evaluate(last=True)
-        save_agent(self.model, self.recipe.agent, self.folder.path / "last", **self._facts(*self._last))
+        self._judge(last=True)
+        self._log()
+        self._save_agent("last", self._end())
+        if self._best is None:
+            self._save_agent("agent", self._end())
         self._display.update(self.recipe.timesteps, self._returns, self._weights, final=True)
 
     def close(self) -> None:
         """Give the terminal and the evaluation environments back, also after a failure."""
         self._display.stop()
-        close(self._evaluations)
+        self._evaluations.close()
 
     def lost_heads(self) -> int:
         """How often a head was replaced because it was not finite."""
@@ -156,10 +166,13 @@ class TrainingCallback(AlraoCallback):
             "step": self.num_timesteps,
             "config": self.config,
             "logs": self.folder.logs(),
-            "training": snapshot.take(self.model, self._evaluations),
+            "training": snapshot.take(self.model),
+            "evaluations": self._evaluations.state(),
             "callback": {
                 "n_calls": self.n_calls,
                 "next": self._next,
+                "next_evaluation": self._next_evaluation,
+                "budget": self._budget.state(),
                 "best": self._best,
                 "judged": self._judged,
                 "last": self._last,
@@ -189,10 +202,14 @@ class TrainingCallback(AlraoCallback):
         mine = saved.state["callback"]
         self._next, self._best, self._last = mine["next"], mine["best"], mine["last"]
         self._judged = mine["judged"]
+        # Another one if it is evaluated otherwise from here on.
+        self._next_evaluation = min(mine["next_evaluation"], saved.state["step"] + self._eval_freq)
+        self._budget.put_back(mine["budget"])
+        self._evaluations.put_back(saved.state["evaluations"])
         self._returns.extend(mine["returns"])
         self._evaluating, self._restarts = mine["evaluating"], mine["restarts"]
         self._started = time.perf_counter() - mine["elapsed"]
-        lost = snapshot.put_back(saved.state["training"], self.model, self._evaluations)
+        lost = snapshot.put_back(saved.state["training"], self.model)
         self.n_calls, self.num_timesteps = mine["n_calls"], self.model.num_timesteps
         self.model._num_timesteps_at_start = self.num_timesteps  # SB3's time/fps counts from here
         for number, reason in lost.items():
@@ -206,10 +223,8 @@ class TrainingCallback(AlraoCallback):
         policy = self.model.policy
         return policy.alrao_stats() if isinstance(policy, AlraoPolicyMixin) else {}
 
-    def _evaluate(self, last: bool = False) -> None:
-        """Evaluate, unless it is the network that was evaluated last, as within a rollout, and write all logs."""
-        if last or self.model._n_updates != self._judged:
-            self._judge()
+    def _log(self) -> None:
+        """Write all logs."""
         step = self.num_timesteps
         self.folder.append(
             "heads.csv",
@@ -225,49 +240,66 @@ class TrainingCallback(AlraoCallback):
         training = elapsed - self._evaluating
         self.folder.append("timing.csv", [(step, round(elapsed, 3), round(step / max(training, 1e-9), 1))])
         self.folder.flush()
-        self._display.evaluated(step, self._last[0])
+        self._display.logged(step, None if self._last is None else self._last[0])
 
-    def _judge(self) -> None:
-        before = time.perf_counter()
-        if isinstance(self._evaluations, VecNormalize):
-            sync_envs_normalization(self.training_env, self._evaluations)
-        returns = self._play()
-        # The best of fifty noisy means is luck: what looks better than the best so far has to show it again, and again.
-        new, self._judged = self.model._n_updates != self._judged, self.model._n_updates
-        confirmed = 0
-        while (leads := new and (self._best is None or returns.mean() > self._best[0])) and confirmed < CONFIRMATION:
-            returns = np.concatenate([returns, self._play()])
-            confirmed += 1
-        self._evaluating += time.perf_counter() - before
+    def _judge(self, last: bool = False) -> None:
+        """Evaluate the network, if that is worth its steps, and keep it if none was better."""
+        if self.model._n_updates == self._judged or not (self._budget.is_promising() or last):
+            return
+        returns = np.empty(0)
+        while (more := self._play(self._episodes_wanted(returns, last), last, len(returns) > 0)) is not None:
+            returns = np.concatenate([returns, more])
+        if not len(returns):
+            return
+        self._judged = self.model._n_updates
         mean, step = float(returns.mean()), self.num_timesteps
         row = (step, len(returns), mean, float(returns.std()), float(returns.min()), float(returns.max()))
         self.folder.append("evaluations.csv", [row])
         # Under the name that SB3's own EvalCallback gives it.
         self.logger.record("eval/mean_reward", mean)
         self.logger.dump(step)
-        self._last = (mean, step)
-        if leads:
+        self._last = (mean, step, len(returns))
+        if self._leads(returns):
             self._best = self._last
             self.folder.flush()  # the agent's evaluation before the agent
-            save_agent(self.model, self.recipe.agent, self.folder.path / "agent", **self._facts(mean, step))
+            self._save_agent("agent", self._best)
 
-    def _play(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Returns of the episodes of one evaluation, with the most likely actions."""
-        policy = self.model.policy
-        policy.set_training_mode(False)
-        # SB3's ``predict`` does it again at every step: a walk through all modules, a sixth of an evaluation.
-        policy.set_training_mode = lambda mode: None  # type: ignore[method-assign]
-        try:
-            returns, _ = self._evaluate_policy(
-                self.model, self._evaluations, self.eval_episodes, deterministic=True, return_episode_rewards=True
-            )
-        finally:
-            del policy.set_training_mode
-        return np.asarray(returns, dtype=np.float64)
+    def _episodes_wanted(self, returns: Returns, last: bool) -> int:
+        """Episodes to play next, after these ``[n]``: a few, then as many again, and again.
 
-    def _facts(self, mean: float, step: int) -> dict[str, Any]:
+        The best of many noisy means is luck: what looks as good as the best so far has to show it in more episodes
+        than the others, which are given up as soon as they are behind.
+        """
+        if not len(returns):
+            affordable, _ = self._budget.share(self._episodes * FIRST_ROUND, self.num_timesteps, last)
+            return max(affordable // FIRST_ROUND, min(self._episodes, 1))
+        most = self._episodes * (1 + CONFIRMATION) if self._leads(returns) else self._episodes if last else 0
+        return max(min(len(returns), most - len(returns)), 0)
+
+    def _leads(self, returns: Returns) -> bool:
+        return self._best is None or bool(returns.mean() >= self._best[0])
+
+    def _play(self, wanted: int, last: bool, begun: bool) -> Returns | None:
+        """Returns of so many episodes, or fewer where the budget allows no more; None of none."""
+        before = time.perf_counter()
+        episodes, most_steps = self._budget.share(wanted, self.num_timesteps, last, begun)
+        if not episodes:
+            return None
+        returns, steps = self._evaluations.play(self.model, episodes, most_steps)
+        self._budget.spend(steps, episodes)
+        self._evaluating += time.perf_counter() - before
+        return returns
+
+    def _end(self) -> tuple[float | None, int, int]:
+        """Mean return of the network as it is, timestep and episodes; None of none where it was not evaluated."""
+        mean, _, episodes = self._last or (None, 0, 0)
+        seen = self._judged == self.model._n_updates
+        return (mean, self.num_timesteps, episodes) if seen else (None, self.num_timesteps, 0)
+
+    def _save_agent(self, name: str, evaluation: tuple[float | None, int, int]) -> None:
         environment = self.recipe.environment.model_dump(exclude_none=True, exclude={"timesteps"})
-        return {"environment": environment, "timestep": step, "mean_return": mean, "eval_episodes": self.eval_episodes}
+        facts = dict(zip(("mean_return", "timestep", "eval_episodes"), evaluation, strict=True))
+        save_agent(self.model, self.recipe.agent, self.folder.path / name, environment=environment, **facts)
 
 
 class Display:
@@ -306,7 +338,7 @@ class Display:
     def update(
         self, step: int, returns: Sequence[float], weights: Callable[[], dict[str, Any]], final: bool = False
     ) -> None:
-        """Show the state, in a terminal four times a second, elsewhere with the next evaluation."""
+        """Show the state, in a terminal four times a second, elsewhere with the next row of the logs."""
         self._returns, self._weights = returns, weights
         if not self._live:
             return
@@ -322,8 +354,8 @@ class Display:
         with contextlib.suppress(OSError):  # the terminal may have gone away
             self._screen.update(Group(self._progress, bars), refresh=True)
 
-    def evaluated(self, step: int, mean: float) -> None:
-        """Say the result of an evaluation where there is no live bar."""
+    def logged(self, step: int, evaluation: float | None) -> None:
+        """Say how far it is where there is no live bar, with the mean return of the newest evaluation, if any."""
         if self._live or self._quiet:
             return
         seconds = max(time.perf_counter() - self._started, 1e-9)
@@ -331,8 +363,9 @@ class Display:
         left = (self._total - step) * seconds / done
         score = f"{np.mean(self._returns):.1f}" if self._returns else "-"
         bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in self._weights().items())
+        evaluated = "" if evaluation is None else f"evaluation {evaluation:.1f}, "
         say(
-            f"step {min(step, self._total):,} of {self._total:,}: return {score}, evaluation {mean:.1f}, "
+            f"step {min(step, self._total):,} of {self._total:,}: return {score}, {evaluated}"
             f"{done / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}"
         )
 

@@ -26,7 +26,7 @@ net_arch = [8]
 """
 """An agent file whose runs take seconds."""
 # What a cheap run needs; every part of an algorithm still has its turn.
-FAST = ["--eval-episodes", "1", "--quiet", "--set", "net_arch=[8]"]
+FAST = ["--eval-episodes", "1", "--eval-budget", "5", "--quiet", "--set", "net_arch=[8]"]
 HEADS = ["--set", "alrao.n_heads=3"]
 DQN = ["learning_starts=100", "batch_size=8", "target_update_interval=50", "buffer_size=300", "gradient_steps=2"]
 PPO = ["n_steps=32", "n_epochs=2", "n_envs=4", "batch_size=32"]

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from alrao_rl import load_agent, recipes, save_agent
 from alrao_rl.agent import _digest, build, decode_space, encode_space, read_agent
-from alrao_rl.envs import _normalized, make_one
+from alrao_rl.envs import make_one, normalized
 from alrao_rl.errors import UserError
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
@@ -70,8 +70,7 @@ def make_agent(algo, policy="alrao", **more):
 
 def make_model(agent, observations, actions, steps=16):
     env = DummyVecEnv([lambda: RandomEnv(observations, actions)] * agent.n_envs)
-    if agent.normalize_observations:
-        env = _normalized(env, True, agent.normalize_observations)
+    env = normalized(env, agent, True)
     model = build(agent, env, seed=0)
     return model.learn(steps) if steps else model
 

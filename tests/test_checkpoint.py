@@ -72,13 +72,14 @@ def in_process(monkeypatch):
 
     def end(self):
         on_end(self)
-        final["state"] = dict(bits(take(self.model, self._evaluations)))
+        beside = {"evaluations": self._evaluations.state(), "budget": self._budget.state()}
+        final["state"] = dict(bits(take(self.model) | beside))
 
-    def put_back(state, model, evaluations):
-        lost = original(state, model, evaluations)
+    def put_back(state, model):
+        lost = original(state, model)
         if not lost:
             # All of it is back, also what may make no difference in so short a run.
-            assert differing(dict(bits(state)), dict(bits(take(model, evaluations)))) == []
+            assert differing(dict(bits(state)), dict(bits(take(model)))) == []
         return lost
 
     original, take = snapshot.put_back, snapshot.take
@@ -131,6 +132,8 @@ SHORT = [
     ("ppo", "CartPole-v1", 1024, (900, 1000), ["learning_rate=lin_1", "clip_range=lin_0.2"]),
     ("ppo-adam", "LunarLander-v3", 1152, (1100,), ["normalize_observations=scale"]),
     ("ppo", "Pendulum-v1", 1024, (950,), ["use_sde=true"]),
+    ("a2c-rmsprop", "Pendulum-v1", 900, (450, 800), ["normalize_observations=false"]),
+    ("dqn-adam", "CartPole-v1", 400, (310,), ["normalize_rewards=true"]),
     ("qrdqn", "CartPole-v1", 300, (200,), []),
     ("recurrent-ppo", "CartPoleNoVel-v1", 1024, (950,), []),
     ("recurrent-ppo-adam", "CartPole-v1", 1024, (920,), ["enable_critic_lstm=false"]),
@@ -141,6 +144,20 @@ SHORT = [
 @pytest.mark.parametrize(("agent", "env", "steps", "stops", "sets"), SHORT, ids=lambda value: str(value))
 def test_continued_run_is_the_same(train, tmp_path, capfd, agent, env, steps, stops, sets):
     continues_exactly(train, tmp_path, capfd, arguments(agent, env, steps, *sets), stops)
+
+
+def test_continued_with_other_evaluations(train, tmp_path, capfd):
+    """Which is no other run: training goes on as it would have."""
+    args, out = arguments("ppo", "Pendulum-v1", 1024), tmp_path / "broken"
+    straight = train(args, tmp_path / "straight", interval=0)
+    train(args, out, stop_at=950)
+    capfd.readouterr()
+    other = train([*args, "--eval-episodes", "30", "--eval-freq", "10"], out)
+    assert [key for key in differing(straight, other) if not key.startswith(("/evaluations", "/budget"))] == []
+    assert capfd.readouterr().err == ""
+    for name in ("episodes.csv", "heads.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert json.loads((out / "config.json").read_text())["eval_freq"] == 10
 
 
 @pytest.mark.long
@@ -699,7 +716,7 @@ def test_nothing_is_executed(tmp_path):
             load(folder)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": "alrao-rl checkpoint 9"}))
     with pytest.raises(
-        CheckpointError, match="its format is 'alrao-rl checkpoint 9', expected 'alrao-rl checkpoint 3'"
+        CheckpointError, match="its format is 'alrao-rl checkpoint 9', expected 'alrao-rl checkpoint 4'"
     ):
         load(folder)
 

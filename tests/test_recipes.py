@@ -399,7 +399,7 @@ def test_unknown_environment(env, expected):
         ("n_heads=3", "did you mean 'alrao.n_heads'?"),
         ("alrao.n_head=3", "did you mean 'alrao.n_heads'?"),
         ("clip_range=0.2", "no such key for dqn"),
-        ("zzz=1", "expected one of n_envs, normalize_observations, alrao.n_heads"),
+        ("zzz=1", "expected one of n_envs, normalize_observations, normalize_rewards, alrao.n_heads"),
         ("algo=ppo", "--set algo: no such key"),
         ("batch_size=lots", "hyperparameters.batch_size is 'lots': expected a valid integer"),
         ("batch_size=1.5", "hyperparameters.batch_size is 1.5: expected a valid integer"),

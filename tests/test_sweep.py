@@ -264,11 +264,12 @@ def test_extended():
     for change, says in (
         ({"timesteps": 20}, "timesteps: 10 -> 20"),
         ({"grid": {"tau": [1.0]}}, 'keys of the grid: ["gamma"] -> ["tau"]'),
-        ({"eval_episodes": 3}, "eval_episodes: null -> 3"),
     ):
         with pytest.raises(UserError, match="is another sweep") as error:
             plan.extended(kept, more.model_copy(update=change), "kept")
         assert says in str(error.value)
+    # Evaluations decide on no score: from here on they are as the call says.
+    assert plan.extended(kept, more.model_copy(update={"eval_episodes": 0}), "kept").eval_episodes == 0
     with pytest.raises(UserError, match="seed 7 is in seeds and in tuning_seeds"):
         plan.extended(kept.model_copy(update={"tuning_seeds": [7]}), more.model_copy(update={"seeds": [7]}), "kept")
 
@@ -298,7 +299,7 @@ def test_cells_of_a_grid():
     assert [(run.seed, run.cell.agent) for run in runs if run.seed != 1] == [
         (0, "dqn"), (0, "dqn-adam"), (0, "dqn-adam"), (100, "dqn-adam"), (100, "dqn-adam"),
     ]  # fmt: skip
-    assert len({run.digest for run in runs}) == len(runs) == 8
+    assert len({run.digests for run in runs}) == len(runs) == 8
     assert runs[1].config["agent"] == "dqn-adam"
     assert runs[1].config["hyperparameters"]["learning_rate"] == 1e-4
 

@@ -51,7 +51,7 @@ def write_checkpoint(self):
 
 def end(self):
     on_training_end(self)
-    leaves = bits(snapshot.take(self.model, self._evaluations))
+    leaves = bits([snapshot.take(self.model), self._evaluations.state()])
     final = {path: hashlib.sha256(repr(leaf).encode()).hexdigest() for path, leaf in leaves}
     (facts / "final.json").write_text(json.dumps(final))
 

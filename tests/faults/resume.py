@@ -61,7 +61,6 @@ OTHERS = {
     "another interval": ["--set", "alrao.lr_range=[1e-4, 1e-2]"],
     "another seed": ["--seed", "7"],
     "another length": ["--timesteps", "2100"],
-    "other evaluations": ["--eval-episodes", "2"],
     "another environment": ["--env", "Acrobot-v1"],
     "another algorithm": ["--agent", "dqn-paper"],
     "no normalisation": ["--set", "normalize_observations=false"],
