@@ -1,4 +1,4 @@
-"""Atari games as rl-baselines3-zoo trains on them: SB3's wrappers, around a Monitor that counts whole games."""
+"""Atari games as rl-baselines3-zoo trains on them: SB3's wrappers, and evaluations that are of whole games."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, cast
 import gymnasium as gym
 from stable_baselines3.common.atari_wrappers import AtariWrapper, EpisodicLifeEnv
 from stable_baselines3.common.env_util import unwrap_wrapper
-from stable_baselines3.common.monitor import Monitor
 
 
 def wrap(env: gym.Env[Any, Any], training: bool, **options: Any) -> gym.Env[Any, Any]:
@@ -22,7 +21,7 @@ def wrap(env: gym.Env[Any, Any], training: bool, **options: Any) -> gym.Env[Any,
         options: those of ``AtariWrapper``.
     """
     unclipped = {} if training else {"clip_reward": False}
-    wrapped = AtariWrapper(cast(Any, Monitor(env)), **{**options, **unclipped})
+    wrapped = AtariWrapper(cast(Any, env), **{**options, **unclipped})
     lives = cast(EpisodicLifeEnv | None, unwrap_wrapper(wrapped, EpisodicLifeEnv))
     return wrapped if training or lives is None else WholeGames(wrapped, lives)
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 from alrao_rl import atari, registry
 from alrao_rl.errors import UserError, first_line, print_warning, suggest
 from alrao_rl.recipes import Environment, Recipe
-from alrao_rl.recorder import RecordingMonitor
+from alrao_rl.recorder import Origin, RecordingMonitor
 
 EVALUATION_SEED_OFFSET = 1_000_000
 """Evaluation environments are seeded this far from the training ones."""
@@ -114,6 +114,8 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
         box2d = missing and environment.id.split("/")[-1].startswith(_BOX2D)
         reason = "it needs Box2D; install it with: pip install 'gymnasium[box2d]'" if box2d else first_line(error)
         raise UserError(f"{environment.id} cannot be made: {reason}") from None
+    if environment.wrappers:
+        env = Origin(env)
     for spec in environment.wrappers:
         env = _wrap(env, environment.id, training, dict(spec))
     _refuse_spaces(environment.id, env)

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # the imports below take a moment
 
 from alrao_rl import provenance, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
+from alrao_rl.numbers import significant
 from alrao_rl.runs import (
     AGENTS,
     CHECKPOINT,
@@ -445,13 +446,14 @@ def _limit_threads() -> None:
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
     status, environment = folder.status() or {}, recipe.environment
     known = {"reference": environment.reference_score, "random": environment.random_score}
-    scores = ", ".join(f"{name} {score:g}" for name, score in known.items() if score is not None)
+    scores = ", ".join(f"{name} {significant(score)}" for name, score in known.items() if score is not None)
     trust = " --trust" if ":" in environment.id else ""
     try:
         steps, seconds = status["timesteps"], status["wall_seconds"]
         return "\n".join([
-            f"{recipe.agent_name} on {environment.id}: best evaluation {status['best_return']:.1f} at step "
-            f"{status['best_timestep']:,}, last {status['last_return']:.1f} ({scores or 'no reference score'})",
+            f"{recipe.agent_name} on {environment.id}: best evaluation {significant(status['best_return'])} at step "
+            f"{status['best_timestep']:,}, last {significant(status['last_return'])} "
+            f"({scores or 'no reference score'})",
             f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
             f"files: {folder.path} (agent.safetensors is the best agent, last.safetensors the last)",
             f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",

@@ -21,6 +21,7 @@ from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.envs import close, make_env
 from alrao_rl.errors import print_warning, say
 from alrao_rl.interruption import Interruption
+from alrao_rl.numbers import significant
 from alrao_rl.recipes import Recipe
 from alrao_rl.runs import AGENTS, CHECKPOINT, RunFolder
 from alrao_rl.sb3.callback import AlraoCallback
@@ -314,7 +315,7 @@ class Display:
         if now - self._shown < 0.25 and not final:
             return
         self._shown = now
-        score = f"{np.mean(returns):.1f}" if returns else "-"
+        score = significant(float(np.mean(returns))) if returns else "-"
         rate = f"{(step - self._first) / max(now - self._started, 1e-9):,.0f}"
         bars = "  ".join(f"{layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights().items())
         completed = min(step, self._total)
@@ -329,10 +330,10 @@ class Display:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         done = max(step - self._first, 1)
         left = (self._total - step) * seconds / done
-        score = f"{np.mean(self._returns):.1f}" if self._returns else "-"
+        score = significant(float(np.mean(self._returns))) if self._returns else "-"
         bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in self._weights().items())
         say(
-            f"step {min(step, self._total):,} of {self._total:,}: return {score}, evaluation {mean:.1f}, "
+            f"step {min(step, self._total):,} of {self._total:,}: return {score}, evaluation {significant(mean)}, "
             f"{done / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}"
         )
 

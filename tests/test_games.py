@@ -13,7 +13,6 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.envs import FakeImageEnv
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
@@ -25,6 +24,7 @@ from alrao_rl.envs import make_one
 from alrao_rl.errors import UserError
 from alrao_rl.minatar import MinAtar
 from alrao_rl.recipes import load_environment, resolve
+from alrao_rl.recorder import Origin
 from alrao_rl.sb3.extractors import AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
 from alrao_rl.train import main
 
@@ -191,7 +191,7 @@ def test_atari_training_ends_with_a_life_and_scores_whole_games():
             lives.append(info["lives"])
             if "episode" in info:
                 episodes.append((info["episode"]["l"], steps, info["episode"]["r"]))
-                assert info["episode"]["r"] == sum(unwrap_wrapper(env.env, Monitor).rewards)  # the game's own points
+                assert info["episode"]["r"] == sum(unwrap_wrapper(env.env, Origin).rewards)  # the game's own points
                 steps = 0
             env.reset()
     assert lives == [4, 3, 2, 1, 0] * 2
