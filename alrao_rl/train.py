@@ -257,7 +257,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         return _finish(recipe, folder, args.quiet, f"{folder.path} is finished:")
     from alrao_rl.agent import build, check_device
     from alrao_rl.compiled import kernels
-    from alrao_rl.envs import close, make_env
+    from alrao_rl.envs import classes, close, make_env
     from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
 
@@ -270,7 +270,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         str(model.device),
         kernels.LOOPS,
         type(model),
-        *map(type, env.get_attr("unwrapped")),
+        *classes(env),
     )
     interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
     callback = TrainingCallback(

@@ -57,8 +57,8 @@ ALLOWED = {
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
     "errors", "notation", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes",
-    "recorder", "atari", "minatar", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking", "training", "train",
-    "plan", "rows", "survey", "progress", "worker", "sweep", "export",
+    "recorder", "atari", "minatar", "supported", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking",
+    "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep", "export",
 ]  # fmt: skip
 
 
