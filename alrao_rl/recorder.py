@@ -115,7 +115,7 @@ class RecordingMonitor(Monitor[Any, Any]):
             NonFiniteError: at once, before it is in a network or a replay buffer.
         """
         if self.needs_reset:
-            raise RuntimeError("the episode has ended: reset the environment first")
+            raise RuntimeError("Tried to step environment that needs reset")
         # An array may be a row of what the caller writes its next actions to.
         self._parts[-1].append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = self.env.step(action)
