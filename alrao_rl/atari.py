@@ -1,13 +1,13 @@
-"""Atari games as rl-baselines3-zoo trains on them: SB3's wrappers, around a Monitor that counts whole games."""
+"""Atari games as rl-baselines3-zoo trains on them: SB3's wrappers, and evaluations that are of whole games."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import gymnasium as gym
 from stable_baselines3.common.atari_wrappers import AtariWrapper, EpisodicLifeEnv
 from stable_baselines3.common.env_util import unwrap_wrapper
-from stable_baselines3.common.monitor import Monitor
 
 
 def wrap(env: gym.Env[Any, Any], training: bool, **options: Any) -> gym.Env[Any, Any]:
@@ -20,11 +20,44 @@ def wrap(env: gym.Env[Any, Any], training: bool, **options: Any) -> gym.Env[Any,
         env: a game of ALE that skips no frames.
         training: for training, or for evaluation.
         options: those of ``AtariWrapper``.
+
+    Raises:
+        ValueError: the game itself skips frames, or lets actions stick, and the wrapper would do it once more.
     """
+    _refuse_twice(env.unwrapped, **options)
     unclipped = {} if training else {"clip_reward": False}
-    wrapped = AtariWrapper(cast(Any, Monitor(env)), **{**options, **unclipped})
+    wrapped = AtariWrapper(cast(Any, env), **{**options, **unclipped})
     lives = cast(EpisodicLifeEnv | None, unwrap_wrapper(wrapped, EpisodicLifeEnv))
     return wrapped if training or lives is None else WholeGames(wrapped, lives)
+
+
+def _refuse_twice(game: Any, frame_skip: int = 4, action_repeat_probability: float = 0.0, **_: Any) -> None:
+    skipped, sticky = getattr(game, "_frameskip", 1), _stickiness(game)
+    if skipped != 1 and frame_skip > 1:
+        raise ValueError(
+            f"the game skips frames by itself (frameskip {skipped}), and the wrapper {frame_skip} of what is left; "
+            f"give it frameskip = 1, and repeat_action_probability = 0.0 if no action is to stick (it is {sticky:g})"
+        )
+    if sticky > 0 and action_repeat_probability > 0:
+        raise ValueError(
+            f"the game lets actions stick by itself (repeat_action_probability {sticky:g}), and the wrapper once more; "
+            "give it repeat_action_probability = 0.0"
+        )
+
+
+def cautions(env: gym.Env[Any, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """What a wrapped game does otherwise than rl-baselines3-zoo's, unless its arguments say so."""
+    sticky = _stickiness(env.unwrapped)
+    if sticky > 0 and "repeat_action_probability" not in given and unwrap_wrapper(env, AtariWrapper) is not None:
+        yield (
+            f"repeats the last action with probability {sticky:g} in place of the one that is given, every frame, as "
+            "ALE does where nothing else is said: give it repeat_action_probability, 0.0 or this"
+        )
+
+
+def _stickiness(game: Any) -> float:
+    """How likely an unwrapped game repeats the last action; 0 if it is none of ALE's."""
+    return float(game.ale.getFloat("repeat_action_probability")) if hasattr(game, "ale") else 0.0
 
 
 class WholeGames(gym.Wrapper[Any, Any, Any, Any]):

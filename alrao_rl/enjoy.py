@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import math
 import os
 import sys
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, say
+from alrao_rl.numbers import significant
 
 if TYPE_CHECKING:
     from alrao_rl.recipes import Environment
@@ -53,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    say(f"mean return over {len(returns)} episodes: {sum(returns) / len(returns):.1f}")
+    mean = math.fsum(returns) / len(returns)
+    say(f"mean return over {len(returns)} episodes: {significant(mean)}")
     return 0
 
 
@@ -119,7 +123,7 @@ def play(args: argparse.Namespace) -> list[float]:
             returns.append(_episode(model, env, args.seed if episode == 0 else None, args.stochastic, record))
         except Exception as error:
             raise PlayError(f"{environment.id} failed: {type(error).__name__}: {first_line(error)}") from error
-        say(f"episode {episode + 1}: return {returns[-1]:.1f}")
+        say(f"episode {episode + 1}: return {significant(returns[-1])}")
     env.close()
     if args.video:
         _write_video(args.video, frames, env.metadata.get("render_fps", 30))
@@ -141,17 +145,16 @@ def _environment(path: Path) -> Environment:
 def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: list[Any] | None) -> float:
     """Play one episode, collect its frames if asked, return its return."""
     observation, _ = env.reset(seed=seed)
-    total, done, state = 0.0, False, None
+    done, state = False, None
     masked = "action_masks" in inspect.signature(model.predict).parameters
     while not done:
         if frames is not None:
-            frames.append(env.render())
+            frames.append(deepcopy(env.render()))  # some draw into the same array again
         masks = {"action_masks": env.get_wrapper_attr("action_masks")()} if masked else {}
         action, state = model.predict(observation, state, deterministic=not stochastic, **masks)
-        observation, reward, terminated, truncated, _ = env.step(action.item() if action.ndim == 0 else action)
-        total += float(reward)
+        observation, _, terminated, truncated, info = env.step(action.item() if action.ndim == 0 else action)
         done = terminated or truncated
-    return total
+    return float(info["episode"]["r"])
 
 
 def _import_moviepy() -> Any:

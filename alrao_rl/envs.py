@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,15 +16,19 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
-from alrao_rl import atari, recipes, registry
+from alrao_rl import atari, recipes, registry, supported
 from alrao_rl.errors import UserError, first_line, print_warning, suggest
 from alrao_rl.recipes import Agent, Environment, Recipe
-from alrao_rl.recorder import RecordingMonitor
+from alrao_rl.recorder import Origin, RecordingMonitor
 
 EVALUATION_SEED_OFFSET = 1_000_000
 """Evaluation environments are seeded this far from the training ones."""
 
-_BOX2D = ("LunarLander", "BipedalWalker", "CarRacing")
+_EXTRAS = {
+    "gymnasium.envs.box2d": ("Box2D", "gymnasium[box2d]"),
+    "gymnasium.envs.mujoco": ("MuJoCo", "alrao-rl[mujoco]"),
+}
+"""What Gymnasium's own environments need beside it: each asks for several packages, some by names of their own."""
 
 
 def make_env(
@@ -46,8 +51,10 @@ def make_env(
         UserError: the environment cannot be made, with the reason and what to install.
     """
     n = n_envs or recipe.agent.n_envs
-    env: VecEnv = DummyVecEnv([make or (lambda: make_one(recipe.environment, training))] * n)
-    env = normalized(env, settle(recipe).agent, training)
+    games = DummyVecEnv([make or (lambda: make_one(recipe.environment, training))] * n)
+    if training and make is None:
+        warn(recipe.environment, games.envs[0])
+    env = normalized(games, settle(recipe).agent, training)
     env.seed(seed + (0 if training else EVALUATION_SEED_OFFSET))
     return env
 
@@ -133,6 +140,22 @@ def _has_statistics(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space)
 
 
+def classes(env: VecEnv) -> set[type]:
+    """Of the first environment, each of its wrappers, and what they hold: a game of ALE, a model of MuJoCo."""
+    layer, found = cast(Any, env.unwrapped).envs[0], set[type]()
+    while True:
+        found |= {type(layer), *map(type, vars(layer).values())}
+        if not isinstance(layer, gym.Wrapper):
+            return found
+        layer = layer.env
+
+
+def warn(environment: Environment, env: gym.Env[Any, Any]) -> None:
+    """Say what of an environment a user may not expect."""
+    for caution in (*supported.cautions(env.observation_space), *atari.cautions(env, environment.kwargs)):
+        print_warning(f"{environment.id} {caution}")
+
+
 def close(env: VecEnv | gym.Env[Any, Any]) -> None:
     """Close environments; what they raise then is a warning, as all that they were for is done."""
     try:
@@ -159,13 +182,13 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
     except TypeError as error:
         raise UserError(f"{environment.id} does not take {given}: {first_line(error)}") from None
     except Exception as error:
-        missing = isinstance(error, (ImportError, gym.error.DependencyNotInstalled))
-        box2d = missing and environment.id.split("/")[-1].startswith(_BOX2D)
-        reason = "it needs Box2D; install it with: pip install 'gymnasium[box2d]'" if box2d else first_line(error)
-        raise UserError(f"{environment.id} cannot be made: {reason}") from None
+        raise UserError(f"{environment.id} cannot be made: {_missing(error) or first_line(error)}") from None
+    if environment.wrappers:
+        env = Origin(env)
     for spec in environment.wrappers:
         env = _wrap(env, environment.id, training, dict(spec))
-    _refuse_spaces(environment.id, env)
+    supported.refuse_learning_wrappers(environment.id, env)
+    supported.refuse_spaces(environment.id, env)
     return RecordingMonitor(env)
 
 
@@ -178,19 +201,14 @@ class Shared(gym.Wrapper[Any, Any, Any, Any]):
         return self
 
 
-def _refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:
-    """Refuse what Stable-Baselines3 has no policy for; its own words come late, and not of all of it."""
-    kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    known = "Box, Discrete, MultiDiscrete or MultiBinary"
-    observed = env.observation_space
-    parts = observed.values() if isinstance(observed, spaces.Dict) else [observed]
-    if not all(isinstance(part, kinds) for part in parts):
-        raise UserError(
-            f"{env_id} observes {observed}, expected {known}, or a Dict of these; wrap it, for instance in "
-            "gymnasium.wrappers.FlattenObservation"
-        )
-    if not isinstance(env.action_space, kinds):
-        raise UserError(f"{env_id} acts in {env.action_space}, expected {known}; wrap it")
+def _missing(error: Exception) -> str | None:
+    """What to install, where an environment could not be made for want of what Gymnasium's own ones need."""
+    if isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        for package, (name, extra) in _EXTRAS.items():
+            if any(f"{module}.".startswith(f"{package}.") for module in modules):
+                return f"it needs {name}; install it with: pip install '{extra}'"
+    return None
 
 
 def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, Any]) -> gym.Env[Any, Any]:
@@ -210,4 +228,9 @@ def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, A
     try:
         return known[name](env, **spec)
     except Exception as error:
-        raise UserError(f"{env_id}: wrapper {name} does not take {spec}: {first_line(error)}") from None
+        if isinstance(error, NotImplementedError):  # Gymnasium's, for a space that it does not know
+            supported.refuse_observations(env_id, env.observation_space)
+        if spec and isinstance(error, TypeError):
+            raise UserError(f"{env_id}: wrapper {name} does not take {spec}: {first_line(error)}") from None
+        options = f" with {spec}" if spec else ""
+        raise UserError(f"{env_id} cannot be wrapped in {name}{options}: {first_line(error)}") from None

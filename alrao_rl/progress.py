@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alrao_rl.errors import say
+from alrao_rl.numbers import significant
 from alrao_rl.plan import Cell, Run
 from alrao_rl.rows import Rows
 from alrao_rl.survey import Speeds, State, reached
@@ -72,7 +73,8 @@ class Progress:
         if state.name == "finished" and self._gained[run]:
             self._speeds.add(run.cell.env, run.cell.agent, self._gained[run], seconds)
         row = self._rows.get(run.key) or {}
-        what = f"return {row.get('auc', '')} over training" if state.name == "finished" else state.reason
+        auc = significant(float(row["auc"])) if row.get("auc") else ""
+        what = f"return {auc} over training" if state.name == "finished" else state.reason
         self.note(f"{state.name}: {run.label}: {what} ({seconds:.0f} s)")
 
     def note(self, text: str) -> None:
@@ -128,7 +130,7 @@ class Progress:
             f"{names.count('finished')} of {len(runs)}",
             ", ".join(f"{min(share, 1):.0%}" for share in shares),
             str(names.count("failed") or ""),
-            f"{sum(returns) / len(returns):.1f}" if returns else "",
+            significant(sum(returns) / len(returns)) if returns else "",
         ]
 
 

@@ -5,7 +5,10 @@ No environment has to know of it. Pickling one is no way: some are copied withou
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import gymnasium as gym
@@ -30,14 +33,49 @@ _LARGEST = float(np.finfo(np.float32).max)
 """Networks and buffers compute with 32 bits: what is larger is infinite there."""
 
 
+class Origin(gym.Wrapper[Any, Any, Any, Any]):
+    """What an environment gives, below the wrappers of its file: its own rewards, and copies of the rest.
+
+    A wrapper above may change rewards, or keep observations, of which an environment may write each into the same
+    array.
+
+    Args:
+        env: as it is registered.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.rewards: list[float] = []
+        """Of the open episode."""
+        self._steps = 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        observation, info = self.env.reset(**kwargs)
+        self.rewards = []
+        return deepcopy(observation), {**info}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step.
+
+        Raises:
+            ValueError: the reward is not a number.
+            NonFiniteError: nor a finite one.
+        """
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._steps += 1
+        self.rewards.append(_number(reward, self._steps))
+        return deepcopy(observation), reward, terminated, truncated, {**info}
+
+
 class RecordingMonitor(Monitor[Any, Any]):
-    """SB3's Monitor, which also records the open episode.
+    """SB3's Monitor, which also records the open episode, and whose returns are exact sums.
 
     A Monitor, and around all other wrappers, so that a replay brings back everything below it: elapsed steps, stacked
     frames, the rewards so far.
 
     Where SB3's ``EpisodicLifeEnv`` is below, an Atari game goes on after a reset: what is recorded is the whole game.
-    Where another Monitor is, that one counts the rewards, as the wrappers in between found them, and ends the episodes.
+    Where another Monitor is, or :class:`Origin`, that one has the rewards, as the wrappers in between found them.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -47,7 +85,8 @@ class RecordingMonitor(Monitor[Any, Any]):
         self._reset: dict[str, Any] = {}
         self._parts: list[list[Any]] = []
         """Actions from one reset to the next; the first part begins the game."""
-        self._game = cast(Monitor[Any, Any] | None, unwrap_wrapper(env, Monitor))
+        below = unwrap_wrapper(env, Monitor) or unwrap_wrapper(env, Origin)
+        self._counting = self if below is None else cast(Monitor[Any, Any] | Origin, below)
         self._lives = cast(EpisodicLifeEnv | None, unwrap_wrapper(env, EpisodicLifeEnv))
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -56,7 +95,7 @@ class RecordingMonitor(Monitor[Any, Any]):
         Raises:
             ValueError: the observation is not of its space's shape and kind, or not finite.
         """
-        if self._lives is None or self._lives.was_real_done:
+        if self._begins_anew:
             self._before, self._reset, self._parts = generator_state(self.unwrapped), kwargs, []
         self._parts.append([])
         observation, info = super().reset(**kwargs)
@@ -68,28 +107,45 @@ class RecordingMonitor(Monitor[Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step and record the action.
 
+        ``info`` is a dict of its own for every step, with ``episode`` where an episode, or a game, has ended and
+        nowhere else.
+
         Raises:
-            ValueError: the observation is not of its space's shape and kind.
+            ValueError: the reward is not a number, or the observation not of its space's shape and kind.
             NonFiniteError: at once, before it is in a network or a replay buffer.
         """
+        if self.needs_reset:
+            raise RuntimeError("Tried to step environment that needs reset")
         # An array may be a row of what the caller writes its next actions to.
         self._parts[-1].append(action.copy() if isinstance(action, np.ndarray) else action)
-        observation, reward, terminated, truncated, info = super().step(action)
-        if self._game is not None and "episode" in info:
-            self._count_game(self._game, info)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.total_steps += 1
         self._check(observation, f"at step {self.total_steps} of the environment")
-        if not abs(float(reward)) <= _LARGEST:  # nor is nan
-            raise NonFiniteError(f"the reward is {reward} at step {self.total_steps} of the environment")
+        self.rewards.append(_number(reward, self.total_steps))
         if (name := _non_finite(observation)) is not None:
             raise NonFiniteError(f"{name} is not finite at step {self.total_steps} of the environment")
+        # An environment may hand out one dict for ever, and have an entry of this name.
+        info = {key: value for key, value in info.items() if key != "episode"}
+        if terminated or truncated:
+            self.needs_reset = True
+            # SB3 keeps it while it resets the environment, which may write into the same array.
+            observation = deepcopy(observation)
+            if self._begins_anew:
+                info["episode"] = self._summary()
         return observation, reward, terminated, truncated, info
 
-    def _count_game(self, game: Monitor[Any, Any], info: dict[str, Any]) -> None:
-        """Put the whole game in the place of what ended; nothing if it goes on."""
-        episode = info.pop("episode")
-        if game.needs_reset:
-            steps = sum(map(len, self._parts))
-            info["episode"] = {**episode, "r": round(game.get_episode_rewards()[-1], 6), "l": steps}
+    @property
+    def _begins_anew(self) -> bool:
+        """Whether a reset begins a game, and does not go on with one after a lost life."""
+        return self._lives is None or self._lives.was_real_done
+
+    def _summary(self) -> dict[str, Any]:
+        """Return, length and time of what has ended."""
+        return {
+            "r": math.fsum(self._counting.rewards),
+            "l": sum(map(len, self._parts)),
+            "t": round(time.time() - self.t_start, 6),
+        }
 
     def end_game(self) -> None:
         """Let the next reset begin a game, whatever lives are left."""
@@ -132,6 +188,19 @@ class RecordingMonitor(Monitor[Any, Any]):
             raise ReplayError("its random generator came out differently")
         self._before = record["before"]
         return observation
+
+
+def _number(reward: Any, step: int) -> float:
+    """A reward as a number; NumPy before 2.4 would take an array that holds one for it."""
+    try:
+        if getattr(reward, "ndim", 0):
+            raise TypeError
+        value = float(reward)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"the reward is {reward!r}, expected a number, at step {step} of the environment") from None
+    if not abs(value) <= _LARGEST:  # nor is nan
+        raise NonFiniteError(f"the reward is {reward} at step {step} of the environment")
+    return value
 
 
 def _unlike(space: spaces.Space[Any], observation: Any) -> str | None:

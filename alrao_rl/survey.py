@@ -15,7 +15,7 @@ from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.errors import UserError
 from alrao_rl.load import load_results
 from alrao_rl.plan import Run
-from alrao_rl.provenance import mismatches, stretches, versions
+from alrao_rl.provenance import installed, mismatches, stretches
 from alrao_rl.rows import Row, Rows
 from alrao_rl.runs import CHECKPOINT, COLUMNS, RunFolder, check_manifest, differences, identity, packed
 
@@ -78,6 +78,8 @@ def queued(root: Path, run: Run) -> State:
 def refuse_mismatch(root: Path, todo: Iterable[tuple[Run, int]]) -> None:
     """Refuse to continue runs from checkpoints of other versions than those that are installed here.
 
+    Of the packages that a run has recorded; what it needs of others, it finds out for itself.
+
     Args:
         root: folder of the sweep.
         todo: runs with the steps that they continue from.
@@ -85,10 +87,11 @@ def refuse_mismatch(root: Path, todo: Iterable[tuple[Run, int]]) -> None:
     Raises:
         UserError: with the first one that would be.
     """
-    now = {"versions": versions()}
     for run, step in todo:
         config = RunFolder(root / run.folder).config() if step else None
-        if config is not None and (changed := ", ".join(mismatches(config.get("provenance"), step, now))):
+        made_with = None if config is None else config.get("provenance")
+        now = {"versions": installed(made_with, step)}
+        if config is not None and (changed := ", ".join(mismatches(made_with, step, now))):
             raise UserError(
                 f"the checkpoint of {run.label} was made with something else ({changed}): --allow-mismatch continues "
                 "all runs all the same; or choose another --name"

@@ -271,10 +271,11 @@ def _check_cells(cells: list[Cell], here: bool) -> None:
         UserError: of the first cell that cannot, with the reason.
     """
     from alrao_rl.agent import with_small_buffer
-    from alrao_rl.envs import Shared, close, make_one
+    from alrao_rl.envs import Shared, close, make_one, warn
 
     for environment, of in groupby(cells, lambda cell: cell.recipe.environment):
         env = make_one(environment, training=True)
+        warn(environment, env)
         for cell in of:
             recipe = cell.recipe if here else replace(cell.recipe, agent=with_small_buffer(cell.recipe.agent))
             try:

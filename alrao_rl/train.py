@@ -22,6 +22,7 @@ if __name__ == "__main__":  # the imports below take a moment
 from alrao_rl import provenance, recipes
 from alrao_rl.errors import CommandLine, UserError, first_line, print_error, print_warning, python, say, suggest
 from alrao_rl.notation import parse_count, parse_seed
+from alrao_rl.numbers import significant
 from alrao_rl.runs import (
     AGENTS,
     CHECKPOINT,
@@ -330,7 +331,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         # A process may have been killed between its last two acts.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finished_before(recipe, folder, config, args.quiet)
-    from alrao_rl.envs import close
+    from alrao_rl.envs import classes, close
     from alrao_rl.fast import kernels
     from alrao_rl.tracking import Subject, tracked
     from alrao_rl.training import TrainingCallback
@@ -342,7 +343,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         str(model.device),
         kernels.LOOPS,
         type(model),
-        *map(type, env.get_attr("unwrapped")),
+        *classes(env),
     )
     interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
     evaluation = {key: getattr(args, key) for key in EVALUATION}
@@ -525,7 +526,7 @@ def _limit_threads() -> None:
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
     status, environment = folder.status() or {}, recipe.environment
     known = {"reference": environment.reference_score, "random": environment.random_score}
-    scores = ", ".join(f"{name} {score:g}" for name, score in known.items() if score is not None)
+    scores = ", ".join(f"{name} {significant(score)}" for name, score in known.items() if score is not None)
     trust = " --trust" if ":" in environment.id else ""
     try:
         steps, seconds = status["timesteps"], status["wall_seconds"]
@@ -533,8 +534,8 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
         if best is None:
             evaluated = "not evaluated (--eval-episodes and --eval-budget allowed no episode)"
         else:
-            of_last = "not evaluated" if last is None else f"{last:.1f}"
-            evaluated = f"best evaluation {best:.1f} at step {status['best_timestep']:,}, last {of_last}"
+            of_last = "not evaluated" if last is None else significant(last)
+            evaluated = f"best evaluation {significant(best)} at step {status['best_timestep']:,}, last {of_last}"
         which = "agent.safetensors is the last agent, as last.safetensors is"
         if best is not None:
             which = "agent.safetensors is the best agent, last.safetensors the last"

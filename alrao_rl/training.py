@@ -19,6 +19,7 @@ from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.errors import print_warning, say
 from alrao_rl.evaluation import Budget, Evaluator, Returns
 from alrao_rl.interruption import Interruption
+from alrao_rl.numbers import significant
 from alrao_rl.recipes import Recipe
 from alrao_rl.runs import AGENTS, CHECKPOINT, RunFolder
 from alrao_rl.sb3.callback import AlraoCallback
@@ -346,7 +347,7 @@ class Display:
         if now - self._shown < 0.25 and not final:
             return
         self._shown = now
-        score = f"{np.mean(returns):.1f}" if returns else "-"
+        score = significant(float(np.mean(returns))) if returns else "-"
         rate = f"{(step - self._first) / max(now - self._started, 1e-9):,.0f}"
         bars = "  ".join(f"{layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights().items())
         completed = min(step, self._total)
@@ -361,9 +362,9 @@ class Display:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         done = max(step - self._first, 1)
         left = (self._total - step) * seconds / done
-        score = f"{np.mean(self._returns):.1f}" if self._returns else "-"
+        score = significant(float(np.mean(self._returns))) if self._returns else "-"
         bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in self._weights().items())
-        evaluated = "" if evaluation is None else f"evaluation {evaluation:.1f}, "
+        evaluated = "" if evaluation is None else f"evaluation {significant(evaluation)}, "
         say(
             f"step {min(step, self._total):,} of {self._total:,}: return {score}, {evaluated}"
             f"{done / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}"

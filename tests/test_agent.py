@@ -21,6 +21,8 @@ from alrao_rl.envs import make_one, normalized
 from alrao_rl.errors import UserError
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
+DISCRETE, SCALAR, NOTHING = spaces.Discrete(2), spaces.Box(-1.0, 1.0, ()), spaces.Box(-1.0, 1.0, (0,))
+MATRIX = spaces.MultiDiscrete([[2, 3], [4, 5]])
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
 OBSERVATIONS = {
     "vector": BOX,
@@ -336,16 +338,44 @@ def test_counts_from_0(observation, action, says):
 @pytest.mark.parametrize(
     ("observation", "action", "says"),
     [
-        (BOX, spaces.Tuple([BOX]), r"Odd-v0 acts in Tuple\(Box.*, expected Box, Discrete"),
-        (spaces.Tuple([BOX]), spaces.Discrete(2), r"Odd-v0 observes Tuple\(Box.*, expected Box, Discrete"),
-        (spaces.Text(3), spaces.Discrete(2), r"Odd-v0 observes Text\(.*FlattenObservation"),
-        (spaces.Dict(x=spaces.Dict(y=BOX)), spaces.Discrete(2), r"Odd-v0 observes Dict\('x': Dict"),
+        (BOX, spaces.Tuple([BOX]), r"acts in Tuple\(Box.*, expected Box, Discrete.*ActionWrapper"),
+        (BOX, MATRIX, r"acts in MultiDiscrete\(\[\[2 3\]\n \[4 5\]\]\), expected one dimension"),
+        (BOX, NOTHING, r"acts in Box\(.*\(0,\), float32\), expected at least one number"),
+        (spaces.Tuple([BOX]), DISCRETE, r"observes Tuple\(Box.*, expected Box, Discrete.*FlattenObservation"),
+        (spaces.Text(3), DISCRETE, r"observes Text\(.*FlattenObservation"),
+        (MATRIX, DISCRETE, r"observes MultiDiscrete\(.*\n.*, expected one dimension; .*FlattenObservation"),
+        (SCALAR, DISCRETE, r"observes Box\(.*\(\), float32\), expected at least one dimension; .*FlattenObservation"),
+        (NOTHING, DISCRETE, r"observes Box\(.*\(0,\), float32\), expected at least one number; no wrapper"),
+        (spaces.Sequence(BOX), DISCRETE, r"observes Sequence\(Box.*, expected Box, Discrete.*; no wrapper"),
+        (spaces.Dict(), DISCRETE, r"observes Dict\(\), expected at least one part"),
+        (spaces.Dict(x=spaces.Dict(y=BOX)), DISCRETE, r"observes Dict\('y': Box.* as 'x', .*FlattenObservation"),
+        (spaces.Dict(x=BOX, y=SCALAR), DISCRETE, r"observes Box\(.*\) as 'y', expected at least.*FlattenObservation"),
+        (spaces.Dict(x=BOX, y=spaces.Sequence(BOX)), DISCRETE, r"observes Sequence\(.* as 'y', .*leave out 'y' by"),
+        (spaces.Dict(x=BOX, y=NOTHING), DISCRETE, r"observes Box\(.* as 'y', .*leave out 'y' by"),
+        (
+            spaces.Dict(direction=DISCRETE, image=BOX, mission=spaces.Text(9)), DISCRETE,
+            r"observes Text\(.* as 'mission', expected Box, .*, or a Dict of these; leave out 'mission' by the wrapper "
+            r'{ name = "FilterObservation", filter_keys = \["direction", "image"\] }',
+        ),
     ],
-)
+)  # fmt: skip
 def test_an_environment_without_a_policy_for_its_spaces(monkeypatch, observation, action, says):
     monkeypatch.setattr(gym, "make", lambda _: RandomEnv(observation, action))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=f"Odd-v0 {says}"):
         make_one(recipes.Environment(id="Odd-v0"))
+
+
+class Phrase(spaces.Space[str]):
+    """Of an environment's own, as MiniGrid's: Gymnasium does not know how to flatten it."""
+
+    is_np_flattenable = False
+
+
+def test_a_space_is_no_option_of_a_wrapper(monkeypatch):
+    monkeypatch.setattr(gym, "make", lambda _: RandomEnv(spaces.Dict(image=BOX, mission=Phrase()), DISCRETE))
+    says = r"Odd-v0 observes .*Phrase.* as 'mission', expected Box, .* filter_keys = \[\"image\"\]"
+    with pytest.raises(UserError, match=says):
+        make_one(recipes.Environment(id="Odd-v0", wrappers=[{"name": "FlattenObservation"}]))
 
 
 def test_space_that_cannot_be_saved():

@@ -1,5 +1,7 @@
 """A run that is killed and continued ends bit for bit as one that was not; checkpoints are whole or not used."""
 
+import contextlib
+import importlib
 import json
 import os
 import pickle
@@ -16,21 +18,23 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from common import ENVIRON, arguments, bits, command, differing, dying, flip, same_files
+from common import ENVIRON, FAST, HEADS, arguments, bits, command, differing, dying, flip, same_files
 from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3 import DQN
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 import alrao_rl.training
 from alrao_rl import checkpoint, ring, snapshot
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
-from alrao_rl.envs import make_one
+from alrao_rl.envs import classes, make_one
 from alrao_rl.errors import UserError
 from alrao_rl.fast import kernels
 from alrao_rl.provenance import continued, mismatches, stretches, versions
-from alrao_rl.recipes import load_environment
+from alrao_rl.recipes import Environment, load_environment
 from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
 from alrao_rl.ring import Ring
-from alrao_rl.train import main
+from alrao_rl.runs import RunFolder
+from alrao_rl.train import configuration, from_arguments, main, parser
 
 TREE = {
     "numbers": [1, -2.5, float("inf"), 2**100, True, None, "é"],
@@ -514,12 +518,69 @@ def test_stretches():
     assert stretches({"continued": [3, {"timestep": None}]}) == [{"continued": [3, {"timestep": None}]}]
 
 
+def test_only_what_was_recorded_can_be_otherwise():
+    """An older alrao-rl recorded no engines: its checkpoints are continued, and the engine is on record from there."""
+    old = {"versions": dict.fromkeys(("alrao-rl", "torch", "stable-baselines3", "gymnasium", "numpy"), "1")}
+    new = {"versions": old["versions"] | {"mujoco": "4"}}
+    assert mismatches(old, 5, new) == []
+    later = continued(old, 5, new)
+    assert mismatches(later, 9, new) == []
+    assert mismatches(later, 9, {"versions": new["versions"] | {"mujoco": "5"}}) == ["mujoco: 4 -> 5"]
+    assert mismatches(later, 9, old) == []
+
+
+def versions_beside(*classes):
+    """Those that not every run has."""
+    found, always = versions(*classes), versions()
+    assert always.items() <= found.items()
+    return {name: found[name] for name in found.keys() - always.keys()}
+
+
 def test_versions_of_what_a_run_is_made_of():
     """Besides what every run needs, the packages of its algorithm and environments; a user's own files have none."""
     own = type("Own", (), {"__module__": "nowhere_installed"})
-    always = versions()
-    assert versions(DQN, CartPoleEnv, own) == always
-    assert versions(pytest.Session, DQN) == always | {"pytest": version("pytest")}
+    assert versions_beside(DQN, CartPoleEnv, own) == {}
+    derived = type("Own", (pytest.Session,), {"__module__": "nowhere_installed"})
+    assert versions_beside(derived)["pytest"] == version("pytest")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "wrappers", "packages"),
+    [
+        ("CartPole-v1", [{"name": "FrameStackObservation", "stack_size": 2}], []),
+        ("HalfCheetah-v5", [], ["mujoco", "mujoco-core", "mujoco-studio"]),
+        ("LunarLander-v3", [], ["Box2D"]),
+        ("CarRacing-v3", [{"name": "ResizeObservation", "shape": [40, 40]}], ["Box2D", "opencv-python-headless"]),
+        ("MinAtar/Breakout-v1", [], ["MinAtar"]),
+        ("ALE/Breakout-v5", [{"name": "AtariWrapper", "frame_skip": 1}], ["ale-py", "opencv-python-headless"]),
+        ("ALE/Breakout-v5", [], ["ale-py"]),
+    ],
+)
+def test_versions_of_the_engine(env_id, wrappers, packages):
+    env = DummyVecEnv([lambda: make_one(Environment(id=env_id, wrappers=wrappers))])
+    assert versions_beside(*classes(env)) == {name: version(name) for name in packages}
+    env.close()
+
+
+def test_versions_of_what_own_files_import(install):
+    """Of packages that the modules beside the environment use."""
+    install("cartkit", "import pluggy\n")
+    install("cart", "import cartkit\nclass Cart: pass\n")
+    assert versions_beside(importlib.import_module("cart").Cart) == {"pluggy": version("pluggy")}
+
+
+def test_another_engine(tmp_path, capfd):
+    """A run begun on one is not continued on another; the sweep's own check is tested with the sweeps."""
+    args = ["--algo", "a2c", "--env", "LunarLander-v3", "--timesteps", "60", *FAST, *HEADS]
+    given = parser().parse_args(args)
+    config = configuration(from_arguments(given), given)
+    made_with = {"versions": versions() | {"Box2D": "2.3.8"}, "device": "cpu", "loops": kernels.LOOPS}
+    with contextlib.closing(RunFolder(tmp_path)) as folder:
+        folder.open()
+        folder.start({**config, "provenance": made_with})
+        Checkpoints(tmp_path / "checkpoint").save(40, {"step": 40, "config": config, "logs": folder.logs()})
+    assert main([*args, "--out", str(tmp_path)]) == 2
+    assert f"was made with something else (Box2D: 2.3.8 -> {version('Box2D')}): --allow" in capfd.readouterr().err
 
 
 def no_space(*_):

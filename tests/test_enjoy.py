@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from alrao_rl import load_agent, recipes, save_agent
 from alrao_rl.agent import build
 from alrao_rl.enjoy import main
+from alrao_rl.numbers import significant
 
 ROOT = Path(__file__).parent.parent
 CARTPOLE = {"id": "CartPole-v1"}
@@ -63,7 +64,7 @@ def test_returns_are_those_of_the_agent(run, capfd):
             done = terminated or truncated
         expected.append(total)
     assert played(printed.out) == expected
-    assert printed.out.splitlines()[-1] == f"mean return over 3 episodes: {np.mean(expected):.1f}"
+    assert printed.out.splitlines()[-1] == f"mean return over 3 episodes: {significant(np.mean(expected))}"
 
 
 def test_the_real_command(run, tmp_path):

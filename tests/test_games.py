@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +14,6 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.envs import FakeImageEnv
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
@@ -21,11 +21,13 @@ from torch import nn
 import alrao_rl.training
 from alrao_rl import AlraoCnnPolicy, enjoy
 from alrao_rl.agent import build
-from alrao_rl.envs import make_one
+from alrao_rl.envs import make_env, make_one
 from alrao_rl.errors import UserError
 from alrao_rl.minatar import MinAtar
-from alrao_rl.recipes import load_environment, resolve
+from alrao_rl.recipes import Environment, load_environment, resolve
+from alrao_rl.recorder import Origin
 from alrao_rl.sb3.extractors import AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
+from alrao_rl.supported import cautions
 from alrao_rl.train import main
 
 # Kinds of objects, and actions that do something.
@@ -191,7 +193,7 @@ def test_atari_training_ends_with_a_life_and_scores_whole_games():
             lives.append(info["lives"])
             if "episode" in info:
                 episodes.append((info["episode"]["l"], steps, info["episode"]["r"]))
-                assert info["episode"]["r"] == sum(unwrap_wrapper(env.env, Monitor).rewards)  # the game's own points
+                assert info["episode"]["r"] == sum(unwrap_wrapper(env.env, Origin).rewards)  # the game's own points
                 steps = 0
             env.reset()
     assert lives == [4, 3, 2, 1, 0] * 2
@@ -213,6 +215,72 @@ def test_atari_evaluation_is_of_whole_games():
         assert env.step(0)[4]["lives"] == 5
         while env.step(0)[4]["lives"] > 3:
             pass
+
+
+@pytest.mark.parametrize(
+    ("options", "kwargs", "says"),
+    [
+        ("", "", "AtariWrapper: the game skips frames by itself (frameskip 4), and the wrapper 4 of what is left; give "
+         "it frameskip = 1, and repeat_action_probability = 0.0 if no action is to stick (it is 0.25)"),
+        (", frame_skip = 2", "frameskip = 3\nrepeat_action_probability = 0.0", "AtariWrapper with {'frame_skip': 2}: "
+         "the game skips frames by itself (frameskip 3), and the wrapper 2 of what is left"),
+        (", action_repeat_probability = 0.1", "frameskip = 1", "the game lets actions stick by itself "
+         "(repeat_action_probability 0.25), and the wrapper once more; give it repeat_action_probability = 0.0"),
+    ],
+)  # fmt: skip
+def test_atari_frames_are_not_skipped_twice(tmp_path, capfd, options, kwargs, says):
+    (tmp_path / "env.toml").write_text(
+        f'id = "ALE/Breakout-v5"\nwrappers = [{{ name = "AtariWrapper"{options} }}]\n[kwargs]\n{kwargs}\n'
+    )
+    assert says in one_error(main, capfd, "--algo", "dqn", "--env", tmp_path / "env.toml", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "frame_skip", "warned"),
+    [
+        ({"frameskip": 1}, 4, True),
+        ({}, 1, True),  # the game's own four
+        ({"frameskip": 1, "repeat_action_probability": 0.25}, 4, False),
+        ({"frameskip": 1, "repeat_action_probability": 0.0}, 4, False),
+    ],
+)
+def test_atari_actions_that_stick_are_said(capfd, kwargs, frame_skip, warned):
+    wrappers = [{"name": "AtariWrapper", "frame_skip": frame_skip}]
+    environment = Environment(id="ALE/Breakout-v5", wrappers=wrappers, kwargs=kwargs)
+    env = make_env(replace(resolve("ppo", "CartPole-v1", ["n_envs=2"]), environment=environment), 0, training=True)
+    printed = capfd.readouterr().err
+    assert printed.count("\n") == warned
+    assert printed.startswith(
+        "warning: ALE/Breakout-v5 repeats the last action with probability 0.25" if warned else ""
+    )
+    frames = env.envs[0].unwrapped.ale.getEpisodeFrameNumber
+    env.reset()
+    before = frames()
+    env.step([0, 0])
+    assert frames() - before == 4
+
+
+@pytest.mark.parametrize(
+    ("space", "what"),
+    [
+        (image(4, 60, 60, 3), "Box(0, 255, (4, 60, 60, 3), uint8), of 4 dimensions, and only of three is it an image"),
+        (image(60, 60), "Box(0, 255, (60, 60), uint8), of 2 dimensions"),
+        (
+            spaces.Dict(eye=image(2, 9, 9, 3), x=image(128)),
+            "Box(0, 255, (2, 9, 9, 3), uint8) as 'eye', of 4 dimensions",
+        ),
+        (image(4, 60, 60), ""),
+        (image(4, 128), ""),
+        (image(128), ""),
+        (spaces.Box(0, 7, (12, 12, 2, 2), np.uint8), ""),
+        (spaces.Box(0.0, 1.0, (4, 60, 60, 3)), ""),
+    ],
+)
+def test_frames_that_are_taken_for_no_image_are_said(space, what):
+    said = list(cautions(space))
+    assert len(said) == bool(what)
+    assert "".join(said).startswith(f"observes {what}" if what else "")
 
 
 @pytest.mark.slow

@@ -1,11 +1,20 @@
-"""A reward or an observation that is not finite, or none of its space, ends a run within the step."""
+"""What an environment gives: none that is not finite, or not of its space, goes further; returns are exact sums."""
+
+import csv
+import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from alrao_rl.recorder import NonFiniteError, RecordingMonitor
+from alrao_rl import enjoy
+from alrao_rl.envs import make_one
+from alrao_rl.recipes import Environment
+from alrao_rl.recorder import NonFiniteError, Origin, RecordingMonitor
+from alrao_rl.train import main
 
 
 class Given(gym.Env):
@@ -96,3 +105,132 @@ def test_what_is_finite_passes(space, observation):
     env = RecordingMonitor(Given([observation] * 2, [np.float32(1.5)], space))
     assert env.reset()[0] is observation
     assert env.step(1)[0] is observation
+
+
+# --- rewards that are no numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", [np.ones(1), [1.0], None, "much"])
+@pytest.mark.parametrize("layer", [RecordingMonitor, Origin])
+def test_reward_that_is_no_number(layer, reward):
+    env = layer(Given([FINE] * 2, [reward]))
+    env.reset()
+    with pytest.raises(ValueError, match=r"the reward is .*, expected a number, at step 1 of the environment"):
+        env.step(0)
+
+
+@pytest.mark.parametrize("reward", [True, 2, np.float32(0.5), np.array(0.5), np.int64(3)])
+def test_numbers_of_any_kind_pass(reward):
+    env = RecordingMonitor(Given([FINE] * 2, [reward]))
+    env.reset()
+    env.step(0)
+    assert env.rewards == [float(reward)]
+
+
+# --- what is used again, and exact sums -----------------------------------------------------------------------------
+
+
+class Walk(gym.Env):
+    """Five steps along a line; one array and one dict for all of them, with an entry ``episode`` of its own.
+
+    The last step of an odd episode is a time limit, as ``TimeLimit.truncated`` says.
+    """
+
+    observation_space, action_space = spaces.Box(0.0, 9.0, (1,)), spaces.Discrete(2)
+
+    def __init__(self, rewards=(1.0,) * 5):
+        self.given, self.number = rewards, -1
+        self.place, self.info = np.zeros(1, np.float32), {"episode": 3}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place[:], self.number = 0, self.number + 1
+        self.info.clear()
+        self.info["episode"] = 3
+        return self.place, self.info
+
+    def step(self, action):
+        assert self.info["episode"] == 3  # it is its own
+        self.place += 1
+        at_end, odd = self.place[0] == 5, self.number % 2 == 1
+        return self.place, self.given[int(self.place[0]) - 1], bool(at_end and not odd), bool(at_end and odd), self.info
+
+
+@pytest.fixture
+def walk():
+    gym.register("Walk-v0", Walk)
+    with warnings.catch_warnings():  # Gymnasium's own, that something is shared
+        warnings.simplefilter("ignore")
+        yield "Walk-v0"
+    gym.registry.pop("Walk-v0")
+
+
+TIME_LIMIT = {"name": "TimeLimit", "max_episode_steps": 4}
+STACK = {"name": "FrameStackObservation", "stack_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("wrappers", "n", "final"),
+    [([], 5, [5.0]), ([STACK], 5, [[4.0], [5.0]]), ([TIME_LIMIT], 4, [4.0]), ([TIME_LIMIT, STACK], 4, [[3.0], [4.0]])],
+)
+def test_one_info_and_one_observation_for_all_steps(walk, wrappers, n, final):
+    env = DummyVecEnv([lambda: make_one(Environment(id=walk, wrappers=wrappers), training=True)])
+    env.reset()
+    for number in range(3):
+        for step in range(1, n + 1):
+            observation, _, done, (info,) = env.step([0])
+            ends = step == n
+            assert done[0] == ends
+            assert observation.ravel()[-1] == (0 if ends else step)
+            assert info.keys() - {"TimeLimit.truncated"} == ({"episode", "terminal_observation"} if ends else set())
+            assert info["TimeLimit.truncated"] == (ends and (n == 4 or number % 2 == 1))
+        assert (info["episode"]["r"], info["episode"]["l"]) == (n, n)
+        assert info["terminal_observation"].tolist() == final
+
+
+TINY = (1e-8, 2e-8, -5e-9, 0.0, 1e-9)
+HUGE = (1e9, 1.0, -1e9, 0.125, 1e-7)
+TENTHS = (0.1,) * 5
+
+
+@pytest.mark.parametrize(("rewards", "total"), [(TINY, 2.6e-8), (HUGE, 1.1250001), (TENTHS, 0.5)])
+@pytest.mark.parametrize("wrappers", [[], [{"name": "ClipReward", "min_reward": -1.0, "max_reward": 0.0}]])
+def test_returns_are_exact_sums_of_the_environments_own_rewards(walk, rewards, total, wrappers):
+    env = make_one(Environment(id=walk, wrappers=wrappers, kwargs={"rewards": list(rewards)}))
+    env.reset()
+    steps = [env.step(0) for _ in range(5)]
+    assert steps[-1][4]["episode"]["r"] == total
+    assert [step[1] for step in steps] == [min(max(reward, -1), 0) for reward in rewards] if wrappers else [*rewards]
+
+
+def test_a_monitor_within_the_environment_has_the_say():
+    """As for environments that come with one, below rewards that are shaped."""
+    env = RecordingMonitor(Origin(gym.wrappers.TransformReward(Monitor(Walk()), lambda reward: 100 * reward)))
+    env.reset()
+    steps = [env.step(0) for _ in range(5)]
+    assert [step[1] for step in steps] == [100] * 5
+    assert steps[-1][4]["episode"]["r"] == 5
+
+
+def rows(path):
+    with path.open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("wrappers", ["", 'wrappers = [{name = "ClipReward", min_reward = -1.0, max_reward = 0.0}]\n'])
+def test_a_run_and_its_agent_have_the_same_returns(walk, tmp_path, capsys, wrappers):
+    """Training, evaluations and ``enjoy``: every episode once, with all digits."""
+    (tmp_path / "env.toml").write_text(f'id = "{walk}"\n{wrappers}[kwargs]\nrewards = {[*TINY]}\n')
+    out = tmp_path / "run"
+    sets = ["n_steps=16", "n_epochs=1", "n_envs=2", "batch_size=16", "net_arch=[8]", "alrao.n_heads=2"]
+    args = ["--algo", "ppo", "--env", str(tmp_path / "env.toml"), "--timesteps", "96", "--out", str(out)]
+    assert main([*args, "--eval-episodes", "2", "--set", *sets]) == 0
+    printed = capsys.readouterr().out
+    assert "return 2.6e-08, evaluation 2.6e-08" in printed
+    assert "best evaluation 2.6e-08" in printed
+    episodes = [(10.0 * number, 2.6e-8, 5) for number in range(1, 10) for _ in range(2)]
+    assert [tuple(row.values()) for row in rows(out / "episodes.csv")] == episodes
+    assert {(row["mean_return"], row["min_return"]) for row in rows(out / "evaluations.csv")} == {(2.6e-8, 2.6e-8)}
+    assert enjoy.main([str(out), "--episodes", "2"]) == 0
+    expected = ["episode 1: return 2.6e-08", "episode 2: return 2.6e-08", "mean return over 2 episodes: 2.6e-08"]
+    assert capsys.readouterr().out.splitlines() == expected

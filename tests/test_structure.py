@@ -14,6 +14,7 @@ PACKAGE = ROOT / "alrao_rl"
 # What a folder may import besides the standard library; of alrao_rl, the listed parts only.
 ALLOWED = {
     "errors.py": set(),
+    "numbers.py": set(),
     "notation.py": {"alrao_rl.errors"},
     "interruption.py": set(),
     "provenance.py": {"alrao_rl.__version__"},
@@ -53,8 +54,8 @@ ALLOWED = {
 # Modules in the order of the imports: none imports one to its right.
 ORDER = [
     "errors", "notation", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes",
-    "recorder", "atari", "minatar", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking", "evaluation",
-    "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep", "export",
+    "recorder", "atari", "minatar", "supported", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking",
+    "evaluation", "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep", "export",
 ]  # fmt: skip
 
 

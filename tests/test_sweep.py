@@ -868,6 +868,13 @@ def test_mismatch(place, capfd):
     assert main(args) == 2
     expected = f"small on odd:Good-v0, seed 1 was made with something else (torch: 1.0 -> {version('torch')}): --allow"
     assert expected in capfd.readouterr().err
+    # Nor may one with a package of the environment's own; of one that is gone the run itself finds out.
+    made_with["versions"] = versions() | {"Box2D": "2.3.8", "nowhere-installed": "1"}
+    (folder / "config.json").write_text(json.dumps(run.config | {"provenance": made_with}))
+    assert main(args) == 2
+    assert f"was made with something else (Box2D: 2.3.8 -> {version('Box2D')}): --allow" in capfd.readouterr().err
+    made_with["versions"] = versions() | {"torch": "1.0"}
+    (folder / "config.json").write_text(json.dumps(run.config | {"provenance": made_with}))
     assert main([*args, "--dry-run", "--allow-mismatch"]) == 0
     config = json.loads((folder / "config.json").read_text())
     config["provenance"] = continued(config["provenance"], 40, {"versions": versions(), "git_commit": "def"})

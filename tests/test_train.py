@@ -15,13 +15,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from common import one_error
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.registration import EnvSpec
 
 from alrao_rl import runs
 from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.envs import make_env
+from alrao_rl.numbers import significant
 from alrao_rl.recipes import names, resolve
 from alrao_rl.runs import COLUMNS
 from alrao_rl.train import configuration, from_arguments, main, parser
@@ -199,8 +203,8 @@ def test_logs_agree_with_each_other(finished):
         assert (description["timestep"], description["mean_return"]) == (
             int(row["timestep"]), float(row["mean_return"]),
         )  # fmt: skip
-    assert f"best evaluation {status['best_return']:.1f} at step {status['best_timestep']:,}" in out
-    assert f"last {status['last_return']:.1f} (reference 500, random 22.2)" in out
+    assert f"best evaluation {significant(status['best_return'])} at step {status['best_timestep']:,}" in out
+    assert f"last {significant(status['last_return'])} (reference 500, random 22.2)" in out
     assert re.search(r"play it: \S*python\S* -m alrao_rl.enjoy results/train/CartPole-v1/dqn/seed-3\n", out)
 
 
@@ -468,16 +472,45 @@ def test_wrappers_of_an_environment_file(tmp_path):
         ('{name = "vector"}', "wrapper 'vector' is not in gymnasium.wrappers"),
         ("{max_episode_steps = 3}", "wrapper None is not in gymnasium.wrappers"),
         ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
-        ('{name = "FrameStackObservation", stack_size = 0}', "wrapper FrameStackObservation does not take"),
+        (
+            '{name = "FrameStackObservation", stack_size = 0}',
+            "cannot be wrapped in FrameStackObservation with {'stack_size': 0}: ",
+        ),
         ('{name = "AtariWraper"}', "did you mean 'AtariWrapper'?"),
         ('{name = "AtariWrapper", training = true}', "wrapper AtariWrapper does not take {'training': True}"),
-        ('{name = "AtariWrapper"}', "wrapper AtariWrapper does not take {}"),  # CartPole is no Atari game
+        ('{name = "AtariWrapper"}', "CartPole-v1 cannot be wrapped in AtariWrapper: "),  # it is no Atari game
+        (
+            '{name = "ResizeObservation", shape = [9, 9]}',
+            "cannot be wrapped in ResizeObservation with {'shape': (9, 9)}",
+        ),
+        ('{name = "NormalizeObservation"}', "of the agent instead: --set normalize_observations=true"),
+        (
+            '{name = "TimeLimit", max_episode_steps = 9}, {name = "NormalizeReward"}',
+            "CartPole-v1: the wrapper NormalizeReward keeps",
+        ),
     ],
 )
 def test_wrapper_that_is_refused(tmp_path, capfd, wrappers, expected):
     out = tmp_path / "run"
     assert expected in refused(capfd, "--algo", "dqn", "--env", wrapped(tmp_path, wrappers), "--out", out)
     assert not out.exists()
+
+
+class Centred(gym.Wrapper):
+    """Learns the mean of what is observed, as many a project's own does."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.mean, self.var, self.count = 0.0, 1.0, 0
+
+
+@pytest.mark.parametrize("wrapper", [Centred, gym.wrappers.NormalizeObservation])
+def test_a_wrapper_that_learns_within_the_environment(monkeypatch, tmp_path, capfd, wrapper):
+    monkeypatch.setitem(gym.registry, "Own-v0", EnvSpec("Own-v0", lambda: wrapper(PendulumEnv())))
+    message = refused(capfd, "--algo", "ppo", "--env", "Own-v0", "--out", tmp_path / "run")
+    assert message.startswith(f"error: Own-v0: the wrapper {wrapper.__name__} keeps running statistics, which each ")
+    assert message.endswith("use normalize_observations of the agent instead: --set normalize_observations=true")
+    assert not (tmp_path / "run").exists()
 
 
 # --- a run that does not end well -----------------------------------------------------------------------------------
@@ -794,12 +827,19 @@ def test_bad_input_of_the_real_command(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_box2d(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['Box2D'] = None\n")
-    done = run("--algo", "dqn", "--env", "LunarLander-v3", "--out", "run", cwd=tmp_path, path=[tmp_path])
+@pytest.mark.parametrize(
+    ("env", "missing", "says"),
+    [
+        ("LunarLander-v3", "Box2D", "Box2D; install it with: pip install 'gymnasium[box2d]'"),
+        ("HalfCheetah-v5", "mujoco", "MuJoCo; install it with: pip install 'alrao-rl[mujoco]'"),
+        ("HalfCheetah-v5", "imageio", "MuJoCo; install it with: pip install 'alrao-rl[mujoco]'"),
+    ],
+)
+def test_missing_engine(tmp_path, env, missing, says):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{missing!r}] = None\n")
+    done = run("--algo", "ppo", "--env", env, "--out", "run", cwd=tmp_path, path=[tmp_path])
     assert done.returncode == 2
-    expected = "LunarLander-v3 cannot be made: it needs Box2D; install it with: pip install 'gymnasium[box2d]'"
-    assert done.stderr == f"error: {expected}\n"
+    assert done.stderr == f"error: {env} cannot be made: it needs {says}\n"
     assert {path.name for path in tmp_path.iterdir()} <= {"sitecustomize.py", "__pycache__"}
 
 

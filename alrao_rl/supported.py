@@ -1,0 +1,123 @@
+"""Which environments an agent can be trained on, and what is said of the others before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from alrao_rl.errors import UserError
+
+_KINDS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_EXPECTED = "expected Box, Discrete, MultiDiscrete or MultiBinary"
+_SMALLEST_FRAME = 10
+"""Pixels a side; what is smaller and has two dimensions is a stack of vectors."""
+
+
+def refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:
+    """Refuse what Stable-Baselines3 has no policy for; its own words come late, and not of all of it.
+
+    Raises:
+        UserError: with the part that is at fault, and a wrapper that helps.
+    """
+    refuse_observations(env_id, env.observation_space)
+    if (fault := _fault(env.action_space)) is not None:
+        raise UserError(f"{env_id} acts in {env.action_space}, {fault}; wrap it in a gymnasium.ActionWrapper")
+
+
+def refuse_observations(env_id: str, space: spaces.Space[Any]) -> None:
+    """Refuse observations that Stable-Baselines3 has no policy for.
+
+    Raises:
+        UserError: with the part that is at fault, and a wrapper that helps.
+    """
+    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+    faults = {key: fault for key, part in parts.items() if (fault := _fault(part) or _flat_fault(part)) is not None}
+    if not faults and parts:
+        return
+    kept = [key for key, part in parts.items() if _flattens(part)]
+    if 0 < len(kept) < len(parts):
+        left_out, keys = ", ".join(repr(key) for key in parts if key not in kept), ", ".join(f'"{key}"' for key in kept)
+        help_ = f'leave out {left_out} by the wrapper {{ name = "FilterObservation", filter_keys = [{keys}] }}'
+    elif _can_be_flattened(space):
+        help_ = "wrap it, for instance in gymnasium.wrappers.FlattenObservation"
+    else:
+        help_ = "no wrapper of gymnasium.wrappers makes an array of it, so the environment has to"
+    name, fault = next(iter(faults.items()), ("", "expected at least one part"))
+    what = f"{parts[name]} as {name!r}" if name else f"{space}"
+    raise UserError(f"{env_id} observes {what}, {fault}{', or a Dict of these' if fault == _EXPECTED else ''}; {help_}")
+
+
+def _fault(space: spaces.Space[Any]) -> str | None:
+    """What else was expected of actions, or of a part of observations; None if nothing."""
+    if not isinstance(space, _KINDS):
+        return _EXPECTED
+    if 0 in (space.shape or ()):
+        return "expected at least one number"
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) != 1:
+        return "expected one dimension"
+    return None
+
+
+def _flat_fault(space: spaces.Space[Any]) -> str | None:
+    """What else was expected of a part of observations, though actions may be so."""
+    return "expected at least one dimension" if isinstance(space, spaces.Box) and space.shape == () else None
+
+
+def _flattens(space: spaces.Space[Any]) -> bool:
+    """Whether a space is made of numbers, however they are nested."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        inner = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return all(map(_flattens, inner))
+    return isinstance(space, _KINDS) and 0 not in (space.shape or ())
+
+
+def _can_be_flattened(space: spaces.Space[Any]) -> bool:
+    try:
+        flat = spaces.utils.flatten_space(space)
+    except Exception:  # of a space of the user's own
+        return False
+    return isinstance(flat, spaces.Box) and 0 not in flat.shape
+
+
+def refuse_learning_wrappers(env_id: str, env: gym.Env[Any, Any]) -> None:
+    """Refuse wrappers with running statistics, such as ``NormalizeObservation``, wherever they were put on.
+
+    Each environment would have its own: the agent is evaluated, saved and played with others than it was trained with.
+
+    Raises:
+        UserError: with what does it for the agent.
+    """
+    while isinstance(env, gym.Wrapper):
+        held = {key: value for key, value in vars(env).items() if not isinstance(value, gym.Env)}
+        name = next((key for key, value in held.items() if _is_running(value)), "" if _is_running(env) else None)
+        if name is not None:
+            of_rewards = isinstance(env, gym.RewardWrapper) or name.lstrip("_").startswith(("ret", "rew"))
+            key = "normalize_rewards" if of_rewards else "normalize_observations"
+            raise UserError(
+                f"{env_id}: the wrapper {type(env).__name__} keeps running statistics, which each environment would "
+                f"have of its own and no agent is saved with; use {key} of the agent instead: --set {key}=true"
+            )
+        env = env.env
+
+
+def _is_running(value: object) -> bool:
+    """Whether it is such as Gymnasium's and SB3's RunningMeanStd."""
+    return hasattr(value, "__dict__") and {"mean", "var", "count"} <= vars(value).keys()
+
+
+def cautions(space: spaces.Space[Any]) -> Iterator[str]:
+    """What is done with observations otherwise than their maker may expect."""
+    for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
+        if not (isinstance(part, spaces.Box) and part.dtype == np.uint8 and (part.high == 255).all()):
+            continue
+        n = len(part.shape)
+        if n > 3 or (n == 2 and min(part.shape) >= _SMALLEST_FRAME):
+            yield (
+                f"observes {part}{f' as {key!r}' if key else ''}, of {n} dimensions, and only of three is it "
+                "an image: its numbers up to 255 go to a network without convolutions; GrayscaleObservation and then "
+                "FrameStackObservation make three"
+            )
