@@ -161,9 +161,9 @@ def report(rows: list[dict[str, str]], n_runs: int, timesteps: int) -> str:
 
 {n_runs} runs of {AGENT} on {ENV}, {timesteps:,} steps each, seconds of wall time from the command to its end; medians
 of {len(times[ONE])} rounds, in brackets the least and the greatest. On all sides the same hyperparameters, one thread a
-run, {N_EVALUATIONS} evaluations of {EVAL_EPISODES} episodes on {EVAL_EPISODES} environments; ours evaluates where training
-looks as good as ever, what may be the best agent up to four times more, and writes all its logs. `-j 1` is not bound to a core.
-Remake: `make bench-sweep`. Every time: `sweep-speed.csv`.
+run, {N_EVALUATIONS} evaluations of {EVAL_EPISODES} episodes on {EVAL_EPISODES} environments; ours evaluates where
+training looks as good as ever, what may be the best agent up to four times more, and writes all its logs. `-j 1` is not
+bound to a core. Remake: `make bench-sweep`. Every time: `sweep-speed.csv`.
 
 | | seconds |
 |---|---|
