@@ -317,7 +317,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
 
     A finished run prints its summary, another configuration there is refused. So are, unless ``--allow-mismatch`` is
     given, other versions, device and loops than the checkpoint was made with. A configuration is never changed on the
-    way: schedules and evaluations are fractions of the timesteps, and the run would be neither the one nor the other.
+    way, but for evaluations, of which training knows nothing: schedules are fractions of the timesteps, and the run
+    would be neither the one nor the other.
 
     Returns:
         0, 1 for a run that failed, whose folder then holds the reason and the traceback, or 130 and 143.

@@ -270,7 +270,7 @@ def test_a_sweep_hands_it_on(tmp_path, monkeypatch, capfd, tracker):
     """Two runs at once, which find no database; without it, it is the same sweep."""
     pytest.importorskip(tracker)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    args = ["--agents", "a2c", "--envs", "CartPole-v1", "--seeds", "0-1", "--timesteps", "200", "--eval-episodes", "1"]
+    args = ["--agents", "a2c", "--envs", "CartPole-v1", "--seeds", "0-1", "--timesteps", "200", "--eval-budget", "9"]
     assert sweep([*args, "-j", "2", "--track", tracker]) == 0
     assert "warning" not in "".join(capfd.readouterr())
     for seed in range(2):
