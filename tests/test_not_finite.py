@@ -12,6 +12,7 @@ from alrao_rl.enjoy import main as enjoy
 from alrao_rl.train import main
 from alrao_rl.training import TrainingCallback
 
+pytestmark = pytest.mark.usefixtures("loops")
 ODD = '''
 import shutil
 import gymnasium as gym, numpy as np

@@ -24,6 +24,7 @@ hold one to the other.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -37,6 +38,8 @@ from alrao_rl.compiled.memory import can_read
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Heads that are alike differ by as much, and what is divided by its own spread makes a choice of it."""
+_LARGEST = 2.0**62
+"""What is larger counts as this: squares of it, and of differences, are finite in 32 bits, and so their means."""
 
 
 @dataclass(slots=True)
@@ -252,13 +255,14 @@ class ExponentiatedGradient(Uniform):
     ) -> None:
         super().__init__(rates)
         self.reuse = number("reuse", reuse, 1, ends="[)")
-        self.beta, self.clip = number("beta", beta, 0), number("clip", clip, 0)
+        # e^80 is all but everything, e^89 is infinite.
+        self.beta, self.clip = number("beta", beta, 0), min(number("clip", clip, 0), 80.0)
         self.alpha, self.decay = number("alpha", alpha, 0, 1), number("decay", decay, 0, 1)
         self.register_buffer("moments", torch.tensor([0.0, 0.0, 1.0]))
 
     def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """See :meth:`Uniform.on_tensors`."""
-        gain = cast(Tensor, evidence.gains).nan_to_num(0.0, 0.0, 0.0)
+        gain = cast(Tensor, evidence.gains).nan_to_num(0.0, 0.0, 0.0).clamp_(-_LARGEST, _LARGEST)
         square, variance, correction = self.moments
         correction.mul_(self.decay)
         square.lerp_(weights.dot(gain.square()), 1 - self.decay)
@@ -278,7 +282,7 @@ class ExponentiatedGradient(Uniform):
         gains = cast(Tensor, evidence.gains)
         library.exponentiated_gradient(
             self.n_heads, weights.data_ptr(), gains.data_ptr(), self.beta / self.reuse, self.alpha, self.clip,
-            self.decay, _ROUNDING, self._address("moments"),
+            self.decay, _ROUNDING, _LARGEST, self._address("moments"),
         )  # fmt: skip
 
 
@@ -315,13 +319,18 @@ class Whiteness(Uniform):
         """Make room for the last gradient."""
         self.previous = torch.zeros(self.n_heads, n_parameters)
 
+    def _largest(self) -> float:
+        """Of one number of a gradient, so that the square of all of them is finite."""
+        return _LARGEST / math.sqrt(max(self.previous.shape[1], 1))
+
     def correlation(self) -> Tensor:
         """ρ_j, shape ``[J]``: how much each gradient resembles the one before it; 0 before any gradient."""
         return (self.product / self.norm).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
 
     def on_tensors(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """See :meth:`Uniform.on_tensors`."""
-        gradient = cast(Tensor, evidence.gradient)
+        largest = self._largest()
+        gradient = cast(Tensor, evidence.gradient).clamp(-largest, largest)
         self.product.lerp_(torch.linalg.vecdot(gradient, self.previous), 1 - self.decay)
         self.norm.lerp_(torch.linalg.vecdot(gradient, gradient), 1 - self.decay)
         self.previous.copy_(gradient)
@@ -339,7 +348,7 @@ class Whiteness(Uniform):
         place = self._address
         library.whiteness(
             *gradient.shape, weights.data_ptr(), gradient.data_ptr(), self.kappa, self.max_flow, self.decay,
-            place("faster"), place("previous"), place("product"), place("norm"),
+            self._largest(), place("faster"), place("previous"), place("product"), place("norm"),
         )  # fmt: skip
 
     def forget(self, lost: Tensor) -> None:
