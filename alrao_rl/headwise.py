@@ -645,6 +645,11 @@ def _item(func: Any, args: Any, kwargs: Any) -> Any:
     return args[0].branches[0].item()
 
 
+def _deepcopy(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """The average's numbers: the graph behind them cannot be copied."""
+    return args[0].branches[0].detach().clone()
+
+
 def _shape(func: Any, args: Any, kwargs: Any) -> Any:
     shape = args[0].branches.shape[1:]
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
@@ -753,9 +758,10 @@ for _handler, _names in {
     _gradients: "grad",
     _shape: "size",
     _item: "item",
+    _deepcopy: "__deepcopy__",
     _visible: """
         dim ndimension numel nelement numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__ __repr__
-        __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
+        __str__ __array__ __contains__ __hash__ __reduce_ex__ is_floating_point is_complex is_tensor
         element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
         multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
         new_zeros new_ones new_empty new_full new_tensor argmax argmin

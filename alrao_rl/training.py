@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
+from alrao_rl.core.optim import NOT_FINITE
 from alrao_rl.envs import close, make_env
 from alrao_rl.errors import print_warning, say
 from alrao_rl.interruption import Interruption
@@ -31,6 +32,9 @@ N_EVALUATIONS = 50
 
 CONFIRMATION = 4
 """A candidate for the best agent is evaluated so many times more, as long as it stays the best."""
+
+HOPELESS = 100
+"""Updates after which a run fails that has skipped all of them, and not only at its end."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -96,6 +100,7 @@ class TrainingCallback(AlraoCallback):
             "wall_seconds": round(self._elapsed(), 1),
             "seconds_evaluating": round(self._evaluating, 1),
             **({"restarted_episodes": self._restarts} if self._restarts else {}),
+            **({"skipped_updates": skipped} if (skipped := self.updates()[0]) else {}),
         }
 
     def _on_training_start(self) -> None:
@@ -144,6 +149,26 @@ class TrainingCallback(AlraoCallback):
     def lost_heads(self) -> int:
         """How often a head was replaced because it was not finite."""
         return sum(int(stats["lost"].sum()) for stats in self._weights().values())
+
+    def updates(self) -> tuple[int, int]:
+        """How many updates were skipped because something was not finite, and how many there were."""
+        optimizer = self.model.policy.optimizer
+        return (optimizer.skipped, optimizer.param_groups[0]["n_updates"]) if self._is_alrao() else (0, 0)
+
+    def _is_alrao(self) -> bool:
+        return isinstance(self.model.policy, AlraoPolicyMixin)
+
+    def _fail_without_updates(self, least: int) -> None:
+        """Fail a run that has learned nothing in at least so many updates.
+
+        Raises:
+            FloatingPointError: all were skipped.
+        """
+        skipped, n_updates = self.updates()
+        if skipped == n_updates >= least:
+            raise FloatingPointError(
+                f"all {n_updates:,} updates were skipped: the loss or the gradient was nan or infinite, {NOT_FINITE}"
+            )
 
     def _elapsed(self) -> float:
         """Wall seconds of training, those before an interruption included."""
@@ -203,11 +228,11 @@ class TrainingCallback(AlraoCallback):
             )
 
     def _weights(self) -> dict[str, Any]:
-        policy = self.model.policy
-        return policy.alrao_stats() if isinstance(policy, AlraoPolicyMixin) else {}
+        return self.model.policy.alrao_stats() if self._is_alrao() else {}
 
     def _evaluate(self, last: bool = False) -> None:
         """Evaluate, unless it is the network that was evaluated last, as within a rollout, and write all logs."""
+        self._fail_without_updates(1 if last else HOPELESS)
         if last or self.model._n_updates != self._judged:
             self._judge()
         step = self.num_timesteps

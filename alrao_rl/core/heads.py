@@ -172,7 +172,7 @@ class OutputHeads(nn.Module):
         return self._forward(features, None, *usable), self._averaged_extra(*usable)
 
     def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
-        kernel = self._kernel if offset is None and self._place and theta is self._held[0] else None
+        kernel = self._kernel if offset is None and self._is_held(theta) else None
         if kernel is not None and kernel.serves(features):
             if not torch.is_grad_enabled():
                 return kernel.average(features, theta, weights).t()
@@ -181,11 +181,11 @@ class OutputHeads(nn.Module):
             return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
         offset = None if offset is None else offset.t()
         average = self._average(features, offset, theta, weights)
-        if not torch.is_grad_enabled():
-            return average if self.kind in _LINEAR else average.t()
-        average = average.t() if self.kind in _LINEAR else average
+        average = average if self.kind in _LINEAR else average.t()
+        if not torch.is_grad_enabled() or self._is_function():
+            return average
         # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
-        branches = torch.cat([average.unsqueeze(0), self._own(features.detach(), offset)])
+        branches = torch.cat([average.t().unsqueeze(0), self._own(features.detach(), offset)])
         return HeadwiseTensor.wrap(branches.transpose(1, 2), self._layers)
 
     def collapse(self) -> dict[str, Tensor | None]:
@@ -209,8 +209,8 @@ class OutputHeads(nn.Module):
 
     def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
         assert self._extra_shape is not None
-        average = weights @ (self._flat_extra if self._place and theta is self._held[0] else theta[:, self._n_matrix :])
-        if not torch.is_grad_enabled():
+        average = weights @ (self._flat_extra if self._is_held(theta) else theta[:, self._n_matrix :])
+        if not torch.is_grad_enabled() or self._is_function():
             return average.view(self._extra_shape)
         return HeadwiseTensor.wrap(torch.cat([average.view(1, *self._extra_shape), self._leaves[-1]]), self._layers)
 
@@ -231,7 +231,7 @@ class OutputHeads(nn.Module):
                 bias = rows.select(1, self.in_features)
                 output = nn.functional.linear(x, rows.narrow(1, 0, self.in_features), bias)
             return output if offset is None else output + offset.t()
-        matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
+        matrix = self._matrix if self._is_held(theta) else self._split(self._joint(theta))
         logits = self._outputs(x, *matrix, offset)
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights)
@@ -255,7 +255,7 @@ class OutputHeads(nn.Module):
             outputs = weight @ inputs if bias is None else torch.baddbmm(bias, weight, inputs)
         else:
             outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
-            outputs = outputs.view(self.n_heads, self.out_features, len(x))
+            outputs = outputs.view(self.n_heads, self.out_features, x.shape[0])
         return outputs if offset is None else outputs + offset
 
     def _joint(self, theta: Tensor) -> Tensor:
@@ -276,26 +276,27 @@ class OutputHeads(nn.Module):
                 self._warn_of_passes()
             return
         _make_distribution(self)
-        with torch.no_grad():
-            self._keep_evidence()
-            if not self.theta.is_contiguous():
+        if not self.theta.is_contiguous():
+            with torch.no_grad():
                 self.theta.data = self.theta.data.contiguous()
-        self._place, self._finite = (self.theta.data_ptr(), *place[1:]), -1
-        self._held = self.theta.detach(), self.averaging_weights.detach()
-        self._matrix = self._split(self._joint(self._held[0]))
-        parts = [part for part in self._matrix if part is not None]
+        held = self.theta.detach(), self.averaging_weights.detach()
+        matrix = self._split(self._joint(held[0]))
+        parts = [part for part in matrix if part is not None]
         if self._extra_shape is not None:
-            parts.append(self._extra(self._held[0]))
-            self._flat_extra = self._held[0][:, self._n_matrix :]
-        self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
-        self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
-        self._layers = frozenset([self])
+            parts.append(self._extra(held[0]))
+        leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
+        decides = held[1].detach().requires_grad_(self.rule.uses == "gains")
         kind = "linear" if self.kind in _LINEAR else self.kind
         served = kind == "linear" or (kind == "categorical" and len(self.splits) == 1)
         shape = self.out_features, self.in_features, self._has_bias
-        self._kernel = Kernel.of(kind, *self._held, *shape) if served else None
+        kernel = Kernel.of(kind, *held, *shape) if served else None
         if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
+        # All at once: an exception before, as where there is no memory left, has changed nothing.
+        self._keep_evidence()
+        self._held, self._matrix, self._leaves, self._weights, self._kernel = held, matrix, leaves, decides, kernel
+        self._flat_extra, self._layers = held[0][:, self._n_matrix :], frozenset([self])
+        self._place, self._finite = (self.theta.data_ptr(), *place[1:]), -1
 
     def _keep_evidence(self) -> None:
         """Keep what has arrived at aliases that are given up."""
@@ -317,10 +318,24 @@ class OutputHeads(nn.Module):
             stacklevel=3,
         )
 
+    def _is_held(self, theta: Tensor) -> bool:
+        return bool(self._place) and theta is self._held[0]
+
+    def _is_function(self) -> bool:
+        """Whether this is called as a function of its parameters, by torch.func, a trace or functional_call.
+
+        Then it is the plain average, with the derivatives of that: nothing is learned from what comes back.
+        """
+        if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+            return True
+        return not isinstance(self._parameters["theta"], nn.Parameter)
+
     def _usable(self) -> tuple[Tensor, Tensor]:
         """θ, held, and a, without heads that are not finite; a is a leaf where the loss decides on it."""
-        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # an alias would be a constant of the trace
-            return self.theta.detach(), self.averaging_weights.detach()
+        if self._is_function():  # to which an alias would be a constant
+            finite = self.theta.isfinite().all()
+            theta, weights = self._without_lost(self.theta, self.averaging_weights)
+            return theta, torch.where(finite, self.averaging_weights, weights)
         self._find()
         theta, weights = self._held
         decides = self.rule.uses == "gains" and torch.is_grad_enabled()

@@ -32,7 +32,18 @@ State = dict[str, Tensor]
 
 _COUNTS = ("steps", "reclones", "lost")
 """Kept of every segment: updates since it was made or last re-cloned, how often that was, how often for lack of finite
-numbers."""
+numbers; of the trunk, which is never re-cloned, how many updates were skipped for that."""
+
+
+NOT_FINITE = (
+    "as where advantages are normalised over a single step (normalize_advantage with n_steps=1 in one environment), or "
+    "a reward, an observation or a learning rate is far too large"
+)
+"""What may have happened to a gradient."""
+
+
+class SkippedUpdateWarning(UserWarning):
+    """An update had a gradient that is not finite, and moved nothing by it."""
 
 
 class Base:
@@ -243,6 +254,12 @@ class AlraoOptimizer(torch.optim.Optimizer):
         counts = state[which] if state else torch.zeros(len(self._layout.sizes))
         return counts[first : first + layer.n_heads]
 
+    @property
+    def skipped(self) -> int:
+        """How many updates were skipped, wholly or in part: the trunk's gradient, or that of all heads, not finite."""
+        state = self.state.get(self.param_groups[0]["params"][0])
+        return int(state["lost"][0]) if state else 0
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of averaging weights, trunk and heads, in this order: weights judge the outputs from before."""
         if _hooks_or_profiler(self):
@@ -274,7 +291,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if present is not None:
             g, of_heads = self._flat, self._views[len(self._layout.trunk) :]
         else:
-            g, present, broken = self._gather()
+            g, present, broken = self._gather(state)
             of_heads = self._layout.heads(g)
         for layer, given, gradient in zip(self._layers, present[len(self._layout.trunk) :], of_heads, strict=True):
             if given:
@@ -374,10 +391,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
             warnings.warn(f"all of Alrao's rates follow the learning rate, and that {changed}", stacklevel=4)
         return lr / first
 
-    def _gather(self) -> tuple[Tensor, list[bool], list[Tensor] | None]:
+    def _gather(self, state: State) -> tuple[Tensor, list[bool], list[Tensor] | None]:
         """All gradients as one vector ``[N]``; which parameters have one; which heads of a layer are broken, or None.
 
-        A number that is not finite becomes 0, with all of its head: it moves nothing and reaches no state.
+        A number that is not finite, or has no finite square, becomes 0, with all of its head: it moves nothing and
+        reaches no state.
         """
         layout = self._layout
         given = [*(parameter.grad for parameter in layout.trunk), *(layer.gradient for layer in self._layers)]
@@ -389,13 +407,23 @@ class AlraoOptimizer(torch.optim.Optimizer):
         g = _flatten_dense_tensors(given).to(self._flat.dtype)
         if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
             return g, present, None
-        broken = []
+        wrong, broken = ~g.square().isfinite(), []
+        skipped = wrong[: layout.n_trunk].any()
         for gradient in layout.heads(g):
             lost = ~gradient.norm(dim=1).isfinite()
             gradient.masked_fill_(lost[:, None], 0.0)
             # Where no head has a finite gradient the fault is in the data: the heads are as good as they were.
             broken.append(lost & ~lost.all())
-        return g.nan_to_num_(0.0, 0.0, 0.0), present, broken
+            skipped = skipped | lost.all()
+        state["lost"][0] += skipped
+        if skipped and state["lost"][0] == 1:
+            warnings.warn(
+                f"update {self.param_groups[0]['n_updates']} was skipped: its loss, or the gradient, is nan or infinite, "
+                f"{NOT_FINITE}; later ones are only counted",
+                SkippedUpdateWarning,
+                stacklevel=5,
+            )
+        return g.masked_fill_(wrong, 0.0), present, broken
 
     def _judge(self, layer: OutputHeads, gradient: Tensor) -> None:
         """Let a layer's evidence move its weights, then clip the gradient ``[J, P]`` of every head by itself."""
