@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -332,6 +333,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         # A process may have been killed between its last two acts.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finished_before(recipe, folder, config, args.quiet)
+    from alrao_rl.core.optim import SkippedUpdateWarning
     from alrao_rl.envs import classes, close
     from alrao_rl.fast import kernels
     from alrao_rl.tracking import Subject, tracked
@@ -360,7 +362,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
                 return _finished_before(recipe, folder, config, args.quiet)
             callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
             subject = Subject(folder, env_folder(recipe), _label(recipe, args), args.seed, args.quiet)
-            with contextlib.closing(callback), tracked(model, args.track, subject):
+            with contextlib.closing(callback), tracked(model, args.track, subject), warnings.catch_warnings():
+                warnings.simplefilter("ignore", SkippedUpdateWarning)  # said at the end
                 model.learn(recipe.timesteps, callback=callback)
             # What is asked for from here on, or was on the last steps, comes too late.
             if not interruption.stop_in_order():  # the environment has caught it
@@ -378,6 +381,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         else:
             callback.checkpoints.remove()
             _warn_of_lost_heads(callback.lost_heads())
+            _warn_of_skipped_updates(*callback.updates())
             return _finish(recipe, folder, args.quiet)
         finally:
             folder.close()
@@ -513,6 +517,16 @@ def _warn_of_lost_heads(times: int) -> None:
         print_warning(
             f"{times} times a head was not finite and was replaced by the average of the others: its learning rate, or "
             "a reward, was far too large (reclones in heads.csv counts these and those of heads without weight)"
+        )
+
+
+def _warn_of_skipped_updates(skipped: int, n_updates: int) -> None:
+    if skipped:
+        from alrao_rl.core.optim import NOT_FINITE
+
+        print_warning(
+            f"{skipped:,} of {n_updates:,} updates were skipped, wholly or in part: a loss or its gradient was nan or "
+            f"infinite, {NOT_FINITE}"
         )
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
+from alrao_rl.core.optim import NOT_FINITE
 from alrao_rl.errors import print_warning, say
 from alrao_rl.evaluation import Budget, Evaluator, Returns
 from alrao_rl.interruption import Interruption
@@ -33,6 +34,9 @@ CONFIRMATION = 4
 
 FIRST_ROUND = 10
 """An evaluation begins with a tenth of the episodes that are affordable, and at least one: they may turn out longer."""
+
+HOPELESS = 100
+"""Updates after which a run fails that has skipped all of them, and not only at its end."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -99,6 +103,7 @@ class TrainingCallback(AlraoCallback):
             "wall_seconds": round(self._elapsed(), 1),
             "seconds_evaluating": round(self._evaluating, 1),
             **({"restarted_episodes": self._restarts} if self._restarts else {}),
+            **({"skipped_updates": skipped} if (skipped := self.updates()[0]) else {}),
         }
 
     def _on_training_start(self) -> None:
@@ -135,11 +140,13 @@ class TrainingCallback(AlraoCallback):
                 self._judge()
             if self.num_timesteps >= self._next:
                 self._next += self._interval
+                self._fail_without_updates(HOPELESS)
                 self._log()
         self._display.update(self.num_timesteps, self._returns, self._weights)
         return True
 
     def _on_training_end(self) -> None:
+        self._fail_without_updates(1)
         self._judge(last=True)
         self._log()
         self._save_agent("last", self._end())
@@ -155,6 +162,26 @@ class TrainingCallback(AlraoCallback):
     def lost_heads(self) -> int:
         """How often a head was replaced because it was not finite."""
         return sum(int(stats["lost"].sum()) for stats in self._weights().values())
+
+    def updates(self) -> tuple[int, int]:
+        """How many updates were skipped because something was not finite, and how many there were."""
+        optimizer = self.model.policy.optimizer
+        return (optimizer.skipped, optimizer.param_groups[0]["n_updates"]) if self._is_alrao() else (0, 0)
+
+    def _is_alrao(self) -> bool:
+        return isinstance(self.model.policy, AlraoPolicyMixin)
+
+    def _fail_without_updates(self, least: int) -> None:
+        """Fail a run that has learned nothing in at least so many updates.
+
+        Raises:
+            FloatingPointError: all were skipped.
+        """
+        skipped, n_updates = self.updates()
+        if skipped == n_updates >= least:
+            raise FloatingPointError(
+                f"all {n_updates:,} updates were skipped: the loss or the gradient was nan or infinite, {NOT_FINITE}"
+            )
 
     def _elapsed(self) -> float:
         """Wall seconds of training, those before an interruption included."""
@@ -221,8 +248,7 @@ class TrainingCallback(AlraoCallback):
             )
 
     def _weights(self) -> dict[str, Any]:
-        policy = self.model.policy
-        return policy.alrao_stats() if isinstance(policy, AlraoPolicyMixin) else {}
+        return self.model.policy.alrao_stats() if self._is_alrao() else {}
 
     def _log(self) -> None:
         """Write all logs."""

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from alrao_rl.fast import kernels
+
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("ci")
 
@@ -16,6 +18,17 @@ settings.load_profile("ci")
 def _one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", params=["compiled", "torch"])
+def loops(request):
+    """Small networks computed by compiled code, and, as on a GPU, by operations on tensors."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(kernels, "library", None)
+        elif kernels.library is None:
+            pytest.skip("no compiled loops here")
+        yield request.param
 
 
 @pytest.fixture
@@ -45,7 +58,6 @@ def way(request, monkeypatch):
     """The plain method, and its faster subclasses with and without the library, by the test module's names."""
     from alrao_rl import fast
     from alrao_rl.fast import averaging as fast_averaging
-    from alrao_rl.fast import kernels
 
     plain = request.param == "plain"
     if not plain:

@@ -233,21 +233,53 @@ def test_scaling_residuals_by_a_power_of_two_changes_no_bit(name, power, seed):
     assert torch.equal(*results)
 
 
-EXTREME = st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e15, -1e15, math.nan, math.inf, -math.inf])
+LARGE = [1e15, 1e20, 1e38, 3e38]
+EXTREME = st.sampled_from([0.0, 1.0, 1e-30, *LARGE, math.inf, -1.0, *[-x for x in LARGE], -math.inf, math.nan])
+
+
+def extreme(row):
+    """Evidence of four numbers; of a gradient the optimizer masks what is not finite."""
+    values = torch.tensor(row)
+    gradient = values[1:, None].nan_to_num(0.0, 0.0, 0.0)
+    return Evidence(residual=values.abs(), gains=values[1:], gradient=torch.cat([gradient, gradient.flip(0)], 1))
 
 
 @pytest.mark.parametrize("name", RULES)
 @given(rows=st.lists(st.lists(EXTREME, min_size=4, max_size=4), min_size=1, max_size=8))
 def test_weights_stay_a_distribution_whatever_the_evidence(name, rows):
     rule, weights = make_rule(name, RATES), uniform()
-    rule.prepare(1)
+    rule.prepare(2)
     for row in rows:
-        losses = torch.tensor(row).abs()
-        gradient = torch.tensor(row)[1:, None].nan_to_num(0.0, 1e15, -1e15)  # the optimizer masks what is not finite
-        weights = rule.step(weights, Evidence(residual=losses, gains=torch.tensor(row[1:]), gradient=gradient))
+        weights = rule.step(weights, extreme(row))
         assert weights.isfinite().all()
         assert (weights >= 0).all()
         assert weights.sum().item() == pytest.approx(1.0, abs=1e-5)
+        for key, value in rule.state_dict().items():
+            assert value.isfinite().all(), key  # a mean that is not finite stays so for ever
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 1e6, "clip": 1e9}], ids=str)
+def test_exponentiated_gradient_comes_back_from_huge_gains(options):
+    """Ten of them, at which squares overflow; what heads gain later still moves the weights."""
+    rule, weights = ExponentiatedGradient(RATES, **options), uniform()
+    for _ in range(10):
+        weights = rule.step(weights, Evidence(gains=torch.tensor([1e38, -1e38, 1e20])))
+    assert rule.moments.isfinite().all()
+    rule.moments[:2] = 1.0  # as after a long time
+    weights = rule.step(uniform(), Evidence(gains=torch.tensor([1.0, 0.0, 0.0])))
+    assert weights[0] > weights[1] == weights[2]
+
+
+def test_whiteness_comes_back_from_huge_gradients():
+    """They overflow only in the product with the next one, of the other sign."""
+    rule = Whiteness(RATES, window=1.0)
+    rule.prepare(1)
+    for sign in (1.0, -1.0, 1.0):
+        rule.step(uniform(), Evidence(gradient=sign * torch.tensor([[1.2e19], [1.2e19], [1e38]])))
+    assert rule.correlation().tolist() == [-1.0, -1.0, -1.0]
+    for _ in range(2):
+        rule.step(uniform(), Evidence(gradient=torch.ones(3, 1)))
+    assert rule.correlation().tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -256,13 +288,11 @@ def test_the_fast_rule_is_the_plain_one(name, rows):
     fast, plain = make_rule(name, RATES), averaging.make_rule(name, RATES)
     weights = [uniform(), uniform()]
     for rule in (fast, plain):
-        rule.prepare(1)
+        rule.prepare(2)
     for row in rows:
-        losses = torch.tensor(row).abs().clamp(max=1e15)
-        gradient = torch.tensor(row)[1:, None].nan_to_num(0.0, 1e15, -1e15)
-        known = {"residual": losses, "gains": torch.tensor(row[1:]), "gradient": gradient}
-        weights = [rule.step(held, Evidence(**known)) for rule, held in zip((fast, plain), weights, strict=True)]
+        weights = [rule.step(held, extreme(row)) for rule, held in zip((fast, plain), weights, strict=True)]
         torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(fast.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-30)
 
 
 @pytest.mark.parametrize("known", ["residual", "nll", "loss"])
@@ -272,6 +302,8 @@ def test_the_fast_rule_is_the_plain_one_for_every_kind_of_loss(name, known):
     for k in range(40):
         losses = torch.rand(4)
         losses[1 + k % 3] *= 10.0 ** (k % 7)
+        if k % 9 == 8:
+            losses[k % 4] = LARGE[k % 4] * (1 if known == "residual" else -1)
         evidence = Evidence(**{known: losses})
         weights = [rule.step(held, evidence) for rule, held in zip(rules, weights, strict=True)]
         torch.testing.assert_close(*weights)

@@ -9,9 +9,9 @@ from alrao_rl import core, fast
 from alrao_rl.core.averaging import RULES
 from alrao_rl.core.bases import BASES
 from alrao_rl.core.heads import KINDS
-from alrao_rl.fast import kernels
 
 STEPS = 12
+pytestmark = pytest.mark.usefixtures("loops")
 
 
 def learner(way, kind, base, rule, extra=False, **options):
@@ -60,14 +60,6 @@ def compare_step_by_step(kind, base, rule, steps=STEPS, before=lambda *_: None, 
         torch.testing.assert_close(quick[0].state_dict(), plain[0].state_dict(), rtol=rtol, atol=1e-5)
         states = [optimizer.state_dict()["state"] for _, optimizer in learners]
         torch.testing.assert_close(*states, rtol=rtol, atol=1e-5)
-
-
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def loops(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "library", None)
-    elif kernels.library is None:
-        pytest.skip("no compiled library here")
 
 
 @pytest.mark.parametrize("rule", RULES)

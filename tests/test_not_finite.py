@@ -1,17 +1,25 @@
 """Numbers that are not finite, in real runs: from the environment they fail a run, in a head they cost it that head."""
 
 import json
+import re
 import shutil
+import warnings
 
 import pytest
 import torch
+from stable_baselines3 import A2C
 from test_checkpoint import arguments
+from torch import nn
 
+from alrao_rl import AlraoPolicy
 from alrao_rl.agent import read_agent
+from alrao_rl.core import AlraoOptimizer, convert
+from alrao_rl.core.optim import SkippedUpdateWarning
 from alrao_rl.enjoy import main as enjoy
 from alrao_rl.train import main
 from alrao_rl.training import TrainingCallback
 
+pytestmark = pytest.mark.usefixtures("loops")
 ODD = '''
 import shutil
 import gymnasium as gym, numpy as np
@@ -107,10 +115,15 @@ def test_from_the_environment(odd, tmp_path, capfd, watched, algo, kwargs, reaso
 
 @OVERFLOW
 @pytest.mark.parametrize("algo", ENVIRONMENTS)
-def test_a_huge_reward(odd, tmp_path, watched, algo):
+def test_a_huge_reward(odd, tmp_path, capfd, watched, algo):
     """One among normal ones: the run goes on, and nothing of its network is ever not finite."""
     out = tmp_path / "run"
     assert main([*arguments(algo, odd, 1000), "--env-kwargs", 'reward="1e30"', "--out", str(out)]) == 0
+    err = capfd.readouterr().err.splitlines()
+    if algo == "dqn":  # its loss grows linearly
+        assert err == []
+    else:
+        check_skipped(out, err[0])
     assert "e+30" in (out / "episodes.csv").read_text()
     assert watched == []
     finite(out)
@@ -118,31 +131,88 @@ def test_a_huge_reward(odd, tmp_path, watched, algo):
 
 @OVERFLOW
 @pytest.mark.parametrize(
-    ("algo", "rates", "lost"),
+    ("algo", "rates", "lost", "skipped"),
     [
-        ("dqn", "[1e5, 1e6]", False), ("a2c", "[1e5, 1e6]", False), ("ppo", "[1e5, 1e6]", False),
-        ("dqn", "[1e29, 1e30]", False),  # its loss grows linearly
-        ("a2c", "[1e29, 1e30]", False),  # all at once: the fault may be in the data
-        ("ppo", "[1e-3, 1e30]", True),
+        ("dqn", "[1e5, 1e6]", False, False),
+        ("a2c", "[1e5, 1e6]", False, False),
+        ("ppo", "[1e5, 1e6]", False, False),
+        ("dqn", "[1e29, 1e30]", False, False),  # its loss grows linearly
+        ("a2c", "[1e29, 1e30]", False, True),  # all at once: the fault may be in the data
+        ("ppo", "[1e-3, 1e30]", True, True),
     ],
-)  # fmt: skip
-def test_heads_diverge(tmp_path, capfd, watched, algo, rates, lost):
-    """The average stays finite, the agent acts, and what was lost is said once."""
+)
+def test_heads_diverge(tmp_path, capfd, watched, algo, rates, lost, skipped):
+    """The average stays finite, the agent acts, and what was lost or skipped is said once."""
     out = tmp_path / "run"
     args = arguments(algo, "CartPole-v1", 600, f"alrao.lr_range={rates}")
     assert main([*args, "--out", str(out)]) == 0
-    err = capfd.readouterr().err
+    err = capfd.readouterr().err.splitlines()
     assert watched == []
     finite(out)
     if lost:
-        assert err.startswith("warning: ")
-        assert err.count("\n") == 1
-        times = int(err.removeprefix("warning: ").split()[0])
+        line = err.pop(0)
+        times = int(line.removeprefix("warning: ").split()[0])
         last = [line.split(",") for line in (out / "heads.csv").read_text().splitlines()[1:]]
         end = last[-1][0]
         assert 0 < times <= sum(int(row[5]) for row in last if row[0] == end)
-        assert "times a head was not finite and was replaced by the average of the others" in err
-    else:
-        assert err == ""
+        assert "times a head was not finite and was replaced by the average of the others" in line
+    if skipped:
+        check_skipped(out, err.pop(0))
+    assert err == []
     assert enjoy([str(out), "--episodes", "1"]) == 0
     shutil.rmtree(out)
+
+
+def check_skipped(out, line):
+    """That a run's warning and its status tell of the same updates."""
+    times, total = re.match(r"warning: (\d+) of (\d+) updates were skipped, wholly or in part: a loss", line).groups()
+    assert 0 < int(times) < int(total)
+    assert json.loads((out / "status.json").read_text())["skipped_updates"] == int(times)
+
+
+@pytest.mark.parametrize("steps", [30, 2000])
+def test_a_run_that_skips_every_update_fails(tmp_path, capfd, steps):
+    """The standard deviation of one advantage is nan: what stock fails of at once; at the end, or after 100 updates."""
+    out = tmp_path / "run"
+    args = arguments("a2c", "CartPole-v1", steps, "n_steps=1", "normalize_advantage=true", "n_envs=1")
+    with pytest.warns(UserWarning, match="degrees of freedom"):
+        assert main([*args, "--out", str(out)]) == 1
+    status = json.loads((out / "status.json").read_text())
+    updates = 30 if steps == 30 else 119  # evaluations come every 40 steps, before the update of their step
+    reason = f"FloatingPointError: all {updates} updates were skipped: the loss or the gradient was nan or infinite, as"
+    assert status["state"] == "failed"
+    assert status["reason"].startswith(f"{reason} where advantages are normalised over a single step (")
+    assert f"error: the run failed at step {status['timestep']}: {reason}" in capfd.readouterr().err
+
+
+def test_in_python_a_skipped_update_warns_once_and_is_counted():
+    model = A2C(AlraoPolicy, "CartPole-v1", n_steps=1, normalize_advantage=True, device="cpu", seed=0)
+    with pytest.warns(UserWarning) as caught:
+        model.learn(20)
+    (warning,) = [str(one.message) for one in caught if one.category is SkippedUpdateWarning]
+    assert warning.startswith(
+        "update 1 was skipped: its loss, or the gradient, is nan or infinite, as where advantages"
+    )
+    assert [layer["skipped"] for layer in model.policy.alrao_stats().values()] == [20, 20]
+
+
+@pytest.mark.parametrize("base", ["rmsprop", "adam", "feature-normalized", "sgd"])
+def test_only_what_is_not_finite_is_skipped(base):
+    """Of five updates the third has a loss of nan, the fourth a gradient whose square overflows in 32 bits."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    convert(net, {"2": "values"}, {"base": base, "lr_range": (1e-3, 1e-2)})
+    optimizer, moved = AlraoOptimizer(net), []
+    for scale in (1.0, 1.0, float("nan"), 1e25, 1.0):
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer.zero_grad()
+        (net(torch.ones(1, 3)).square().sum() * scale).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error" if optimizer.skipped else "ignore", SkippedUpdateWarning)
+            optimizer.step()
+        moved.append(any(not torch.equal(p, q) for p, q in zip(net[0].parameters(), before, strict=False)))
+    assert optimizer.skipped == 2
+    momentum = base == "adam"
+    assert moved == [True, True, momentum, momentum, True]
+    for value in [*net.state_dict().values(), *next(iter(optimizer.state.values())).values()]:
+        assert value.isfinite().all()

@@ -22,6 +22,7 @@ A new rule is a subclass of :class:`AveragingRule` with a :meth:`~AveragingRule.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -33,6 +34,8 @@ from alrao_rl.checks import construct, number
 
 ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Heads that are alike differ by as much, and what is divided by its own spread makes a choice of it."""
+LARGEST = 2.0**62
+"""What is larger counts as this: squares of it, and of differences, are finite in 32 bits, and so their means."""
 
 
 @dataclass(slots=True)
@@ -226,13 +229,14 @@ class ExponentiatedGradient(AveragingRule):
     ) -> None:
         super().__init__(rates)
         self.reuse = number("reuse", reuse, 1, ends="[)")
-        self.beta, self.clip = number("beta", beta, 0), number("clip", clip, 0)
+        # e^80 is all but everything, e^89 is infinite.
+        self.beta, self.clip = number("beta", beta, 0), min(number("clip", clip, 0), 80.0)
         self.alpha, self.decay = number("alpha", alpha, 0, 1), number("decay", decay, 0, 1)
         self.register_buffer("moments", torch.tensor([0.0, 0.0, 1.0]).repeat(*self.batch, 1))
 
     def move(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """See :meth:`AveragingRule.move`."""
-        gain = cast(Tensor, evidence.gains).nan_to_num(0.0, 0.0, 0.0)
+        gain = cast(Tensor, evidence.gains).nan_to_num(0.0, 0.0, 0.0).clamp_(-LARGEST, LARGEST)
         square, variance, correction = self.moments.split(1, -1)
         correction.mul_(self.decay)
         square.lerp_(self.mean(weights, gain.square()), 1 - self.decay)
@@ -284,13 +288,18 @@ class Whiteness(AveragingRule):
         """Make room for the last gradient."""
         self.previous = torch.zeros(*self.batch, self.n_heads, n_parameters)
 
+    def largest(self) -> float:
+        """Of one number of a gradient, so that the square of all of them is finite."""
+        return LARGEST / math.sqrt(max(self.previous.shape[-1], 1))
+
     def correlation(self) -> Tensor:
         """ρ_j, ``[…, J]``: how much each gradient resembles the one before it; 0 before any gradient."""
         return (self.product / self.norm).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
 
     def move(self, weights: Tensor, evidence: Evidence) -> Tensor:
         """See :meth:`AveragingRule.move`."""
-        gradient = cast(Tensor, evidence.gradient)
+        largest = self.largest()
+        gradient = cast(Tensor, evidence.gradient).clamp(-largest, largest)
         self.product.lerp_(torch.linalg.vecdot(gradient, self.previous), 1 - self.decay)
         self.norm.lerp_(torch.linalg.vecdot(gradient, gradient), 1 - self.decay)
         self.previous.copy_(gradient)

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from alrao_rl.checks import one_of
 from alrao_rl.core.averaging import AveragingRule, Evidence, make_rule
@@ -189,9 +190,9 @@ class OutputHeads(nn.Module):
         return self._forward(features, None, *usable), self._averaged_extra(*usable)
 
     def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
-        held = self._outputs(features, offset, theta.detach())
+        held = self._outputs(features, offset, theta if self._is_function() else theta.detach())
         average = average_outputs(self.kind, self.splits, held, weights).t()
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or self._is_function():
             return average
         own = self._outputs(features.detach(), offset, theta)
         if self.kind == "categorical":
@@ -225,20 +226,34 @@ class OutputHeads(nn.Module):
         return self._averaged_extra(*self._usable())
 
     def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
-        own = self._extra(theta)
-        average = average_heads(own.detach().flatten(1), weights).view(own.shape[1:])
-        return self.tensor.wrap(torch.cat([average.unsqueeze(0), own]), [self]) if torch.is_grad_enabled() else average
+        own, function = self._extra(theta), self._is_function()
+        average = average_heads((own if function else own.detach()).flatten(1), weights).view(own.shape[1:])
+        if not torch.is_grad_enabled() or function:
+            return average
+        return self.tensor.wrap(torch.cat([average.unsqueeze(0), own]), [self])
 
     _mean = staticmethod(average_heads)
+
+    def _is_function(self) -> bool:
+        """Whether this is called as a function of its parameters, by torch.func, a trace or functional_call.
+
+        Then it is the plain average, with the derivatives of that: nothing is learned from what comes back.
+        """
+        transformed = torch.jit.is_tracing() or bool(retrieve_all_functorch_interpreters())  # type: ignore[attr-defined]
+        return transformed or not isinstance(self.theta, nn.Parameter)
 
     def _usable(self) -> tuple[Tensor, Tensor]:
         """θ and averaging weights, heads that are not finite masked out; the weights ask for ∂ℓ/∂a if the rule does."""
         theta: Tensor = self.theta
+        if self._is_function():
+            finite = theta.isfinite().all()
+            kept, weights = without_lost(theta, self.averaging_weights)
+            return kept, torch.where(finite, self.averaging_weights, weights)
         # A copy of the network drops hooks.
         if theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
         weights = self.averaging_weights.detach()
-        if not torch.jit.is_tracing() and not theta.detach().isfinite().all():  # type: ignore[attr-defined]
+        if not theta.detach().isfinite().all():
             theta, weights = without_lost(theta, weights)
         if self.rule.uses == "gains" and torch.is_grad_enabled():
             weights = weights.clone().requires_grad_()

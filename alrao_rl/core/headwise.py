@@ -260,6 +260,11 @@ def _set_item(func: Any, args: Any, kwargs: Any) -> None:
     x.branches = branches
 
 
+def _deepcopy(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """The average's numbers: the graph behind them cannot be copied."""
+    return args[0].average.detach().clone()
+
+
 def _cast(func: Any, args: Any, kwargs: Any) -> Any:
     """to and type_as: another tensor says a dtype and a device only, and a plain one stays plain."""
 
@@ -412,6 +417,7 @@ for _rule, _names in {
     _clamp: "clamp clip clamp_min clamp_max",
     _cast: "to type_as",
     _detach: "detach",
+    _deepcopy: "__deepcopy__",
     _set_item: "__setitem__",
     _regression_loss: "mse_loss smooth_l1_loss huber_loss l1_loss",
     _likelihood_loss: "cross_entropy nll_loss",
@@ -422,7 +428,7 @@ for _rule, _names in {
 _OPERATORS = ("add__", "sub__", "mul__", "truediv__", "pow__", "and__", "or__")
 _READS = """
     size dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__
-    __repr__ __str__ __array__ __contains__ __hash__ __reduce_ex__ __deepcopy__ is_floating_point is_complex is_tensor
+    __repr__ __str__ __array__ __contains__ __hash__ __reduce_ex__ is_floating_point is_complex is_tensor
     element_size stride storage_offset is_contiguous get_device type allclose equal is_same_size is_nonzero
     multinomial bernoulli normal poisson zeros_like ones_like empty_like full_like rand_like randn_like randint_like
     new_zeros new_ones new_empty new_full new_tensor argmax argmin _is_all_true _is_any_true"""

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
 COUNTS = ("steps", "reclones", "lost")
 """Kept of every segment: updates since it was made or last re-cloned, how often that was, how often for lack of finite
-numbers."""
+numbers; of the trunk, which is never re-cloned, how many updates were skipped for that."""
+NOT_FINITE = (
+    "as where advantages are normalised over a single step (normalize_advantage with n_steps=1 in one environment), or "
+    "a reward, an observation or a learning rate is far too large"
+)
+"""What may have happened to a gradient."""
+
+
+class SkippedUpdateWarning(UserWarning):
+    """An update had a gradient that is not finite, and moved nothing by it."""
 
 
 class AlraoOptimizer(torch.optim.Optimizer):
@@ -104,6 +113,12 @@ class AlraoOptimizer(torch.optim.Optimizer):
         counts = state[which] if state else torch.zeros(len(self._layout.sizes))
         return self._layout.segments(counts)[self._layers.index(layer)]
 
+    @property
+    def skipped(self) -> int:
+        """How many updates were skipped, wholly or in part: the trunk's gradient, or that of all heads, not finite."""
+        state = self.state.get(self.param_groups[0]["params"][0])
+        return int(state["lost"][0]) if state else 0
+
     # --- one step ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -122,7 +137,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             self._thaw()
         self.param_groups[0]["n_updates"] += 1
         state, scale = self._prepare(), self._scale()
-        g, of_heads, present, broken = self._gather()
+        g, of_heads, present, broken = self._gather(state)
         for layer, given, gradient in zip(self._layers, present[len(self._layout.trunk) :], of_heads, strict=True):
             if given:
                 layer.update_averaging(gradient)
@@ -169,7 +184,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             warnings.warn(f"all of Alrao's rates follow the learning rate, and that {changed}", stacklevel=4)
         return lr / first
 
-    def _gather(self) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
+    def _gather(self, state: State) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
         """All gradients as one vector ``[N]``, its views of heads ``[J, P]``; which parameters have a gradient; which
         heads of each layer are broken, None for none.
         """
@@ -181,17 +196,32 @@ class AlraoOptimizer(torch.optim.Optimizer):
             for g, p in zip(given, layout.parameters, strict=True)
         ]
         g = torch.cat([gradient.reshape(-1) for gradient in dense]).float()
-        return g, *self._without_lost(g, present)
+        return g, *self._without_lost(g, present, state)
 
-    def _without_lost(self, g: Tensor, present: list[bool]) -> tuple[list[Tensor], list[bool], list[Tensor]]:
-        """Make a number in ``g`` that is not finite 0, with all of its head: it moves nothing and reaches no state."""
-        of_heads, broken = self._layout.heads(g), []
+    def _without_lost(
+        self, g: Tensor, present: list[bool], state: State
+    ) -> tuple[list[Tensor], list[bool], list[Tensor]]:
+        """Make a number in ``g`` that is not finite, or has no finite square, 0, with all of its head.
+
+        It moves nothing and reaches no state.
+        """
+        of_heads, wrong, broken = self._layout.heads(g), ~g.square().isfinite(), []
+        skipped = wrong[: self._layout.n_trunk].any()
         for gradient in of_heads:
             lost = ~gradient.norm(dim=1).isfinite()
             gradient.masked_fill_(lost[:, None], 0.0)
             # Where no head has a finite gradient the fault is in the data: the heads are as good as they were.
             broken.append(lost & ~lost.all())
-        g.nan_to_num_(0.0, 0.0, 0.0)
+            skipped = skipped | lost.all()
+        g.masked_fill_(wrong, 0.0)
+        state["lost"][0] += skipped
+        if skipped and state["lost"][0] == 1:
+            warnings.warn(
+                f"update {self.param_groups[0]['n_updates']} was skipped: its loss, or the gradient, is nan or "
+                f"infinite, {NOT_FINITE}; later ones are only counted",
+                SkippedUpdateWarning,
+                stacklevel=6,
+            )
         return of_heads, present, broken
 
     def _clip(self, gradient: Tensor) -> None:

@@ -63,7 +63,7 @@ class ExponentiatedGradient(_Compiled, core.ExponentiatedGradient):
         gains = cast(Tensor, evidence.gains)
         kernels.library.exponentiated_gradient(  # type: ignore[union-attr]
             self.n_heads, weights.data_ptr(), gains.data_ptr(), self.beta / self.reuse, self.alpha, self.clip,
-            self.decay, core.ROUNDING, self._address("moments"),
+            self.decay, core.ROUNDING, core.LARGEST, self._address("moments"),
         )  # fmt: skip
 
     def mean(self, weights: Tensor, values: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Whiteness(_Compiled, core.Whiteness):
         place = self._address
         kernels.library.whiteness(  # type: ignore[union-attr]
             *gradient.shape, weights.data_ptr(), gradient.data_ptr(), self.kappa, self.max_flow, self.decay,
-            place("faster"), place("previous"), place("product"), place("norm"),
+            self.largest(), place("faster"), place("previous"), place("product"), place("norm"),
         )  # fmt: skip
 
 

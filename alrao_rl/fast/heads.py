@@ -50,7 +50,7 @@ class OutputHeads(core.OutputHeads):
     # --- forward ----------------------------------------------------------------------------------------------------
 
     def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
-        kernel = self._kernel if offset is None and self._place and theta is self._held[0] else None
+        kernel = self._kernel if offset is None and self._is_held(theta) else None
         if kernel is not None and kernel.serves(features):
             if not torch.is_grad_enabled():
                 return kernel.average(features, theta, weights).t()
@@ -59,17 +59,17 @@ class OutputHeads(core.OutputHeads):
             return HeadwiseTensor.of(branches.transpose(1, 2), self._layers)
         offset = None if offset is None else offset.t()
         average = self._average(features, offset, theta, weights)
-        if not torch.is_grad_enabled():
-            return average if self.kind in LINEAR else average.t()
-        average = average.t() if self.kind in LINEAR else average
+        average = average if self.kind in LINEAR else average.t()
+        if not torch.is_grad_enabled() or self._is_function():
+            return average
         # Inside, the batch comes last: over rows as short as the outputs of a head torch works one at a time.
-        branches = torch.cat([average.unsqueeze(0), self._own(features.detach(), offset)])
+        branches = torch.cat([average.t().unsqueeze(0), self._own(features.detach(), offset)])
         return HeadwiseTensor.of(branches.transpose(1, 2), self._layers)
 
     def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
         assert self._extra_shape is not None
-        average = weights @ (self._flat_extra if self._place and theta is self._held[0] else theta[:, self._n_matrix :])
-        if not torch.is_grad_enabled():
+        average = weights @ (self._flat_extra if self._is_held(theta) else theta[:, self._n_matrix :])
+        if not torch.is_grad_enabled() or self._is_function():
             return average.view(self._extra_shape)
         return HeadwiseTensor.of(torch.cat([average.view(1, *self._extra_shape), self._leaves[-1]]), self._layers)
 
@@ -90,7 +90,7 @@ class OutputHeads(core.OutputHeads):
                 bias = rows.select(1, self.in_features)
                 output = nn.functional.linear(x, rows.narrow(1, 0, self.in_features), bias)
             return output if offset is None else output + offset.t()
-        matrix = self._matrix if theta is self._held[0] else self._split(self._joint(theta))
+        matrix = self._matrix if self._is_held(theta) else self._split(self._joint(theta))
         logits = self._products(x, *matrix, offset)
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights)
@@ -114,7 +114,7 @@ class OutputHeads(core.OutputHeads):
             outputs = weight @ inputs if bias is None else torch.baddbmm(bias, weight, inputs)
         else:
             outputs = weight @ x.t() if bias is None else torch.addmm(bias, weight, x.t())
-            outputs = outputs.view(self.n_heads, self.out_features, len(x))
+            outputs = outputs.view(self.n_heads, self.out_features, x.shape[0])
         return outputs if offset is None else outputs + offset
 
     def _joint(self, theta: Tensor) -> Tensor:
@@ -132,26 +132,27 @@ class OutputHeads(core.OutputHeads):
                 warn_of_passes()
             return
         make_distribution(self)
-        with torch.no_grad():
-            self._keep_evidence()
-            if not self.theta.is_contiguous():
+        if not self.theta.is_contiguous():
+            with torch.no_grad():
                 self.theta.data = self.theta.data.contiguous()
-        self._place, self._finite = (self.theta.data_ptr(), *place[1:]), -1
-        self._held = self.theta.detach(), self.averaging_weights.detach()
-        self._matrix = self._split(self._joint(self._held[0]))
-        parts = [part for part in self._matrix if part is not None]
+        held = self.theta.detach(), self.averaging_weights.detach()
+        matrix = self._split(self._joint(held[0]))
+        parts = [part for part in matrix if part is not None]
         if self._extra_shape is not None:
-            parts.append(self._extra(self._held[0]))
-            self._flat_extra = self._held[0][:, self._n_matrix :]
-        self._leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
-        self._weights = self._held[1].detach().requires_grad_(self.rule.uses == "gains")
-        self._layers = frozenset([self])
+            parts.append(self._extra(held[0]))
+        leaves = [part.detach().requires_grad_(self.theta.requires_grad) for part in parts]
+        decides = held[1].detach().requires_grad_(self.rule.uses == "gains")
         kind = "linear" if self.kind in LINEAR else self.kind
         served = kind == "linear" or (kind == "categorical" and len(self.splits) == 1)
         shape = self.out_features, self.in_features, self._has_bias
-        self._kernel = Kernel.of(kind, *self._held, *shape) if served else None
+        kernel = Kernel.of(kind, *held, *shape) if served else None
         if self.theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
+        # All at once: an exception before, as where there is no memory left, has changed nothing.
+        self._keep_evidence()
+        self._held, self._matrix, self._leaves, self._weights, self._kernel = held, matrix, leaves, decides, kernel
+        self._flat_extra, self._layers = held[0][:, self._n_matrix :], frozenset([self])
+        self._place, self._finite = (self.theta.data_ptr(), *place[1:]), -1
 
     def _keep_evidence(self) -> None:
         """Keep what has arrived at aliases that are given up."""
@@ -163,10 +164,19 @@ class OutputHeads(core.OutputHeads):
         state = {key: value for key, value in self.__dict__.items() if key not in aliases}
         return state | {"_place": (), "_evidence": self.evidence}
 
+    def _is_held(self, theta: Tensor) -> bool:
+        return bool(self._place) and theta is self._held[0]
+
+    def _is_function(self) -> bool:
+        """See :meth:`alrao_rl.core.heads.OutputHeads._is_function`."""
+        if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+            return True
+        return not isinstance(self._parameters["theta"], nn.Parameter)
+
     def _usable(self) -> tuple[Tensor, Tensor]:
         """θ, held, and averaging weights, heads that are not finite masked out; a leaf if the rule needs ∂ℓ/∂a."""
-        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # an alias would be a constant of the trace
-            return self.theta.detach(), self.averaging_weights.detach()
+        if self._is_function():  # to which an alias would be a constant
+            return super()._usable()
         self._refresh_leaves()
         theta, weights = self._held
         decides = self.rule.uses == "gains" and torch.is_grad_enabled()

@@ -477,7 +477,7 @@ static void likelihoods(
     }
     for (int64_t j = 0; j < J; j++) {
         p[j] = losses[1 + j] * factor;
-        p[j] = isfinite(p[j]) ? at_least(p[j], -FLT_MAX) : -FLT_MAX;
+        p[j] = isfinite((float)p[j]) ? p[j] : -FLT_MAX; /* as in 32 bits */
         most = at_least(most, p[j]);
     }
     for (int64_t j = 0; j < J; j++) p[j] = exp(p[j] - most);
@@ -514,13 +514,13 @@ EXPORT void switching(
 /* ExponentiatedGradient: moments is [3]. */
 EXPORT void exponentiated_gradient(
     int64_t J, float *weights, const float *gains, double beta, double alpha, double clip, double decay, double rounding,
-    float *moments
+    double largest, float *moments
 ) {
     double *advantage = malloc(J * sizeof(double));
     if (!advantage) return;
     double mean = 0, square = 0, variance = 0, sum = 0, correction = moments[2] * decay;
     for (int64_t j = 0; j < J; j++) {
-        double gain = advantage[j] = isfinite(gains[j]) ? gains[j] : 0;
+        double gain = advantage[j] = isfinite(gains[j]) ? within(gains[j], largest) : 0;
         mean += weights[j] * gain;
         square += weights[j] * gain * gain;
     }
@@ -546,16 +546,21 @@ EXPORT void exponentiated_gradient(
 /* Whiteness: gradient and previous are [J, P]; faster, [J - 1, J], is 0 at k where heads k and k + 1 have one rate. */
 EXPORT void whiteness(
     int64_t J, int64_t P, float *weights, const float *gradient, double kappa, double most, double decay,
-    const float *faster, float *previous, float *product, float *norm
+    double largest, const float *faster, float *previous, float *product, float *norm
 ) {
-    double *flow = malloc(J * sizeof(double));
+    double *flow = malloc(J * sizeof(double) + P * sizeof(float));
     if (!flow) return;
+    float *bounded = (float *)(flow + J), limit = (float)largest;
     double center = 0, sum = 0;
     for (int64_t j = 0; j < J; j++) {
         const float *g = gradient + j * P;
-        float *before = previous + j * P, move = (float)(1 - decay);
+        float *before = previous + j * P, move = (float)(1 - decay), square = dot(g, g, P);
+        if (!(square <= limit * limit)) { /* else no number is larger */
+            for (int64_t i = 0; i < P; i++) bounded[i] = (float)within(g[i], limit);
+            g = bounded, square = dot(g, g, P);
+        }
         product[j] += move * (dot(g, before, P) - product[j]);
-        norm[j] += move * (dot(g, g, P) - norm[j]);
+        norm[j] += move * (square - norm[j]);
         memcpy(before, g, P * sizeof(float));
         double rho = norm[j] ? (double)product[j] / norm[j] : 0;
         rho = isfinite(rho) ? within(rho, 1) : 0;

@@ -95,7 +95,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
                 self._places, self._addresses = places, Addresses.of(self._layout, flat)
         return state
 
-    def _gather(self) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
+    def _gather(self, state: State) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
         """See :meth:`alrao_rl.core.optim.AlraoOptimizer._gather`; no heads are broken where all numbers are finite."""
         self._finite = [layer for layer in self._layers if isinstance(layer, OutputHeads) and layer.known_finite()]
         if self._addresses is not None and (present := self._addresses.gather(self._flat)) is not None:
@@ -110,7 +110,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
         g = _flatten_dense_tensors(given).to(self._flat.dtype)
         if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
             return g, layout.heads(g), present, None
-        return g, *self._without_lost(g, present)
+        return g, *self._without_lost(g, present, state)
 
     def _clip(self, gradient: Tensor) -> None:
         limit = self.config.head_max_grad_norm

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate
+from typing import Any
 
 import torch
 from stable_baselines3.common.distributions import (
@@ -42,10 +43,17 @@ def lean(distribution: Distribution) -> Distribution:
     return distribution
 
 
+def _without_graph(distribution: Distribution) -> dict[str, Any]:
+    """What a copy holds: the parameters of the last call without the graph behind them, which cannot be copied."""
+    state = vars(distribution).items()
+    return {name: x.detach() if isinstance(x, Tensor) and x.requires_grad else x for name, x in state}
+
+
 class LeanCategorical(CategoricalDistribution):
     """One of K actions: log-probabilities ``[B, K]``."""
 
     log_probs: Tensor
+    __getstate__ = _without_graph
 
     @property
     def distribution(self) -> Categorical:  # type: ignore[override]
@@ -85,6 +93,7 @@ class LeanMultiCategorical(MultiCategoricalDistribution):
     """One of K_i actions for each of n parts: log-probabilities ``[B, ΣK_i]``."""
 
     log_probs: Tensor
+    __getstate__ = _without_graph
 
     def __init__(self, action_dims: list[int]) -> None:
         super().__init__(action_dims)
@@ -128,6 +137,7 @@ class LeanBernoulli(BernoulliDistribution):
     """n independent actions of 0 or 1: logits ``[B, n]``."""
 
     logits: Tensor
+    __getstate__ = _without_graph
 
     @property
     def distribution(self) -> Bernoulli:  # type: ignore[override]
@@ -168,6 +178,7 @@ class LeanGaussian(DiagGaussianDistribution):
 
     mean: Tensor
     log_std: Tensor
+    __getstate__ = _without_graph
 
     @property
     def distribution(self) -> Normal:  # type: ignore[override]
@@ -211,6 +222,7 @@ class LeanStateDependentNoise(StateDependentNoiseDistribution):
 
     mean: Tensor
     std: Tensor
+    __getstate__ = _without_graph
 
     @property
     def distribution(self) -> Normal:  # type: ignore[override]

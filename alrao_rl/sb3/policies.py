@@ -154,7 +154,8 @@ class AlraoPolicyMixin:
 
         For each: averaging ``weights`` ``[J]``, the heads' ``rates`` ``[J]``, the ``entropy`` of the weights in nats,
         the ``effective_lr``, the geometric mean of the rates, weighted by the averaging weights, and how often each
-        head was re-cloned in training, ``reclones`` ``[J]``, and of these because it was not finite, ``lost``.
+        head was re-cloned in training, ``reclones`` ``[J]``, and of these because it was not finite, ``lost``. How many
+        updates of the whole network had a gradient that was not finite, and moved nothing by it: ``skipped``.
         """
         optimizer = cast(AlraoOptimizer, self.optimizer)
         return {
@@ -162,6 +163,7 @@ class AlraoPolicyMixin:
                 **layer.stats(),
                 "reclones": optimizer.reclones(layer).cpu().numpy(),
                 "lost": optimizer.reclones(layer, "lost").cpu().numpy(),
+                "skipped": optimizer.skipped,
             }
             for name, layer in self.alrao_layers().items()
         }
