@@ -30,8 +30,8 @@ def averaged(network: nn.Module) -> nn.Module:
         plain = copy.deepcopy(network)
     except RuntimeError as error:
         raise ValueError(
-            f"the network cannot be copied: {str(error).partition('.')[0]}; detach() what a module keeps of a call, and "
-            "in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
+            f"the network cannot be copied: {str(error).partition('.')[0]}; detach() what a module keeps of a "
+            "call, and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
         ) from None
     replace_heads(plain)
     del plain.alrao_config, plain.alrao_rates

@@ -169,7 +169,7 @@ class OutputHeads(core.OutputHeads):
 
     def _is_function(self) -> bool:
         """See :meth:`alrao_rl.core.heads.OutputHeads._is_function`."""
-        if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+        if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
             return True
         return not isinstance(self._parameters["theta"], nn.Parameter)
 
