@@ -976,7 +976,25 @@ def test_the_strongest_baseline_is_one_that_shares_the_environments(tmp_path):
         write(tmp_path, "dqn-other", ENV, seed, 500, 1e-3)
     page = make(tmp_path)[0]
     assert " above dqn-adam in the IQM" in lead(page)
-    assert "Acrobot-v1 is left out of dqn against dqn-other: only dqn has scores there." in str(alerts(page))
+    said = "Acrobot-v1 left out of dqn against dqn-other: dqn-other has no run with a score there."
+    assert said in str(alerts(page))
+
+
+def test_a_run_without_a_score_leaves_its_environment_out(tmp_path, monkeypatch):
+    """It failed before an episode ended, where no floor is known: what the others have is not the agent's mean."""
+    without = {"id": "CartPole-v1", "random_score": 20.0, "reference_score": 500.0}
+    for seed in range(2):
+        for env in (without, OTHER):
+            write(tmp_path, "dqn", env, seed)
+            write(tmp_path, "dqn-adam", env, seed, -100, 1e-3)
+    write(tmp_path, "dqn", without, 2, n_episodes=0, state="failed")
+    frame = load_results(tmp_path)
+    scores = ["auc", "final_return", "auc_normalised", "final_normalised", "floor"]
+    frame.loc[(frame.env == "CartPole-v1") & (frame.state == "failed"), scores] = np.nan
+    monkeypatch.setattr("alrao_rl._report.study.load_results", lambda _: frame)
+    page = make(tmp_path)[0]
+    assert "2 seeds × 1 environment (Acrobot-v1)" in lead(page)
+    assert "CartPole-v1 left out of dqn against dqn-adam: a run of dqn has no score there." in str(alerts(page))
 
 
 def level(root, agent, seed, value, rate=None, env=UNKNOWN):

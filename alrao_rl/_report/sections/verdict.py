@@ -45,7 +45,7 @@ def section(study: Study, baseline: Method | None) -> Section:
         if study.compared.empty:
             why = "no run has a score yet"
         elif not pairs:
-            why = "a run has no score, as the floor of its environment is not known"
+            why = "a run has no score: none of its episodes ended, or it failed where no floor is known"
         leads = [f"No verdict: {why}; {runs_finished(*done, study.requested(*involved) > 0)}."]
     sentences = [Text(lead, lead=True) for lead in leads]
     finished, asked = study.in_all
@@ -161,11 +161,17 @@ def _left_out(study: Study, baseline: Method | None) -> list[Block]:
         if env not in study.scaled:
             why = "no reference scores" if len(study.frame[study.frame.env == env]) else "no run"
             said.append(f"{env} is left out of the aggregates: {why}.")
-    for one, other in compare.comparisons(study, baseline):
+    for pair in compare.comparisons(study, baseline):
+        without: dict[str, list[str]] = {}
         for env in study.envs:
-            has = [method.name for method in (one, other) if env in method.comparable("auc")]
-            if len(has) == 1:
-                said.append(f"{env} is left out of {one.name} against {other.name}: only {has[0]} has scores there.")
+            lacking = [method for method in pair if env not in method.comparable("auc")]
+            if lacking and any(len(method.on(env)) for method in pair):
+                why = (
+                    "a run of {} has no score there" if len(lacking[0].on(env)) else "{} has no run with a score there"
+                )
+                without.setdefault(why.format(lacking[0].name), []).append(env)
+        names = " against ".join(method.name for method in pair)
+        said += [f"{', '.join(envs)} left out of {names}: {why}." for why, envs in without.items()]
     return [Alert("amber", text) for text in said]
 
 
