@@ -196,14 +196,17 @@ def print_list() -> None:
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print every value and where it comes from."""
-    from alrao_rl.agent import algorithm, build, check_device
+    from alrao_rl.agent import algorithm, build, check_device, timesteps_of
     from alrao_rl.envs import make_env
 
     check_device(args.device, "--device")
     env = make_env(recipe, args.seed, training=True)
-    build(recipe.agent, env, args.seed)
+    model = build(recipe.agent, env, args.seed)
     env.close()
+    _warn_of_time_limits(recipe)
     origins = recipes.defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
+    if (steps := timesteps_of(model, recipe.timesteps)) != recipe.timesteps:
+        origins["timesteps"] = (recipe.timesteps, f"{origins['timesteps'][1]}; {steps:,} in whole rollouts")
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
         say(f"{key:<{width}} = {value!s:<22} {origin}")
@@ -264,6 +267,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     _limit_threads()
     env = make_env(recipe, args.seed, training=True)
     model = build(recipe.agent, env, args.seed, args.device)
+    _warn_of_time_limits(recipe)
     made_with = provenance.current(
         shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
         str(model.device),
@@ -431,6 +435,14 @@ def _warn_of_lost_heads(times: int) -> None:
         print_warning(
             f"{times} times a head was not finite and was replaced by the average of the others: its learning rate, or "
             "a reward, was far too large (reclones in heads.csv counts these and those of heads without weight)"
+        )
+
+
+def _warn_of_time_limits(recipe: Recipe) -> None:
+    if recipe.agent.hyperparameters.get("optimize_memory_usage"):
+        print_warning(
+            "with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended, with "
+            "nothing to gain after it: Stable-Baselines3's buffer cannot tell them apart then"
         )
 
 

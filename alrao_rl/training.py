@@ -12,11 +12,12 @@ import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from alrao_rl import snapshot
-from alrao_rl.agent import save_agent
+from alrao_rl.agent import save_agent, timesteps_of
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.envs import close, make_env
 from alrao_rl.errors import print_warning, say
@@ -100,7 +101,8 @@ class TrainingCallback(AlraoCallback):
 
     def _on_training_start(self) -> None:
         self._started = time.perf_counter()
-        self._display.start(0 if self.saved is None else self.saved.state["step"])
+        total = timesteps_of(self.model, self.recipe.timesteps)
+        self._display.start(total, 0 if self.saved is None else self.saved.state["step"])
 
     @property
     def step(self) -> int:
@@ -134,7 +136,7 @@ class TrainingCallback(AlraoCallback):
     def _on_training_end(self) -> None:
         self._evaluate(last=True)
         save_agent(self.model, self.recipe.agent, self.folder.path / "last", **self._facts(*self._last))
-        self._display.update(self.recipe.timesteps, self._returns, self._weights, final=True)
+        self._display.update(self.num_timesteps, self._returns, self._weights, final=True)
 
     def close(self) -> None:
         """Give the terminal and the evaluation environments back, also after a failure."""
@@ -275,11 +277,12 @@ class Display:
 
     def __init__(self, recipe: Recipe, quiet: bool) -> None:
         self._name = f"{recipe.agent_name} on {recipe.environment.id}"
-        self._total, self._quiet = recipe.timesteps, quiet
+        self._total = self._asked = recipe.timesteps
+        self._quiet = quiet
         console = Console()
         self._live = console.is_terminal and not quiet
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a name is no markup, whatever brackets it has
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
@@ -294,14 +297,16 @@ class Display:
         self._returns: Sequence[float] = ()
         self._weights: Callable[[], dict[str, Any]] = dict
 
-    def start(self, first: int = 0) -> None:
-        """Begin, with step ``first``; the clock starts here."""
-        self._started, self._first = time.perf_counter(), first
+    def start(self, total: int, first: int = 0) -> None:
+        """Begin, with step ``first`` of ``total``; the clock starts here."""
+        self._started, self._first, self._total = time.perf_counter(), first, total
+        more = f" in whole rollouts, for {self._asked:,}" if total != self._asked else ""
+        more += f", continued from step {first:,}" if first else ""
+        if not self._quiet and (more or not self._live):
+            say(f"{self._name}: {total:,} steps{more}")
         if self._live:
             self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-")
             self._screen.start()
-        elif not self._quiet:
-            say(f"{self._name}: {self._total:,} steps" + (f", continued from step {first:,}" if first else ""))
 
     def update(
         self, step: int, returns: Sequence[float], weights: Callable[[], dict[str, Any]], final: bool = False
@@ -320,7 +325,7 @@ class Display:
         completed = min(step, self._total)
         self._progress.update(self._task, completed=completed, rate=rate, score=score)
         with contextlib.suppress(OSError):  # the terminal may have gone away
-            self._screen.update(Group(self._progress, bars), refresh=True)
+            self._screen.update(Group(self._progress, Text(bars)), refresh=True)
 
     def evaluated(self, step: int, mean: float) -> None:
         """Say the result of an evaluation where there is no live bar."""
