@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,9 @@ from gymnasium import spaces
 from safetensors.torch import load, save
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
@@ -31,15 +34,17 @@ from torch import nn
 import alrao_rl
 from alrao_rl import recipes
 from alrao_rl.checks import first_value
+from alrao_rl.envs import RunningMeanSquare
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.notation import CLASSES
 from alrao_rl.runs import check_manifest, read_json, read_run_file, write_atomically
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
+from alrao_rl.sb3.policies import refuse_start
 
 FORMAT = "alrao-rl agent 2"
 _HEADER = "alrao-rl"
-Statistics = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
-"""Mean and variance of observations: of each normalised key of a Dict space, or of ``""``, the whole."""
+Statistics = dict[str, RunningMeanStd]
+"""Running mean and variance of observations: of each normalised key of a Dict space, or of ``""``, the whole."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
@@ -107,12 +112,10 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
     name = CLASSES[agent.algo]
     if agent.algo in recipes.VALUES and not isinstance(env.action_space, spaces.Discrete):
         raise UserError(f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use ppo or a2c")
-    for what, space in {"act in": env.action_space, "observe": env.observation_space}.items():
-        if not _counts_from_0(space):
-            raise UserError(
-                f"{name} cannot {what} {space}: Stable-Baselines3 counts from 0; shift it by a wrapper such as "
-                "gymnasium.wrappers.TransformAction or TransformObservation"
-            )
+    try:
+        refuse_start(name, env.observation_space, env.action_space)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     kind = algorithm(agent)
     if agent.algo == "maskable-ppo" and not env.has_attr("action_masks"):
         raise UserError("maskable-ppo takes environments with a method action_masks(), and this one has none; use ppo")
@@ -121,7 +124,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
         if isinstance(value := hyperparameters.get(key), str):
             hyperparameters[key] = LinearSchedule(first_value(value), 0.0, 1.0)
     if hyperparameters.get("optimize_memory_usage"):
-        # SB3 cannot do both: the end of an episode by a time limit then counts as any other.
+        # SB3 cannot do both: the end of an episode by a time limit then counts as any other, of which ``train`` warns.
         hyperparameters["replay_buffer_kwargs"] = {"handle_timeout_termination": False}
     try:
         return kind(
@@ -136,11 +139,12 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
         raise UserError(f"cannot build {name}: {first_line(error)}") from error
 
 
-def _counts_from_0(space: spaces.Space[Any]) -> bool:
-    """Whether no discrete part of a space has a ``start``, past which Stable-Baselines3 looks."""
-    if isinstance(space, spaces.Dict):
-        return all(map(_counts_from_0, space.values()))
-    return not np.any(getattr(space, "start", 0))
+def timesteps_of(model: BaseAlgorithm, timesteps: int) -> int:
+    """How many timesteps ``learn(timesteps)`` takes: Stable-Baselines3 ends between two rollouts only."""
+    learner = cast(Any, model)
+    steps = learner.n_steps if isinstance(model, OnPolicyAlgorithm) else learner.train_freq.frequency
+    rollout = steps * model.n_envs
+    return math.ceil(timesteps / rollout) * rollout
 
 
 _ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
@@ -167,7 +171,7 @@ def _acting(algorithm: type[Any]) -> type[Any]:
 def _normalizing(policy: type[Any]) -> type[Any]:
     """The policy, taking raw observations where it was trained on normalised ones.
 
-    ``statistics`` are mean and variance for each normalised key of a Dict space, or for ``""``.
+    ``statistics`` are those of each normalised key of a Dict space, or of ``""``.
     """
 
     class Normalizing(policy):
@@ -187,8 +191,8 @@ def _normalizing(policy: type[Any]) -> type[Any]:
             """As VecNormalize does."""
             if key not in self.statistics:
                 return value
-            mean, variance = self.statistics[key]
-            return np.clip((value - mean) / np.sqrt(variance + 1e-8), -10.0, 10.0).astype(np.float32)
+            rms = self.statistics[key]
+            return np.clip((value - rms.mean) / np.sqrt(rms.var + 1e-8), -10.0, 10.0).astype(np.float32)
 
     return Normalizing
 
@@ -215,9 +219,10 @@ def save_agent(model: BaseAlgorithm, agent: recipes.Agent, path: Path, **facts: 
     """Write ``path``.safetensors and ``path``.json; ``facts`` (scores, timestep) go into both headers."""
     _refuse_to_forget(model)
     tensors = {f"policy.{name}": tensor.contiguous() for name, tensor in model.policy.state_dict().items()}
-    for key, (mean, variance) in _statistics(model).items():
-        tensors[f"normalization.{key}.mean"] = torch.as_tensor(mean)
-        tensors[f"normalization.{key}.var"] = torch.as_tensor(variance)
+    for key, rms in _statistics(model).items():
+        tensors[f"normalization.{key}.mean"] = torch.as_tensor(rms.mean)
+        tensors[f"normalization.{key}.var"] = torch.as_tensor(rms.var)
+        tensors[f"normalization.{key}.count"] = torch.tensor(rms.count, dtype=torch.float64)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     description = {
         "format": FORMAT,
@@ -278,7 +283,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
         model = build(with_small_buffer(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         _set_weights(model, policy)
-        statistics = _read_statistics(tensors, observations)
+        statistics = _read_statistics(tensors, observations, description)
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
@@ -388,17 +393,19 @@ def _refuse_to_forget(model: BaseAlgorithm) -> None:
 
 
 def _statistics(model: BaseAlgorithm) -> Statistics:
-    """Mean and variance that normalise each part of the observations: those of training, or of a loaded agent."""
+    """What normalises each part of the observations: the statistics of training, or of a loaded agent."""
     normalizer = model.get_vec_normalize_env()
     if normalizer is None or not normalizer.norm_obs:
         return dict(getattr(model.policy, "statistics", {}))
-    rms = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {"": normalizer.obs_rms}
-    return {key: (one.mean, one.var) for key, one in rms.items()}
+    return normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {"": normalizer.obs_rms}
 
 
-def _read_statistics(tensors: dict[str, torch.Tensor], space: spaces.Space[Any]) -> Statistics:
-    """Mean and variance of each normalised part of the observations, from an agent's file."""
-    statistics = {}
+def _read_statistics(
+    tensors: dict[str, torch.Tensor], space: spaces.Space[Any], description: dict[str, Any]
+) -> Statistics:
+    """Those of each normalised part of the observations, from an agent's file."""
+    centred = description["agent"].get("normalize_observations") is True
+    statistics: Statistics = {}
     for name in tensors:
         if not (name.startswith("normalization.") and name.endswith(".mean")):
             continue
@@ -407,7 +414,11 @@ def _read_statistics(tensors: dict[str, torch.Tensor], space: spaces.Space[Any])
         mean, variance = (tensors[f"normalization.{key}.{what}"].numpy() for what in ("mean", "var"))
         if mean.shape != part.shape or variance.shape != part.shape:
             raise ValueError(f"its {name} is of shape {mean.shape}, expected {part.shape}")
-        statistics[key] = (mean, variance)
+        kind = RunningMeanStd if centred or mean.any() else RunningMeanSquare
+        rms = statistics[key] = kind(shape=mean.shape)
+        rms.mean, rms.var = mean, variance
+        # Older files say the timestep alone, at each of which there is an observation.
+        rms.count = float(tensors.get(f"normalization.{key}.count", description.get("timestep", rms.count)))
     return statistics
 
 

@@ -227,6 +227,8 @@ def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, A
         )
     # TOML has no tuples, which wrappers expect.
     spec = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
+    if name == "TimeLimit":
+        _refuse_longer_limit(env, env_id, spec.get("max_episode_steps"))
     try:
         return known[name](env, **spec)
     except Exception as error:
@@ -236,3 +238,16 @@ def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, A
             raise UserError(f"{env_id}: wrapper {name} does not take {spec}: {first_line(error)}") from None
         options = f" with {spec}" if spec else ""
         raise UserError(f"{env_id} cannot be wrapped in {name}{options}: {first_line(error)}") from None
+
+
+def _refuse_longer_limit(env: gym.Env[Any, Any], env_id: str, steps: object) -> None:
+    """Refuse a time limit around a shorter one, such as that of the registry, which would end the episodes first."""
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, gym.wrappers.TimeLimit) and isinstance(steps, int) and steps > layer._max_episode_steps:
+            limit = layer._max_episode_steps
+            raise UserError(
+                f"{env_id}: wrapper TimeLimit of {steps} steps would do nothing, as episodes end after {limit}; "
+                f"expected at most {limit}, or max_episode_steps = {steps} among the kwargs in the place of the wrapper"
+            )
+        layer = layer.env

@@ -208,23 +208,16 @@ def _zip(model: BaseAlgorithm) -> bytes:
 
 
 def _normalizer(model: BaseAlgorithm, statistics: Statistics) -> Any:
-    """SB3's ``VecNormalize`` with these statistics, which stay as they are: it is for acting.
+    """SB3's ``VecNormalize`` with these statistics, which stay as they are until its ``training`` is true.
 
     Images in Dict observations have their channels first, as the agent's file has them: where the environment's are
     last, ``VecTransposeImage`` goes below it.
     """
-    from stable_baselines3.common.running_mean_std import RunningMeanStd
     from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-
-    def running(mean: Any, variance: Any) -> RunningMeanStd:
-        rms = RunningMeanStd(shape=mean.shape)
-        rms.mean, rms.var = mean, variance
-        return rms
 
     keys = None if "" in statistics else list(statistics)
     env = VecNormalize(cast(VecEnv, model.env).unwrapped, training=False, norm_reward=False, norm_obs_keys=keys)
-    each: Any = {key: running(*one) for key, one in statistics.items()}
-    env.obs_rms = each if keys else each[""]
+    env.obs_rms = cast(Any, statistics if keys else statistics[""])
     env.origin = _MARK.decode()  # type: ignore[attr-defined]
     return env
 

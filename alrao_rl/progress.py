@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from alrao_rl.errors import say
 from alrao_rl.numbers import significant
@@ -63,7 +63,7 @@ class Progress:
             step, self._returns[run] = reached(self._root, run)
             self._gained[run] = max(step - self._queued.get(run, 0), 0)
         if self._live:
-            self._live.update(Group(self._table(self._live.console.height - 4), self.line()), refresh=True)
+            self._live.update(Group(self._table(self._live.console.height - 4), Text(self.line())), refresh=True)
         else:
             say(self.line())
 
@@ -80,7 +80,7 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that stays."""
         if self._live:
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.console.print(Text(text))
         else:
             say(text)
 
@@ -117,7 +117,7 @@ class Progress:
             table.add_row(*self._cells_row(cell, cells[cell]))
         return table
 
-    def _cells_row(self, cell: Cell, runs: list[Run]) -> list[str]:
+    def _cells_row(self, cell: Cell, runs: list[Run]) -> list[str | Text]:
         names = [self._states[run].name for run in runs]
         running = [run for run in runs if run in self._running]
         shares = [(self._gained.get(run, 0) + self._queued.get(run, 0)) / cell.recipe.timesteps for run in running]
@@ -125,8 +125,8 @@ class Progress:
         returns = [float(value) for value in finals] + [self._returns[run] for run in running if run in self._returns]
         returns = [value for value in returns if value == value]
         return [
-            escape(cell.env),
-            escape(cell.folder.name),
+            Text(cell.env),  # as it is: a name is no markup
+            Text(cell.folder.name),
             f"{names.count('finished')} of {len(runs)}",
             ", ".join(f"{min(share, 1):.0%}" for share in shares),
             str(names.count("failed") or ""),

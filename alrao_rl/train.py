@@ -255,10 +255,14 @@ def print_list() -> None:
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """Print every value and where it comes from."""
-    from alrao_rl.agent import algorithm
+    from alrao_rl.agent import algorithm, timesteps_of
 
-    prepare(recipe, args)[0].close()
+    env, model = prepare(recipe, args)
+    env.close()
+    _warn_of_time_limits(recipe)
     origins = recipes.defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
+    if (steps := timesteps_of(model, recipe.timesteps)) != recipe.timesteps:
+        origins["timesteps"] = (recipe.timesteps, f"{origins['timesteps'][1]}; {steps:,} in whole rollouts")
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
         say(f"{key:<{width}} = {value!s:<22} {origin}")
@@ -341,6 +345,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
 
     _limit_threads()
     env, model = prepare(recipe, args)
+    _warn_of_time_limits(recipe)
     made_with = provenance.current(
         shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
         str(model.device),
@@ -527,6 +532,14 @@ def _warn_of_skipped_updates(skipped: int, n_updates: int) -> None:
         print_warning(
             f"{skipped:,} of {n_updates:,} updates were skipped, wholly or in part: a loss or its gradient was nan or "
             f"infinite, {NOT_FINITE}"
+        )
+
+
+def _warn_of_time_limits(recipe: Recipe) -> None:
+    if recipe.agent.hyperparameters.get("optimize_memory_usage"):
+        print_warning(
+            "with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended, with "
+            "nothing to gain after it: Stable-Baselines3's buffer cannot tell them apart then"
         )
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from alrao_rl import snapshot
-from alrao_rl.agent import save_agent
+from alrao_rl.agent import save_agent, timesteps_of
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.core.optim import NOT_FINITE, AlraoOptimizer
 from alrao_rl.errors import print_warning, say
@@ -108,7 +109,8 @@ class TrainingCallback(AlraoCallback):
 
     def _on_training_start(self) -> None:
         self._started = time.perf_counter()
-        self._display.start(0 if self.saved is None else self.saved.state["step"])
+        total = timesteps_of(self.model, self.recipe.timesteps)
+        self._display.start(total, 0 if self.saved is None else self.saved.state["step"])
 
     @property
     def step(self) -> int:
@@ -152,7 +154,7 @@ class TrainingCallback(AlraoCallback):
         self._save_agent("last", self._end())
         if self._best is None:
             self._save_agent("agent", self._end())
-        self._display.update(self.recipe.timesteps, self._returns, self._weights, final=True)
+        self._display.update(self.num_timesteps, self._returns, self._weights, final=True)
 
     def close(self) -> None:
         """Give the terminal and the evaluation environments back, also after a failure."""
@@ -334,11 +336,12 @@ class Display:
 
     def __init__(self, recipe: Recipe, quiet: bool) -> None:
         self._name = f"{recipe.agent_name} on {recipe.environment.id}"
-        self._total, self._quiet = recipe.timesteps, quiet
+        self._total = self._asked = recipe.timesteps
+        self._quiet = quiet
         console = Console()
         self._live = console.is_terminal and not quiet
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a name is no markup, whatever brackets it has
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
@@ -353,14 +356,16 @@ class Display:
         self._returns: Sequence[float] = ()
         self._weights: Callable[[], dict[str, Any]] = dict
 
-    def start(self, first: int = 0) -> None:
-        """Begin, with step ``first``; the clock starts here."""
-        self._started, self._first = time.perf_counter(), first
+    def start(self, total: int, first: int = 0) -> None:
+        """Begin, with step ``first`` of ``total``; the clock starts here."""
+        self._started, self._first, self._total = time.perf_counter(), first, total
+        more = f" in whole rollouts, for {self._asked:,}" if total != self._asked else ""
+        more += f", continued from step {first:,}" if first else ""
+        if not self._quiet and (more or not self._live):
+            say(f"{self._name}: {total:,} steps{more}")
         if self._live:
             self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-")
             self._screen.start()
-        elif not self._quiet:
-            say(f"{self._name}: {self._total:,} steps" + (f", continued from step {first:,}" if first else ""))
 
     def update(
         self, step: int, returns: Sequence[float], weights: Callable[[], dict[str, Any]], final: bool = False
@@ -379,7 +384,7 @@ class Display:
         completed = min(step, self._total)
         self._progress.update(self._task, completed=completed, rate=rate, score=score)
         with contextlib.suppress(OSError):  # the terminal may have gone away
-            self._screen.update(Group(self._progress, bars), refresh=True)
+            self._screen.update(Group(self._progress, Text(bars)), refresh=True)
 
     def logged(self, step: int, evaluation: float | None) -> None:
         """Say how far it is where there is no live bar, with the mean return of the newest evaluation, if any."""

@@ -13,10 +13,14 @@ import pytest
 import torch
 from common import one_error
 from gymnasium import spaces
-from test_agent import ACTIONS, IMAGE, OBSERVATIONS, make_agent, make_model, samples
+from safetensors.torch import save
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
+from test_agent import ACTIONS, IMAGE, OBSERVATIONS, RandomEnv, make_agent, make_model, samples
 from test_enjoy import CARTPOLE, save_run
 
 from alrao_rl import export, load_agent, runs, save_agent
+from alrao_rl.agent import _digest, read_agent
 from alrao_rl.export import main
 from alrao_rl.train import main as train
 
@@ -113,8 +117,55 @@ def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actio
     observations, loaded = samples(space, 20), load_agent(tmp_path)
     expected = np.array([loaded.predict(observation, deterministic=True)[0] for observation in observations])
     given = bool(normalize), space, ACTIONS[actions], observations
-    found = actions_of(tmp_path / "agent.zip", type(model), policy == "stock", *given, tmp_path)
+    stock = policy == "stock" and normalize != "scale"  # statistics of "scale" are of a class of ours
+    found = actions_of(tmp_path / "agent.zip", type(model), stock, *given, tmp_path)
     np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("how", [True, "scale"])
+@pytest.mark.parametrize("space", [RAW, DICT], ids=["vector", "dict"])
+def test_statistics_go_on_where_training_has_left_them(tmp_path, how, space):
+    """34 observations were seen: two at the reset, 2 x 16 steps. Two more are 2 of 36."""
+    agent = make_agent("ppo", normalize_observations=how)
+    model = make_model(agent, space, ACTIONS["discrete"], steps=32)
+    save_agent(model, agent, tmp_path / "agent", timestep=32)
+    save_agent(load_agent(tmp_path), agent, tmp_path / "agent", timestep=32)  # nothing is lost on the way
+    export.to_sb3(tmp_path)
+    model = PPO.load(tmp_path / "agent.zip")
+    env = DummyVecEnv([lambda: RandomEnv(space, ACTIONS["discrete"])] * 2)
+    env = VecTransposeImage(env) if space is DICT else env
+    env = VecNormalize.load(tmp_path / "agent_vecnormalize.pkl", env)
+    rms = env.obs_rms["goal"] if space is DICT else env.obs_rms
+    mean, var = rms.mean.copy(), rms.var.copy()
+    assert rms.count == pytest.approx(34 + 1e-4)
+    assert (mean == 0).all() if how == "scale" else (np.abs(mean - 120) < 10).all()
+    env.reset()
+    assert (rms.mean == mean).all()  # frozen for acting
+    env.training = True
+    env.reset()
+    seen = env.get_original_obs()["goal"] if space is DICT else env.get_original_obs()
+    assert rms.count == pytest.approx(36 + 1e-4)
+    first = mean * 34 / 36 + seen.sum(0) / 36
+    second = (var + mean**2) * 34 / 36 + (seen.astype(float) ** 2).sum(0) / 36
+    np.testing.assert_allclose(rms.mean, 0 if how == "scale" else first, rtol=1e-5)
+    np.testing.assert_allclose(rms.var, second if how == "scale" else second - first**2, rtol=1e-3)
+    model.set_env(env)
+    model.learn(16)
+    assert rms.count == pytest.approx(36 + 2 + 16 + 1e-4)
+    assert (rms.mean == 0).all() == (how == "scale")
+
+
+def test_statistics_of_a_file_without_their_count(tmp_path):
+    """As one was before it was kept: a timestep is an observation."""
+    agent = make_agent("ppo", normalize_observations=True)
+    save_agent(make_model(agent, RAW, ACTIONS["discrete"], steps=32), agent, tmp_path / "agent", timestep=32)
+    description, tensors = read_agent(tmp_path / "agent.safetensors")
+    assert tensors.pop("normalization..count") == 34 + 1e-4
+    description["sha256"] = _digest(save(tensors))
+    data = save(tensors, metadata={"alrao-rl": json.dumps(description)})
+    (tmp_path / "agent.safetensors").write_bytes(data)
+    export.to_sb3(tmp_path)
+    assert pickle.loads((tmp_path / "agent_vecnormalize.pkl").read_bytes()).obs_rms.count == 32
 
 
 def test_hyperparameters_are_those_of_training(tmp_path):

@@ -1183,6 +1183,30 @@ def test_images_of_any_size(kind, size):
     assert all((p != q).any() for p, q in zip(model.policy.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("observations", "actions", "says"),
+    [
+        (VECTOR, spaces.Discrete(2, start=1), "act in Discrete(2, start=1)"),
+        (spaces.Discrete(3, start=-1), spaces.Discrete(2), "observe Discrete(3, start=-1)"),
+        (spaces.MultiDiscrete([2, 3], start=[0, 1]), spaces.Discrete(2), "observe MultiDiscrete([2 3]"),
+        (spaces.Dict(x=spaces.Discrete(2, start=1)), spaces.Discrete(2), "observe Dict('x': Discrete(2, start=1))"),
+    ],
+)
+def test_spaces_that_do_not_count_from_0(algo, observations, actions, says):
+    """Their numbers would be taken for indices, without a word."""
+    policy = AlraoMultiInputPolicy if isinstance(observations, spaces.Dict) else AlraoPolicy
+    with pytest.raises(ValueError) as error:
+        make(algo, observations=observations, actions=actions, policy=policy)
+    assert_one_line(error, f"{algo.upper()} cannot {says}", "counts from 0", "TransformAction")
+
+
+def test_multi_discrete_actions_that_do_not_count_from_0():
+    for actions in (spaces.MultiDiscrete([2, 2], start=[0, 1]), spaces.MultiDiscrete([2, 2], start=[1, 1])):
+        with pytest.raises(ValueError, match=r"PPO cannot act in MultiDiscrete\(\[2 2\], start=.*counts from 0"):
+            make("ppo", actions=actions)
+
+
 @pytest.mark.parametrize(
     ("policy", "space", "message"),
     [

@@ -596,6 +596,23 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "140")
+    agent = tmp_path / "[red]a :snake: [b].toml"
+    agent.write_text((ROOT / "agents" / "dqn.toml").read_text())
+    one = plan.checked(data(timesteps=100, agents=[str(agent)]), "test")
+    runs = plan.runs(one, plan.cells(one))
+    states = dict.fromkeys(runs, survey.State("queued"))
+    with Progress(tmp_path, states, rows.Rows(tmp_path / "runs.csv"), survey.Speeds()) as progress:
+        progress.update([], 0, final=True)
+        states[runs[0]] = survey.State("failed", "KeyError: '[bold]:fire:'")
+        progress.ended(runs[0], states[runs[0]], 3.0, 0)
+    out = capsys.readouterr().out
+    assert "failed: [red]a :snake: [b] on CartPole-v1, seed 0: KeyError: '[bold]:fire:' (3 s)" in out
+    assert out.count("[red]a :snake: [b]") >= 3  # in the table, before and after
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 

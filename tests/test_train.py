@@ -24,9 +24,9 @@ from gymnasium.envs.registration import EnvSpec
 
 from alrao_rl import runs
 from alrao_rl.checkpoint import Checkpoints
-from alrao_rl.envs import make_env
+from alrao_rl.envs import make_env, make_one
 from alrao_rl.numbers import significant
-from alrao_rl.recipes import names, resolve
+from alrao_rl.recipes import load_environment, names, resolve
 from alrao_rl.runs import COLUMNS
 from alrao_rl.train import configuration, from_arguments, main, parser
 from alrao_rl.training import TrainingCallback, bar_chart
@@ -442,6 +442,17 @@ def test_terminal_is_given_back(tiny, tmp_path, capsys, monkeypatch, fail_at):
         assert after.endswith("--trust\n")
 
 
+def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    path = tmp_path / "[red]a :snake: [b].toml"
+    path.write_text((ROOT / "agents" / "a2c.toml").read_text())
+    args = ["--agent", str(path), "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "1"]
+    assert main([*args, "--out", str(tmp_path / "run")]) == 0
+    live = capsys.readouterr().out.partition("\x1b[?25h")[0]
+    assert "[red]a :snake: [b] on CartPole-v1" in live
+
+
 # --- wrappers -------------------------------------------------------------------------------------------------------
 
 
@@ -464,6 +475,18 @@ def test_wrappers_of_an_environment_file(tmp_path):
     env.close()
 
 
+def test_a_longer_time_limit_among_the_kwargs(tmp_path):
+    """The wrapper may then be as long, and not longer."""
+    path = tmp_path / "env.toml"
+    text = 'id = "Pendulum-v1"\nwrappers = [{name = "TimeLimit", max_episode_steps = 202}]\n[kwargs]\n'
+    for limit, end in ((202, 202), (300, 202)):
+        path.write_text(f"{text}max_episode_steps = {limit}\n")
+        env = make_one(load_environment(str(path))[0])
+        env.reset(seed=0)
+        ends = [env.step([0.0])[3] for _ in range(202)]
+        assert ends.index(True) + 1 == end
+
+
 @pytest.mark.parametrize(
     ("wrappers", "expected"),
     [
@@ -472,6 +495,16 @@ def test_wrappers_of_an_environment_file(tmp_path):
         ('{name = "vector"}', "wrapper 'vector' is not in gymnasium.wrappers"),
         ("{max_episode_steps = 3}", "wrapper None is not in gymnasium.wrappers"),
         ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
+        (  # CartPole's own limit is 500
+            '{name = "TimeLimit", max_episode_steps = 501}',
+            "CartPole-v1: wrapper TimeLimit of 501 steps would do nothing, as episodes end after 500; expected at most "
+            "500, or max_episode_steps = 501 among the kwargs",
+        ),
+        (
+            '{name = "TimeLimit", max_episode_steps = 3}, {name = "FrameStackObservation", stack_size = 2}, '
+            '{name = "TimeLimit", max_episode_steps = 4}',
+            "of 4 steps would do nothing, as episodes end after 3",
+        ),
         (
             '{name = "FrameStackObservation", stack_size = 0}',
             "cannot be wrapped in FrameStackObservation with {'stack_size': 0}: ",
@@ -666,6 +699,42 @@ def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path,
     assert "hyperparameters.learning_rate" not in values
     assert printed.out.splitlines()[-1] == "run folder: results/train/CartPole-v1/dqn/seed-0"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("algo", "options", "steps"),
+    [
+        ("ppo", ["n_steps=16", "n_envs=2", "batch_size=32"], 64),  # 16 x 2 = 32 a rollout: 33 need two
+        ("a2c", ["n_steps=5", "n_envs=2"], 40),
+        ("dqn", ["train_freq=4", "n_envs=3", "learning_starts=5"], 36),
+        ("dqn", ["train_freq=1", "learning_starts=5"], 33),
+    ],
+)
+def test_whole_rollouts_are_told_before(tmp_path, capfd, algo, options, steps):
+    args = ["--algo", algo, "--env", "CartPole-v1", "--timesteps", "33", "--eval-episodes", "1", "--set", *options]
+    assert main([*args, "net_arch=[4]", "--dry-run"]) == 0
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("timesteps "))
+    assert line.partition(" = ")[2].split(maxsplit=1) == [
+        "33", "--timesteps" if steps == 33 else f"--timesteps; {steps} in whole rollouts",
+    ]  # fmt: skip
+    assert main([*args, "net_arch=[4]", "--out", str(tmp_path / "run")]) == 0
+    out = capfd.readouterr().out.splitlines()
+    more = "" if steps == 33 else " in whole rollouts, for 33"
+    assert out[0] == f"{algo} on CartPole-v1: {steps} steps{more}"
+    assert any(line.startswith(f"step {steps} of {steps}: ") for line in out)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["timesteps"] == steps
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["--out", "run", "--quiet", "--eval-episodes", "1"]])
+@pytest.mark.parametrize("saves", ["true", "false"])
+def test_time_limits_without_memory_for_them_are_told(tmp_path, capfd, monkeypatch, more, saves):
+    monkeypatch.chdir(tmp_path)
+    args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "20", *more, "--set", "net_arch=[4]"]
+    assert main([*args, "buffer_size=50", f"optimize_memory_usage={saves}"]) == 0
+    err = capfd.readouterr().err
+    said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended"
+    assert err.startswith(said) if saves == "true" else err == ""
+    assert err.count("\n") == (saves == "true")
 
 
 @pytest.mark.parametrize("algo", ["dqn", "ppo"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
-import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import Tensor, nn
 
 from alrao_rl.plain import replace_heads
@@ -18,19 +18,20 @@ class Acting(nn.Module):
 
     Args:
         policy: the policy, Alrao's or SB3's.
-        statistics: mean and variance that normalise the observations, by key of a Dict space or ``""``.
+        statistics: what normalises the observations, by key of a Dict space or ``""``.
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, policy: Any, statistics: dict[str, tuple[Any, Any]]) -> None:
+    def __init__(self, policy: Any, statistics: dict[str, RunningMeanStd]) -> None:
         super().__init__()
         space = policy.observation_space
         self.keys = list(space.spaces) if isinstance(space, spaces.Dict) else [""]
         for number, key in enumerate(self.keys):
             if key in statistics:
-                mean, variance = (torch.as_tensor(np.asarray(one), dtype=torch.float64) for one in statistics[key])
+                rms = statistics[key]
+                mean, variance = (torch.as_tensor(one, dtype=torch.float64) for one in (rms.mean, rms.var))
                 self.register_buffer(f"mean_{number}", mean)
                 self.register_buffer(f"std_{number}", (variance + 1e-8).sqrt())
         # Without the distribution: it may hold noise for exploration, of which no copy can be made.

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN
@@ -178,6 +179,7 @@ class QNetworkMixin(AlraoPolicyMixin):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        refuse_start(type(_calling_algorithm() or self).__name__, observation_space, action_space)
         kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(
@@ -237,6 +239,7 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        refuse_start(type(_calling_algorithm() or self).__name__, observation_space, action_space)
         kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.action_dist = lean(self.action_dist)
@@ -475,6 +478,27 @@ def _refuse_optimizer(kwargs: dict[str, Any], algorithm: BaseAlgorithm | None) -
             f"{given} has no effect on an Alrao policy: choose the base update instead, "
             f"policy_kwargs=dict(alrao=dict(base='rmsprop')), one of {', '.join(BASES)}, and its base_kwargs"
         )
+
+
+def refuse_start(name: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Refuse spaces that do not count from 0: Stable-Baselines3 takes what it gets, and gives, for indices.
+
+    Raises:
+        ValueError: with the space; ``name`` is the algorithm's.
+    """
+    for what, space in {"act in": action_space, "observe": observation_space}.items():
+        if not _counts_from_0(space):
+            raise ValueError(
+                f"{name} cannot {what} {space}: Stable-Baselines3 counts from 0; shift it by a wrapper such as "
+                "gymnasium.wrappers.TransformAction or TransformObservation"
+            )
+
+
+def _counts_from_0(space: spaces.Space[Any]) -> bool:
+    """Whether no discrete part of a space has a ``start``, past which Stable-Baselines3 looks."""
+    if isinstance(space, spaces.Dict):
+        return all(map(_counts_from_0, space.values()))
+    return not np.any(getattr(space, "start", 0))
 
 
 def _named(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
