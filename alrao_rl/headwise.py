@@ -53,6 +53,8 @@ class HeadwiseTensor(torch.Tensor):
     """Whether this is a loss times 0, whose gradient need not be computed."""
     part = False
     """Whether this is a view of another value, which is written when this one is."""
+    writable: Callable[[], Tensor] | None = None
+    """Gives, where this is an average of parameters, a plain tensor that stands for them: its ``data``."""
 
     @staticmethod
     def wrap(branches: Tensor, layers: Iterable[Any]) -> HeadwiseTensor:
@@ -86,12 +88,14 @@ class HeadwiseTensor(torch.Tensor):
         kwargs = kwargs or {}
         if not args:
             kwargs = dict(kwargs)
-            args = tuple(kwargs.pop(name) for name in ("input", "tensors") if name in kwargs)
+            args = tuple(kwargs.pop(name) for name in ("input", "tensors", "tensor") if name in kwargs)
         handler = _HANDLERS.get(name)
         if handler is not None:
             return handler(func, args, kwargs)
         if name == "__get__":
             return _get_attribute(func, args)
+        if args and isinstance(args[0], HeadwiseTensor) and args[0].writable is not None and _writes(name):
+            return _write(func, args, kwargs)
         if name.startswith("__i") and f"__{name[3:]}" in _HANDLERS:
             return _in_place(getattr(Tensor, f"__{name[3:]}"), args, kwargs)
         if name.endswith("_") and name.strip("_") in _HANDLERS and not name.startswith("__"):
@@ -242,7 +246,14 @@ def _as_type(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _detach(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]
-    return x.data if torch.is_grad_enabled() else x.branches[0].detach()
+    return _data(x) if torch.is_grad_enabled() else x.branches[0].detach()
+
+
+def _data(x: HeadwiseTensor) -> HeadwiseTensor:
+    result = _like(x.branches.detach(), x)
+    result.part = True  # torch does not call it a view
+    result.writable = x.writable
+    return result
 
 
 def _sum(func: Any, args: Any, kwargs: Any) -> Any:
@@ -614,6 +625,8 @@ def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
 def _setitem(func: Any, args: Any, kwargs: Any) -> None:
     """Write a number or a label into every branch, or a number where a mask of the heads' own says."""
     x, index, value = args
+    if isinstance(x, HeadwiseTensor) and x.writable is not None:
+        _write(func, args, kwargs)
     parts = index if isinstance(index, tuple) else (index,)
     masked = isinstance(index, HeadwiseTensor) and index.dtype is torch.bool and not isinstance(value, Tensor)
     known = isinstance(x, HeadwiseTensor) and not isinstance(value, HeadwiseTensor)
@@ -661,12 +674,24 @@ def _get_attribute(func: Any, args: Any) -> Any:
     if name in ("dtype", "device", "requires_grad", "is_cuda", "layout"):
         return getattr(x.branches, name)
     if name == "data":
-        result = _like(x.branches.detach(), x)
-        result.part = True  # torch does not call it a view
-        return result
+        return _data(x) if x.writable is None else x.writable()
     if name in ("T", "mT", "H", "mH", "real", "imag"):
         return _by_vmap(lambda value: getattr(value, name), (x,), {})
     return getattr(x.average, name)
+
+
+def _writes(name: str) -> bool:
+    return name == "__set__" or name.startswith("__i") or (name.endswith("_") and not name.startswith("__"))
+
+
+def _write(func: Any, args: Any, kwargs: Any) -> Any:
+    """Write an average of parameters: ``data`` in all ways, itself in those in which torch writes a parameter."""
+    if func.__name__ not in ("__set__", "requires_grad_") and getattr(func, "__module__", "") != "torch.nn.init":
+        raise HeadwiseError(
+            f"{func.__name__}() cannot change a parameter in place while gradients are enabled: do it under "
+            "torch.no_grad(), or to its .data"
+        )
+    return func(args[0].writable(), *args[1:], **kwargs)
 
 
 def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
