@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 from alrao_rl import snapshot
 from alrao_rl.agent import save_agent
 from alrao_rl.checkpoint import CheckpointError, Checkpoints, Saved, Timer
-from alrao_rl.core.optim import NOT_FINITE
+from alrao_rl.core.optim import NOT_FINITE, AlraoOptimizer
 from alrao_rl.envs import close, make_env
 from alrao_rl.errors import print_warning, say
 from alrao_rl.interruption import Interruption
@@ -153,10 +153,9 @@ class TrainingCallback(AlraoCallback):
     def updates(self) -> tuple[int, int]:
         """How many updates were skipped because something was not finite, and how many there were."""
         optimizer = self.model.policy.optimizer
-        return (optimizer.skipped, optimizer.param_groups[0]["n_updates"]) if self._is_alrao() else (0, 0)
-
-    def _is_alrao(self) -> bool:
-        return isinstance(self.model.policy, AlraoPolicyMixin)
+        if not isinstance(optimizer, AlraoOptimizer):
+            return 0, 0
+        return optimizer.skipped, optimizer.param_groups[0]["n_updates"]
 
     def _fail_without_updates(self, least: int) -> None:
         """Fail a run that has learned nothing in at least so many updates.
@@ -228,7 +227,8 @@ class TrainingCallback(AlraoCallback):
             )
 
     def _weights(self) -> dict[str, Any]:
-        return self.model.policy.alrao_stats() if self._is_alrao() else {}
+        policy = self.model.policy
+        return policy.alrao_stats() if isinstance(policy, AlraoPolicyMixin) else {}
 
     def _evaluate(self, last: bool = False) -> None:
         """Evaluate, unless it is the network that was evaluated last, as within a rollout, and write all logs."""

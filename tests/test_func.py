@@ -1,4 +1,4 @@
-"""torch.func, functional_call and traces see a plain function, the average, with its derivatives; a network stays whole."""
+"""To torch.func, functional_call and traces a network is a plain function, the average; and it stays whole."""
 
 import copy
 

@@ -175,4 +175,4 @@ def test_code_lines_by_hand():
 def test_the_method_is_small():
     """The method and nothing else: a limit so that it does not grow unnoticed."""
     sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in (PACKAGE / "core").glob("*.py")}
-    assert sum(sizes.values()) < 1230, sizes
+    assert sum(sizes.values()) < 1270, sizes

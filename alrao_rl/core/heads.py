@@ -326,7 +326,7 @@ class OutputHeads(nn.Module):
 
         Then it is the plain average, with the derivatives of that: nothing is learned from what comes back.
         """
-        if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+        if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
             return True
         return not isinstance(self._parameters["theta"], nn.Parameter)
 

@@ -381,8 +381,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         changed = ""
         if lr > 1.01 * first:  # more than what a ramp up to it is off by rounding
             changed = (
-                f"rose to {lr / first:.3g} times its first value: a schedule may decay, a warm-up is not needed; to have "
-                f"one that ends at {lr:g} make that AlraoOptimizer(network, lr={lr:g})"
+                f"rose to {lr / first:.3g} times its first value: a schedule may decay, a warm-up is not needed; one "
+                f"that rises to {lr:g} takes AlraoOptimizer(network, lr={lr:g})"
             )
         elif 0 < lr < 0.05 * first and group["n_updates"] == 1:
             changed = (
@@ -421,7 +421,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         state["lost"][0] += skipped
         if skipped and state["lost"][0] == 1:
             warnings.warn(
-                f"update {self.param_groups[0]['n_updates']} was skipped: its loss, or the gradient, is nan or infinite, "
+                f"update {self.param_groups[0]['n_updates']} was skipped: its loss or the gradient is nan or infinite, "
                 f"{NOT_FINITE}; later ones are only counted",
                 SkippedUpdateWarning,
                 stacklevel=5,

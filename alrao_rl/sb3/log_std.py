@@ -68,8 +68,9 @@ class WritableAverage(Tensor):
             for x, version in zip(mine, before, strict=True):
                 if x._version != version:
                     write_log_std(x._heads, x._whole)
-                if type(result) is Tensor and result.data_ptr() and _share_memory(result, x._whole):
-                    return _writable(result, x._whole, x._heads)
+                if isinstance(result, (tuple, list)):
+                    return type(result)(_view(one, x) for one in result)
+                result = _view(result, x)
         return result
 
     def __deepcopy__(self, memo: Any) -> Tensor:
@@ -85,8 +86,12 @@ def _writable(value: Tensor, whole: Tensor, heads: OutputHeads) -> Tensor:
     return result
 
 
-def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+def _view(result: Any, source: WritableAverage) -> Any:
+    """What shares the memory of ``source``, as one that is written like it; anything else as it is."""
+    if type(result) is not Tensor or not result.numel():
+        return result
+    same = result.untyped_storage().data_ptr() == source._whole.untyped_storage().data_ptr()
+    return _writable(result, source._whole, source._heads) if same else result
 
 
 def _set(func: Any, target: WritableAverage, value: Any = True) -> Tensor:

@@ -254,8 +254,8 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
             return {"kind": "categorical", "splits": [int(n) for n in self.action_space.nvec]}
         return {"kind": "bernoulli" if isinstance(self.action_space, spaces.MultiBinary) else "mean"}
 
-    @property
-    def log_std(self) -> Tensor:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def log_std(self) -> Tensor:
         """log σ of a Gaussian policy: every head has its own copy, averaged as the means are.
 
         What is written, by assignment, to its ``data`` or under ``torch.no_grad()`` to it, every head has then;
@@ -264,6 +264,8 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
         heads = self._modules.get("action_net")
         if isinstance(heads, OutputHeads):
             return log_std(heads)
+        if heads is not None and "extra" in heads._buffers:  # of an averaged copy
+            return cast(Tensor, heads.extra)
         return cast(Tensor, nn.Module.__getattr__(self, "log_std"))  # the stock one, not converted yet, or an error
 
     @log_std.setter
