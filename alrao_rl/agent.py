@@ -165,6 +165,12 @@ def _acting(algorithm: type[Any]) -> type[Any]:
                 raise RuntimeError(_LOSES_STATISTICS.format(path))
             super().save(path, *args, **kwargs)
 
+        def set_env(self, env: Any, force_reset: bool = True) -> None:
+            env = self._wrap_env(env, self.verbose)
+            self.n_envs = env.num_envs  # that of training matters to who learns
+            super().set_env(env, force_reset)
+
+    Acting.__name__ = Acting.__qualname__ = algorithm.__name__  # as SB3's messages call it
     return Acting
 
 
@@ -178,22 +184,23 @@ def _normalizing(policy: type[Any]) -> type[Any]:
         statistics: Statistics
 
         def obs_to_tensor(self, observation: Any) -> Any:
-            if isinstance(observation, dict):
-                observation = {key: self._normalize(value, key) for key, value in observation.items()}
-            else:
-                observation = self._normalize(observation, "")
-            return super().obs_to_tensor(observation)
+            tensor, vectorized = super().obs_to_tensor(observation)  # first: it refuses what has another shape
+            if isinstance(tensor, dict):
+                return {key: self._normalize(value, key) for key, value in tensor.items()}, vectorized
+            return self._normalize(tensor, ""), vectorized
 
         def save(self, path: str) -> None:
             raise RuntimeError(_LOSES_STATISTICS.format(path))
 
-        def _normalize(self, value: Any, key: str) -> Any:
+        def _normalize(self, value: torch.Tensor, key: str) -> torch.Tensor:
             """As VecNormalize does."""
             if key not in self.statistics:
                 return value
             rms = self.statistics[key]
-            return np.clip((value - rms.mean) / np.sqrt(rms.var + 1e-8), -10.0, 10.0).astype(np.float32)
+            normal = np.clip((value.cpu().numpy() - rms.mean) / np.sqrt(rms.var + 1e-8), -10.0, 10.0)
+            return torch.as_tensor(normal.astype(np.float32), device=value.device)
 
+    Normalizing.__name__ = Normalizing.__qualname__ = policy.__name__
     return Normalizing
 
 

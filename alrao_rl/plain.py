@@ -16,7 +16,8 @@ def averaged(network: nn.Module) -> nn.Module:
 
     It is in evaluation mode and takes no gradients; ``torch.export``, ``torch.onnx`` and ``torch.jit`` can follow it.
     Where outputs are averaged (``"values"``, ``"mean"``) an output layer is one ``Linear``, Σ_j a_j θ_j, where
-    probabilities are it is a :class:`Mixture`. Other modules keep their names and types.
+    probabilities are it is a :class:`Mixture`; a parameter beside the outputs, as log_std, is its ``extra``. Other
+    modules keep their names and types.
 
     Args:
         network: a network made by :func:`~alrao_rl.core.convert.convert`.
@@ -30,8 +31,8 @@ def averaged(network: nn.Module) -> nn.Module:
         plain = copy.deepcopy(network)
     except RuntimeError as error:
         raise ValueError(
-            f"the network cannot be copied: {str(error).partition('.')[0]}; detach() what a module keeps of a "
-            "call, and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
+            f"the network cannot be copied: {str(error).partition('.')[0]}; detach() what a module keeps of a call, "
+            "and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
         ) from None
     replace_heads(plain)
     del plain.alrao_config, plain.alrao_rates
@@ -50,6 +51,7 @@ class Mixture(nn.Module):
     def __init__(self, heads: OutputHeads) -> None:
         super().__init__()
         self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
+        self.out_features = heads.out_features
         self.all = _empty_linear(heads, heads.n_heads)
         weight, bias, weights = heads.usable()
         self.all.weight.data = weight.reshape(-1, heads.in_features).clone()
@@ -57,9 +59,10 @@ class Mixture(nn.Module):
             self.all.bias.data = bias.reshape(-1).clone()
         self.register_buffer("weights", weights.clone())
 
-    def forward(self, features: Tensor) -> Tensor:
-        """``[B, I]`` to ``[B, O]``."""
+    def forward(self, features: Tensor, offset: Tensor | None = None) -> Tensor:
+        """``[B, I]`` to ``[B, O]``; ``offset``, ``[B, O]``, as for the heads."""
         logits = self.all(features).t().reshape(*self.shape, -1)
+        logits = logits if offset is None else logits + offset.t()
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, self.weights).t()
         return torch.cat([mix_logits(part, self.weights) for part in logits.split(self.splits, 1)]).t()
@@ -78,6 +81,9 @@ def _plain(heads: OutputHeads) -> nn.Module:
         return Mixture(heads)
     layer = _empty_linear(heads)
     layer.load_state_dict({name: value for name, value in heads.collapse().items() if value is not None})
+    if heads.extra is not None:
+        with torch.no_grad():
+            layer.register_buffer("extra", heads.averaged_extra())
     return layer
 
 

@@ -78,7 +78,7 @@ def bits(tree, path=""):
         yield path, leaf.tobytes() if isinstance(leaf, (np.ndarray, np.generic)) else leaf
         return
     for key, value in tree:
-        if not (path.startswith("/episodes/ep_info_buffer") and key == "t"):
+        if not ("/episodes/ep_info_buffer" in path and key == "t"):
             yield from bits(value, f"{path}/{key}")
 
 

@@ -13,11 +13,13 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load, save
 from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from alrao_rl import load_agent, recipes, save_agent
-from alrao_rl.agent import _digest, build, decode_space, encode_space, read_agent
-from alrao_rl.envs import make_one, normalized
+from alrao_rl.agent import _digest, build, decode_space, encode_space, read_agent, rebuild
+from alrao_rl import envs
+from alrao_rl.envs import make_one
 from alrao_rl.errors import UserError
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
@@ -72,7 +74,7 @@ def make_agent(algo, policy="alrao", **more):
 
 def make_model(agent, observations, actions, steps=16):
     env = DummyVecEnv([lambda: RandomEnv(observations, actions)] * agent.n_envs)
-    env = normalized(env, agent, True)
+    env = envs.normalized(env, agent, True)
     model = build(agent, env, seed=0)
     return model.learn(steps) if steps else model
 
@@ -149,6 +151,52 @@ def test_round_trip_of_a_stock_agent(tmp_path, algo):
     loaded = load_agent(tmp_path)
     for observation in samples(BOX, 20):
         assert loaded.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
+
+
+@pytest.fixture(scope="module")
+def normalized(tmp_path_factory):
+    """Two loaded agents, one with its statistics and one whose SB3 model takes observations as they are."""
+    path = tmp_path_factory.mktemp("normalized") / "agent"
+    agent = make_agent("ppo", normalize_observations=True)
+    save_agent(make_model(agent, spaces.Box(100.0, 140.0, (3,)), ACTIONS["box"]), agent, path)
+    return load_agent(path.parent), rebuild(path.with_suffix(".safetensors"))[0]
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1,), (), (4,), (1, 4), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("make", [np.ones, torch.ones, lambda shape: np.ones(shape).tolist()])
+def test_observations_of_another_shape_are_refused_as_by_sb3(normalized, shape, make):
+    errors = []
+    for model in normalized:
+        with pytest.raises(ValueError, match=r"Unexpected observation shape .* for Box environment, please") as error:
+            model.predict(make(shape))
+        errors.append(str(error.value))
+    assert f"shape {shape} for Box environment, please use (3,) or (n_env, 3)" in errors[0]
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("make", [torch.as_tensor, np.ndarray.tolist, lambda x: x.astype(np.float64)])
+def test_observations_in_another_form_are_taken_as_by_sb3(normalized, make):
+    loaded, _ = normalized
+    for observation in (np.array([100.0, 120.0, 139.0], np.float32), np.full((2, 3), 110.0, np.float32)):
+        expected = loaded.predict(observation, deterministic=True)[0]
+        assert expected.shape == (*observation.shape[:-1], 2)
+        np.testing.assert_allclose(loaded.predict(make(observation), deterministic=True)[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3])
+def test_a_loaded_agent_acts_in_any_number_of_environments(normalized, n_envs):
+    loaded, _ = normalized
+    loaded.set_env(DummyVecEnv([lambda: RandomEnv(loaded.observation_space, ACTIONS["box"])] * n_envs))
+    assert loaded.predict(loaded.get_env().reset())[0].shape == (n_envs, 2)
+    assert evaluate_policy(loaded, loaded.get_env(), 2, warn=False)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        loaded.set_env(DummyVecEnv([lambda: RandomEnv(BOX, ACTIONS["box"])]))
+
+
+def test_a_loaded_agent_has_the_names_of_its_classes(normalized):
+    loaded, model = normalized
+    assert [type(x).__name__ for x in (loaded, loaded.policy)] == ["PPO", "AlraoActorCriticPolicy"]
+    assert type(loaded) is not type(model)
 
 
 @pytest.mark.parametrize("how", [True, "scale"])

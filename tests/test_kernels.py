@@ -157,7 +157,7 @@ def test_memory_that_does_not_fit_is_left_alone(change):
 
 @compiled
 @pytest.mark.parametrize("change", ["double", "strided"])
-def test_trains_on_after_parameters_have_left_for_other_addresses(change):
+def test_trains_on_after_parameters_have_left_for_other_memory(change):
     net, optimizer = train("values", steps=2)
     x, y = torch.randn(4, 5), torch.zeros(4, 3)
     if change == "double":

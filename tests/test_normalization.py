@@ -135,7 +135,7 @@ def test_returns_in_the_logs_and_evaluations_are_not_scaled(steady, tmp_path):
             found = {row[column] for row in csv.DictReader(file)}
         assert {float(value) for value in found} == {4000.0}
     agent = load_agent(out)
-    assert agent.policy.statistics[""][0] == pytest.approx([1.5], abs=0.1)  # of 0, 1, 2, 3: raw observations go in
+    assert agent.policy.statistics[""].mean == pytest.approx([1.5], abs=0.1)  # of 0, 1, 2, 3: raw observations go in
     assert json.loads((out / "agent.json").read_text())["agent"]["normalize_rewards"] is True
 
 

@@ -428,3 +428,33 @@ def test_hooks_of_step_are_called_though_torch_does_not_wrap_it():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
     assert any("Optimizer.step#AlraoOptimizer.step" in event.key for event in profile.key_averages())
     assert seen == ["before", "after"]
+
+
+def ramp(start, end, lr):
+    """The ratios that a warm-up of ten steps asks for."""
+    optimizer = AlraoOptimizer(network([nn.Linear(4, 6), nn.Tanh()]), lr=lr)
+    if end == 1:
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start, total_iters=10)
+    else:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: start + (end - start) * min(k, 10) / 10)
+    scales = []
+    for _ in range(12):
+        optimizer.step()
+        scales.append(optimizer._scale())
+        scheduler.step()
+    return scales
+
+
+@pytest.mark.parametrize("lr", [1.0, 1e-3, 3e-4, 7e-4])
+def test_a_ramp_up_to_the_first_learning_rate_is_no_rise(lr):
+    """Torch's own ends beside it by rounding."""
+    assert ramp(0.1, 1, lr) == pytest.approx([0.1 + 0.09 * min(k, 10) for k in range(12)])
+
+
+def test_what_helps_a_learning_rate_that_rises():
+    with pytest.warns(UserWarning, match=r"rose to 1\.1 times its .* takes AlraoOptimizer\(network, lr=0\.0011\)"):
+        ramp(0.1, 1.1, 1e-3)
+    with pytest.warns(
+        UserWarning, match=r"0\.01 times that .* a warm-up may rise from there, but if it is to fall from"
+    ):
+        ramp(0.01, 1, 1e-3)

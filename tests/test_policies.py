@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +20,7 @@ from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from alrao_rl import AlraoCallback, AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy
+from alrao_rl import AlraoCallback, AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy, averaged
 from alrao_rl.core import AlraoConfig, HeadwiseTensor
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.policies import AlraoActorCriticPolicy, AlraoDQNPolicy
@@ -250,6 +251,87 @@ def test_gaussian_log_std_is_one_copy_per_head():
     with torch.no_grad():
         torch.testing.assert_close(model.policy.log_std, layer.averaging_weights @ layer.extra)
     assert len(layer.extra[:, 0].unique()) > 5
+
+
+def assign(policy, value):
+    policy.log_std = value
+
+
+def assign_data(policy, value):
+    policy.log_std.data = value
+
+
+WRITES = {
+    "data.fill_": (lambda p: p.log_std.data.fill_(-3.0), -3.0),
+    "data[:]": (lambda p: p.log_std.data.__setitem__(slice(None), -3.0), -3.0),
+    "data[0]": (lambda p: [row.fill_(-3.0) for row in p.log_std.data], -3.0),
+    "data.add_": (lambda p: p.log_std.data.add_(-2.5), -3.0),
+    "data =": (lambda p: assign_data(p, p.log_std.data - 1.0), -1.5),
+    "= parameter": (lambda p: assign(p, nn.Parameter(torch.full_like(p.action_net.extra[0], -3.0))), -3.0),
+    "= tensor": (lambda p: assign(p, torch.full_like(p.action_net.extra[0], -3.0)), -3.0),
+    "= number": (lambda p: assign(p, -3.0), -3.0),
+    "= of itself": (lambda p: assign(p, p.log_std * 2), -1.0),
+    "init": (lambda p: nn.init.constant_(p.log_std, -3.0), -3.0),
+}
+UNDER_NO_GRAD = {
+    "fill_": (lambda p: p.log_std.fill_(-3.0), -3.0),
+    "clamp_": (lambda p: p.log_std.clamp_(max=-0.75), -0.75),
+    "copy_": (lambda p: p.log_std.copy_(p.log_std * 2), -1.0),
+    "[:]": (lambda p: p.log_std.__setitem__(slice(None), -3.0), -3.0),
+    "-= 1": (lambda p: assign(p, p.log_std.__isub__(1)), -1.5),
+    "out": (lambda p: torch.add(p.log_std, -1.0, out=p.log_std), -1.5),
+}
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("name", WRITES | UNDER_NO_GRAD)
+def test_log_std_can_be_written(name, use_sde):
+    """Every head has it then, and the noise is that of it."""
+    policy = make("a2c", actions=ACTIONS["box"], log_std_init=-0.5, use_sde=use_sde).policy
+    with torch.no_grad():
+        policy.action_net.extra[0] -= 0.2
+        policy.action_net.extra[1] += 0.2  # the average is as it was
+    write, expected = (WRITES | UNDER_NO_GRAD)[name]
+    with torch.set_grad_enabled(name in WRITES):
+        write(policy)
+    torch.testing.assert_close(policy.action_net.extra, torch.full_like(policy.action_net.extra, expected))
+    torch.testing.assert_close(policy.log_std.detach().average, policy.action_net.extra[0])
+    with torch.no_grad():
+        torch.testing.assert_close(policy.log_std.exp(), policy.action_net.extra[0].exp())
+        assert type(policy.log_std.exp()) is torch.Tensor
+        std = policy.get_distribution(torch.zeros(1, 3)).distribution.stddev
+    assert use_sde or std.tolist() == [pytest.approx([math.exp(expected)] * 2)]
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda p: p.log_std.fill_(-3.0), "fill_() cannot change a parameter in place while"),
+        (lambda p: p.log_std.detach().fill_(-3.0), "under torch.no_grad(), or to its .data"),
+        (lambda p: p.log_std.__setitem__(0, -3.0), "__setitem__() cannot change a parameter"),
+        (lambda p: p.log_std.requires_grad_(False), "requires_grad of log_std cannot be set: every output"),
+        (lambda p: assign(p, torch.zeros(3)), "log_std is of shape (3,), expected (2,)"),
+    ],
+)
+def test_a_write_into_log_std_that_cannot_be_is_refused(write, says):
+    policy = make("a2c", actions=ACTIONS["box"]).policy
+    with pytest.raises((RuntimeError, AttributeError, ValueError), match=re.escape(says)):
+        write(policy)
+    assert (policy.action_net.extra == 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"actions": ACTIONS["box"]}, {"actions": ACTIONS["box"], "use_sde": True}])
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_a_policy_is_copied_right_after_learning(algo, options):
+    """It keeps the distribution of the last update, which has a graph behind it."""
+    model, x = make(algo, **options).learn(16), np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    copies = averaged(model.policy), copy.deepcopy(model.policy)
+    expected = model.policy.predict(x, deterministic=True)[0]
+    for copied in copies:
+        np.testing.assert_allclose(copied.predict(x, deterministic=True)[0], expected, rtol=1e-5, atol=1e-6)
+        if "actions" in options:
+            with torch.no_grad():
+                torch.testing.assert_close(copied.log_std, model.policy.log_std)
 
 
 @pytest.mark.parametrize("actions", ACTIONS)

@@ -247,7 +247,7 @@ def test_newest_observation_of_a_memory_saving_buffer(tmp_path, monkeypatch, lar
     assert two.pos == two.size() == 3
 
 
-def test_no_second_copy_in_addresses(tmp_path, monkeypatch):
+def test_no_second_copy_in_memory(tmp_path, monkeypatch):
     """Of 8 MB of rows no more than two chunks of 64 kB are in memory once more, neither at writing nor at reading."""
     monkeypatch.setattr(snapshot, "LARGE", 2**20)
     monkeypatch.setattr(ring, "CHUNK_BYTES", 2**16)
@@ -259,7 +259,7 @@ def test_no_second_copy_in_addresses(tmp_path, monkeypatch):
         for step in (1, 2, 3):
             folder = Checkpoints(tmp_path / "c").save(step, {"buffer": snapshot._take_buffer(one, 2000)})
         snapshot._put_buffer(two, load(folder).state["buffer"])
-        assert tracemalloc.get_traced_addresses()[1] < 8 * 2**16
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**16
     finally:
         tracemalloc.stop()
     np.testing.assert_array_equal(one.observations, two.observations)

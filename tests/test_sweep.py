@@ -382,7 +382,7 @@ def test_a_buffer_too_large_for_this_machine_may_fit_on_another(place):
 
 
 def test_cells_are_checked_on_one_environment(place):
-    """It is made once, for all agents and settings, and closed."""
+    """It is made once for all agents and settings, once more to look at its actions, and closed."""
     made = []
 
     class Counted(gym.Env):
@@ -401,7 +401,7 @@ def test_cells_are_checked_on_one_environment(place):
         _check_cells(found, here=True)
     finally:
         gym.registry.pop("Counted-v0")
-    assert [one == "closed" for one in made] == [False, True]
+    assert [one == "closed" for one in made] == [False, True, False, True]
 
 
 # --- what is kept on disk -------------------------------------------------------------------------------------------
@@ -753,7 +753,7 @@ def test_a_sweep(place, capfd):
     assert by_env.keys() == {"odd:Good-v0", "odd:Raises-v0"}
     for env, row in by_env.items():
         assert row["state"] == frame.state[env]
-        assert float(row["auc"]) == pytest.approx(frame.auc[env], rel=1e-4)
+        assert float(row["auc"] or "nan") == pytest.approx(frame.auc[env], rel=1e-4, nan_ok=True)
         assert (row["agent"], row["seed"]) == ("small", "0")
         assert row["torch"]
         assert row["stable-baselines3"]

@@ -68,12 +68,14 @@ class HeadwiseTensor(torch.Tensor):
         layers: the output layers this value depends on, more than one for a sum of losses.
         evidence_recorded: whether a loss function has told the layer more of this loss than its value.
         is_part: whether this is a view of another value, which is written when this one is.
+        writable: gives, where this is an average of parameters, a plain tensor that stands for them: its ``data``.
     """
 
     branches: Tensor
     layers: frozenset[OutputLayer]
     evidence_recorded: bool = False
     is_part: bool = False
+    writable: Callable[[], Tensor] | None = None
 
     @classmethod
     def wrap(cls, branches: Tensor, layers: Iterable[OutputLayer]) -> Self:
@@ -101,10 +103,12 @@ class HeadwiseTensor(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.__name__, dict(kwargs or {})
-        args = args or tuple(kwargs.pop(name) for name in ("input", "tensors") if name in kwargs)
+        args = args or tuple(kwargs.pop(name) for name in ("input", "tensors", "tensor") if name in kwargs)
         if name == "__get__":
             return _attribute(func, *args)
-        if (name.startswith("__i") and name[3:] in _OPERATORS) or (name.endswith("_") and not name.endswith("__")):
+        if getattr(args[0], "writable", None) is not None and _writes(name):
+            return _write(func, args, kwargs)
+        if _writes(name) and name not in ("__set__", "__setitem__"):
             return _in_place(func, args, kwargs)
         # By name: an operator, a method and its torch.* twin are the same operation.
         if name in READS or (not torch.is_grad_enabled() and name not in ("__setitem__", "backward", "grad")):
@@ -206,7 +210,7 @@ def _attribute(func: Any, x: HeadwiseTensor) -> Any:
     if name in ("T", "mT", "H", "mH", "real", "imag"):
         return every_branch(lambda value: getattr(value, name), (x,), {})
     if name == "data":
-        return _detach(func, (x,), {})
+        return _detach(func, (x,), {}) if x.writable is None else x.writable()
     return getattr(x.branches if name in ("requires_grad", "layout") else x.average, name)
 
 
@@ -214,7 +218,23 @@ def _detach(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]
     result = type(x).wrap(x.branches.detach(), x.layers)
     result.is_part = True  # torch does not call it a view
+    result.writable = x.writable
     return result
+
+
+def _writes(name: str) -> bool:
+    operator = name.startswith("__i") and name[3:] in _OPERATORS
+    return name in ("__set__", "__setitem__") or operator or (name.endswith("_") and not name.endswith("__"))
+
+
+def _write(func: Any, args: Any, kwargs: Any) -> Any:
+    """Write an average of parameters: ``data`` in all ways, itself in those in which torch writes a parameter."""
+    if func.__name__ not in ("__set__", "requires_grad_") and getattr(func, "__module__", "") != "torch.nn.init":
+        raise HeadwiseError(
+            f"{func.__name__}() cannot change a parameter in place while gradients are enabled: do it under "
+            "torch.no_grad(), or to its .data"
+        )
+    return func(args[0].writable(), *args[1:], **kwargs)
 
 
 def _in_place(func: Any, args: Any, kwargs: Any) -> Any:

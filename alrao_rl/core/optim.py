@@ -172,12 +172,15 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if lr == first:
             return 1.0
         changed = ""
-        if lr > first:
-            changed = f"rose to {lr / first:.3g} times its first value: a schedule may decay, a warm-up is not needed"
+        if lr > 1.01 * first:  # more than what a ramp up to it is off by rounding
+            changed = (
+                f"rose to {lr / first:.3g} times its first value: a schedule may decay, a warm-up is not needed; one "
+                f"that rises to {lr:g} takes AlraoOptimizer(network, lr={lr:g})"
+            )
         elif 0 < lr < 0.05 * first and group["n_updates"] == 1:
             changed = (
-                f"is {lr / first:.3g} times that of the optimizer at its first step already: if it is to fall from "
-                f"{lr:g} make that AlraoOptimizer(network, lr={lr:g})"
+                f"is {lr / first:.3g} times that of the optimizer at its first step already: a warm-up may rise from "
+                f"there, but if it is to fall from {lr:g} make that AlraoOptimizer(network, lr={lr:g})"
             )
         if changed and not group.get("warned"):
             group["warned"] = True
@@ -217,7 +220,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         state["lost"][0] += skipped
         if skipped and state["lost"][0] == 1:
             warnings.warn(
-                f"update {self.param_groups[0]['n_updates']} was skipped: its loss, or the gradient, is nan or "
+                f"update {self.param_groups[0]['n_updates']} was skipped: its loss or the gradient is nan or "
                 f"infinite, {NOT_FINITE}; later ones are only counted",
                 SkippedUpdateWarning,
                 stacklevel=6,

@@ -58,7 +58,7 @@ class HeadwiseTensor(core.HeadwiseTensor):
         kwargs = kwargs or {}
         if not args:
             kwargs = dict(kwargs)
-            args = tuple(kwargs.pop(name) for name in ("input", "tensors") if name in kwargs)
+            args = tuple(kwargs.pop(name) for name in ("input", "tensors", "tensor") if name in kwargs)
         handler = HANDLERS.get(func.__name__)
         if handler is not None:
             return handler(func, args, kwargs)

@@ -30,10 +30,11 @@ from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.bases import BASES
 from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.plain import averaged
-from alrao_rl.sb3.distributions import LeanGaussian, lean
+from alrao_rl.sb3.distributions import LeanGaussian, LeanStateDependentNoise, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
 from alrao_rl.sb3.iterate_average import follow
 from alrao_rl.sb3.lean import are_features, is_hooked, make_lean
+from alrao_rl.sb3.log_std import log_std, write_log_std
 
 Options = Mapping[str, Any] | AlraoConfig | None
 
@@ -258,16 +259,30 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
             return {"kind": "categorical", "splits": [int(n) for n in self.action_space.nvec]}
         return {"kind": "bernoulli" if isinstance(self.action_space, spaces.MultiBinary) else "mean"}
 
-    @property
-    def log_std(self) -> Tensor:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def log_std(self) -> Tensor:
         """log σ of a Gaussian policy: every head has its own copy, averaged as the means are.
 
-        Computed, so there to be read; ``action_net.extra`` is a view of the heads' own.
+        What is written, by assignment, to its ``data`` or under ``torch.no_grad()`` to it, every head has then;
+        ``action_net.extra`` is a view of the heads' own.
         """
         heads = self._modules.get("action_net")
         if isinstance(heads, OutputHeads):
-            return heads.averaged_extra()
+            return log_std(heads)
+        if heads is not None and "extra" in heads._buffers:  # of an averaged copy
+            return cast(Tensor, heads.extra)
         return cast(Tensor, nn.Module.__getattr__(self, "log_std"))  # the stock one, not converted yet, or an error
+
+    @log_std.setter
+    def log_std(self, value: Any) -> None:
+        write_log_std(cast(OutputHeads, self.action_net), value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module's, which assigns parameters; ``log_std`` is one that the heads share."""
+        if name == "log_std" and isinstance(self._modules.get("action_net"), OutputHeads):
+            write_log_std(cast(OutputHeads, self.action_net), param)
+        else:
+            super().register_parameter(name, param)
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """Features ``[B, F]``, two of them where policy and values have an extractor each."""
@@ -280,6 +295,8 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         """As in SB3; a Gaussian's mean and log σ in one go."""
         heads = self._modules.get("action_net")
+        if type(self.action_dist) is LeanStateDependentNoise and isinstance(heads, OutputHeads):
+            return self.action_dist.proba_distribution(heads(latent_pi), heads.averaged_extra(), latent_pi)
         if (
             type(self.action_dist) is not LeanGaussian
             or type(heads) is not fast.OutputHeads
