@@ -16,9 +16,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from alrao_rl import load_agent, recipes, save_agent
+from alrao_rl import envs, load_agent, recipes, save_agent
 from alrao_rl.agent import _digest, build, decode_space, encode_space, read_agent, rebuild
-from alrao_rl import envs
 from alrao_rl.envs import make_one
 from alrao_rl.errors import UserError
 
