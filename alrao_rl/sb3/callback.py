@@ -11,7 +11,8 @@ class AlraoCallback(BaseCallback):
     """Record averaging weights, their entropy, the effective learning rate and the re-clones of every output layer.
 
     Keys: ``alrao/LAYER/weight_J``, ``alrao/LAYER/entropy`` (nats), ``alrao/LAYER/effective_lr`` and
-    ``alrao/LAYER/reclones``, of all heads since the start. Does nothing under a stock policy.
+    ``alrao/LAYER/reclones``, of all heads since the start, and ``alrao/LAYER/skipped``, updates of the whole network
+    whose gradient was not finite. Does nothing under a stock policy.
     """
 
     def _on_step(self) -> bool:
@@ -24,5 +25,6 @@ class AlraoCallback(BaseCallback):
             self.logger.record(f"alrao/{layer}/entropy", stats["entropy"])
             self.logger.record(f"alrao/{layer}/effective_lr", stats["effective_lr"])
             self.logger.record(f"alrao/{layer}/reclones", int(stats["reclones"].sum()))
+            self.logger.record(f"alrao/{layer}/skipped", stats["skipped"])
             for number, weight in enumerate(stats["weights"], start=1):
                 self.logger.record(f"alrao/{layer}/weight_{number}", float(weight), exclude="stdout")
