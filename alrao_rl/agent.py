@@ -110,7 +110,7 @@ def build(agent: recipes.Agent, env: Any, seed: int | None, device: str = "cpu")
         UserError: SB3 or Alrao refuses a value or the environment's spaces, with their reason on one line.
     """
     name = CLASSES[agent.algo]
-    if agent.algo in recipes.VALUES and not isinstance(env.action_space, spaces.Discrete):
+    if agent.algo in recipes.REPLAY_ALGORITHMS and not isinstance(env.action_space, spaces.Discrete):
         raise UserError(f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use ppo or a2c")
     try:
         refuse_start(name, env.observation_space, env.action_space)
@@ -294,7 +294,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
-    if agent.algo in recipes.VALUES:
+    if agent.algo in recipes.REPLAY_ALGORITHMS:
         learner = cast(DQN, model)
         learner.exploration_rate = learner.exploration_final_eps
         default = inspect.signature(type(model)).parameters["buffer_size"].default
@@ -303,7 +303,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
 
 
 def check_device(device: str, what: str = "device") -> None:
-    """Refuse a torch device that is none, or that this machine lacks; ``what`` names it in the error."""
+    """Reject a string that is not a torch device, or a device this machine lacks; ``what`` names it in the error."""
     try:
         if torch.empty(0, device="cpu" if device == "auto" else torch.device(device)).is_meta:
             raise RuntimeError("meta holds no numbers")
@@ -381,7 +381,7 @@ def _digest(data: bytes) -> str:
 
 def with_small_buffer(agent: recipes.Agent) -> recipes.Agent:
     """The same agent without a replay buffer of its training size: it is loaded to act."""
-    if agent.algo not in recipes.VALUES:
+    if agent.algo not in recipes.REPLAY_ALGORITHMS:
         return agent
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})
 

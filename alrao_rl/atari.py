@@ -82,7 +82,7 @@ class WholeGames(gym.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step; the end of a life is none."""
+        """Step; losing a life does not end the episode."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         over = self._lives.was_real_done
         if terminated and not over:

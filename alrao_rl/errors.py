@@ -39,7 +39,7 @@ ALIASES = {
 def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     """``"; did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string.
 
-    Who mistypes rarely errs in the first letter: a choice with another one has to be very near.
+    Typos rarely hit the first letter, so a choice that starts differently must match closely.
     """
     by_lower = {choice.lower(): choice for choice in choices}
     if (meant := ALIASES.get(value.lower())) in by_lower:

@@ -298,9 +298,9 @@ def _episodes(path: Path, complete: bool) -> tuple[stats.Array, stats.Array]:
         raise UserError(f"{path} is not as a run writes it: {first_line(error)}") from None
     steps, lengths = table["timestep"].to_numpy(), table["length"].to_numpy()
     if not (isinstance(table.index, pd.RangeIndex) and np.isfinite(lengths).all()):
-        raise UserError(f"{path} is not as a run writes it: a line has not {len(names)} numbers")
+        raise UserError(f"{path} is not as a run writes it: a line does not have {len(names)} numbers")
     if not (np.isfinite(steps) & (steps >= 0) & (steps < 2**53)).all():
-        raise UserError(f"{path} is not as a run writes it: a timestep is no whole number of at least 0")
+        raise UserError(f"{path} is not as a run writes it: timestep must be an integer ≥ 0")
     return steps, table["return"].to_numpy()
 
 

@@ -25,10 +25,10 @@ from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.notation import CLASSES
 
 ALGORITHMS = tuple(CLASSES)
-VALUES = ("dqn", "qrdqn")
-"""Those that learn values from replay."""
-LIKE = {"qrdqn": "dqn", "recurrent-ppo": "ppo", "maskable-ppo": "ppo"}
-"""Whose timesteps an algorithm has where an environment says nothing of its own."""
+REPLAY_ALGORITHMS = ("dqn", "qrdqn")
+"""Algorithms that learn values from a replay buffer."""
+TIMESTEPS_OF = {"qrdqn": "dqn", "recurrent-ppo": "ppo", "maskable-ppo": "ppo"}
+"""Algorithm whose budget applies if the environment file has none for this one."""
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "softplus")
 MAX_BYTES = 200_000
 MAX_DEPTH = 20
@@ -493,7 +493,7 @@ def resolve(
         _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
     budget, origin = timesteps, "--timesteps"
     if budget is None:
-        like = LIKE.get(recipe.algo, recipe.algo)
+        like = TIMESTEPS_OF.get(recipe.algo, recipe.algo)
         known = environment.timesteps.get(recipe.algo, environment.timesteps.get(like))
         budget, origin = (known, env_origin) if known else (DEFAULT_TIMESTEPS[like], "default")
     if budget < 1:
@@ -521,7 +521,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
     from alrao_rl.core.bases import BASES
 
     try:
-        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo in VALUES)
+        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo in REPLAY_ALGORITHMS)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
     base = {name: one.default for name, one in inspect.signature(BASES[config.base]).parameters.items()}

@@ -37,7 +37,7 @@ class Rows:
         path: the file; it need not exist.
 
     Raises:
-        UserError: it cannot be read, or is not as a sweep writes it.
+        UserError: it cannot be read, or is not a valid one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class Rows:
                 raise ValueError(f"expected the columns {','.join(COLUMNS)}")
             for row in reader:
                 if len(row) != len(COLUMNS) or None in row.values():
-                    raise ValueError(f"line {reader.line_num} has not {len(COLUMNS)} values")
+                    raise ValueError(f"line {reader.line_num} does not have {len(COLUMNS)} values")
                 if row["state"] not in STATES:
                     raise ValueError(f"line {reader.line_num} has the state {row['state']!r}, not {', '.join(STATES)}")
                 for name in ("timesteps", "seconds"):
@@ -66,9 +66,7 @@ class Rows:
                     raise ValueError(f"line {reader.line_num} is a second row of {', '.join(filter(None, key))}")
                 self._rows[key] = row
         except (ValueError, csv.Error) as error:
-            raise UserError(
-                f"{path} is not as a sweep writes it: {error}; mend it, or bring an older one back"
-            ) from None
+            raise UserError(f"{path} is not a valid runs.csv: {error}; fix it or restore an earlier version") from None
 
     def get(self, key: Key) -> Row | None:
         """The row of a run."""

@@ -315,7 +315,7 @@ class RunFolder:
         return target
 
     def close(self) -> None:
-        """Close the logs and give the lock back. Its file stays: who removed it could remove another process's."""
+        """Close the logs and give the lock back. Its file stays: deleting it could delete another process's lock."""
         for file in self._files.values():
             with contextlib.suppress(OSError):  # a full disk, of which a write has told already
                 file.close()

@@ -1,4 +1,4 @@
-"""What the disk says of the runs of a sweep: which are over, how far the others are, what became of them."""
+"""State of every run of a sweep, read from its folder and runs.csv."""
 
 from __future__ import annotations
 

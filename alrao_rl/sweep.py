@@ -523,13 +523,12 @@ def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
         yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
     kinds = {
         "finished": [seed for seed, state in states.items() if state.name == "finished"],
-        "of them finished elsewhere, as their rows say": [
+        "of them finished on another machine (runs.csv)": [
             seed for seed, state in states.items() if state.elsewhere and state.name == "finished"
         ],
         "failed": [seed for seed, state in states.items() if state.name == "failed"],
-        "without whole logs here, so no report has them: copy their seed-N.zip, or delete their rows for new ones": [
-            seed for seed, state in states.items() if state.lost
-        ],
+        "with logs missing here, so reports omit them: copy their seed-N.zip, or delete their rows in runs.csv to train "
+        "them again": [seed for seed, state in states.items() if state.lost],
         "begun": [seed for seed, state in states.items() if state.step > 0],
     }
     for what, seeds in kinds.items():

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from alrao_rl.training import TrainingCallback
 
 PATIENCE, LIMIT = 6.0, 8.5
-"""Seconds after Ctrl-C or SIGTERM: until nobody waits for a checkpoint any more, and until the process ends."""
+"""Seconds after Ctrl-C or SIGTERM: how long a checkpoint is waited for, and until the process ends."""
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """What ``--track`` takes; each is the name of its package."""
@@ -520,8 +520,8 @@ def _interrupted(folder: RunFolder, callback: TrainingCallback, exit_status: int
 def _warn_of_lost_heads(times: int) -> None:
     if times:
         print_warning(
-            f"{times} times a head was not finite and was replaced by the average of the others: its learning rate, or "
-            "a reward, was far too large (reclones in heads.csv counts these and those of heads without weight)"
+            f"{times} output heads became non-finite and were re-cloned from the average: a learning rate or a reward "
+            "is far too large (counted under reclones in heads.csv, with those of heads without weight)"
         )
 
 

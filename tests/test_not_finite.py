@@ -155,7 +155,7 @@ def test_heads_diverge(tmp_path, capfd, watched, algo, rates, lost, skipped):
         last = [line.split(",") for line in (out / "heads.csv").read_text().splitlines()[1:]]
         end = last[-1][0]
         assert 0 < times <= sum(int(row[5]) for row in last if row[0] == end)
-        assert "times a head was not finite and was replaced by the average of the others" in line
+        assert "output heads became non-finite and were re-cloned from the average" in line
     if skipped:
         check_skipped(out, err.pop(0))
     assert err == []

@@ -783,19 +783,19 @@ def test_a_sweep(place, capfd):
     assert main(["--name", "first", "--retry-failed", "-j", "1", "--trust"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert "1 finished; 1 of them finished elsewhere, as their rows say" in out
+    assert "1 finished; 1 of them finished on another machine (runs.csv)" in out
     assert "all 2 runs are finished" in out
-    assert "without whole logs here" not in out
+    assert "with logs missing here" not in out
     assert [(row["env"], row["state"]) for row in table(root)].count(("odd:Raises-v0", "finished")) == 1
     assert len(table(root)) == 2
     assert not (root / "odd-Good-v0/small/seed-0").exists()
     whole = good.read_bytes()
     good.write_bytes(whole[: len(whole) // 2])
     assert main(["--name", "first", "--dry-run", "--trust"]) == 0
-    assert "1 without whole logs here" in capfd.readouterr().out
+    assert "1 with logs missing here" in capfd.readouterr().out
     good.unlink()
     assert main(["--name", "first", "--dry-run", "--trust"]) == 0
-    assert "1 without whole logs here, so no report has them: copy their seed-N.zip" in capfd.readouterr().out
+    assert "1 with logs missing here, so reports omit them: copy their seed-N.zip" in capfd.readouterr().out
 
     # Another length is another sweep.
     assert sweep(*args, "--timesteps", "200") == 2
