@@ -254,7 +254,8 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
 
     Returns:
         An SB3 model for ``predict``, which takes raw observations even if the agent was trained on normalised ones.
-        It is there to act: the file holds no optimizer state and no replay buffer.
+        It is there to act: the file holds no optimizer state and no replay buffer. With gSDE (``use_sde``) sampled
+        actions follow one noise matrix, as in SB3, until ``model.policy.reset_noise()`` draws another.
 
     Raises:
         UserError: there is no such agent, or the file is damaged or not ours.
@@ -290,6 +291,8 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
         model = build(with_small_buffer(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         _set_weights(model, policy)
+        if model.use_sde:
+            model.policy.reset_noise()  # what was drawn before has the deviation of a network that is untrained
         statistics = _read_statistics(tensors, observations, description)
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
