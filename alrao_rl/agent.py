@@ -24,6 +24,7 @@ from gymnasium import spaces
 from safetensors.torch import load, save
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -145,6 +146,24 @@ def timesteps_of(model: BaseAlgorithm, timesteps: int) -> int:
     steps = learner.n_steps if isinstance(model, OnPolicyAlgorithm) else learner.train_freq.frequency
     rollout = steps * model.n_envs
     return math.ceil(timesteps / rollout) * rollout
+
+
+def refuse_no_update(model: BaseAlgorithm, timesteps: int) -> None:
+    """Refuse what would end without a single update.
+
+    Raises:
+        UserError: an algorithm with a replay buffer that ends before it starts to learn, or has no gradient steps.
+    """
+    if not isinstance(model, OffPolicyAlgorithm):
+        return
+    steps, name = timesteps_of(model, timesteps), type(model).__name__
+    if steps <= model.learning_starts:
+        raise UserError(
+            f"{name} learns after {model.learning_starts:,} steps (learning_starts), and these are {steps:,}: give it "
+            f"more timesteps, or a smaller number such as --set learning_starts={steps // 10}"
+        )
+    if model.gradient_steps == 0:
+        raise UserError(f"gradient_steps of {name} is 0, expected at least 1, or -1 for one a step: nothing is learned")
 
 
 _ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"

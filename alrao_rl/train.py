@@ -282,12 +282,14 @@ def prepare(
     Raises:
         UserError: with the reason.
     """
-    from alrao_rl.agent import build, check_device
+    from alrao_rl.agent import build, check_device, refuse_no_update
     from alrao_rl.envs import make_env
 
     check_device(args.device, "--device")
     env = make_env(recipe, args.seed, training=True, make=make)
-    return env, build(recipe.agent, env, args.seed, args.device)
+    model = build(recipe.agent, env, args.seed, args.device)
+    refuse_no_update(model, recipe.timesteps)
+    return env, model
 
 
 def run_folder(recipe: Recipe, args: argparse.Namespace) -> Path:
