@@ -26,6 +26,7 @@ from alrao_rl import recipes, runs
 from alrao_rl.agent import algorithm
 from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.envs import make_env, make_one
+from alrao_rl.errors import UserError
 from alrao_rl.numbers import significant
 from alrao_rl.recipes import load_environment, names, resolve
 from alrao_rl.runs import COLUMNS
@@ -753,6 +754,68 @@ def test_a_single_update_is_enough(tmp_path, train_freq, n_envs, starts):
     args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
     assert main([*args, "--out", str(tmp_path), "--set", "net_arch=[4]", "batch_size=4", *sets]) == 0
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
+ALONE = """
+import gymnasium as gym
+from gymnasium import spaces
+
+class Alone(gym.Env):
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
+    in_use = False
+
+    def __init__(self, at_reset=False):
+        self.at_reset = at_reset
+        if not at_reset:
+            self.connect()
+
+    def connect(self):
+        if Alone.in_use and not hasattr(self, "steps"):
+            raise ConnectionError("the simulator is in use")
+        Alone.in_use, self.steps = True, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.connect() if self.at_reset else None
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), float(action), self.steps == 5, False, {}
+
+    def close(self):
+        Alone.in_use = False
+
+gym.register("Alone-v0", Alone)
+"""
+
+
+@pytest.mark.parametrize("at_reset", ["false", "true"])
+def test_an_environment_that_is_the_only_one(install, tmp_path, capfd, at_reset):
+    install("alone", ALONE)
+    out = tmp_path / "run"
+    args = ["--algo", "a2c", "--env", "alone:Alone-v0", "--timesteps", "200", "--out", str(out), "--quiet"]
+    args += ["--env-kwargs", f"at_reset={at_reset}", "--set", "n_envs=1", "net_arch=[4]"]
+    message = one_error(main, capfd, *args, status=1)
+    assert "RuntimeError: evaluations need environments beside those of training: " in message
+    assert "the simulator is in use; --eval-episodes 0 trains without evaluations; see " in message
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+    assert "ConnectionError: the simulator is in use" in (out / "traceback.txt").read_text()
+    assert main([*args, "--eval-episodes", "0"]) == 0
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+
+
+def test_an_error_in_the_middle_of_a_run_leaves_it_failed(tmp_path, monkeypatch, capfd):
+    def refuse(*args, **kwargs):
+        raise UserError("cannot be saved")
+
+    monkeypatch.setattr("alrao_rl.training.save_agent", refuse)
+    args = ["--algo", "a2c", "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
+    message = one_error(main, capfd, *args, "--out", tmp_path / "run", "--set", "net_arch=[4]", status=1)
+    assert message.startswith("error: the run failed at step 40: UserError: cannot be saved; see ")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert "cannot be saved" in (tmp_path / "run" / "traceback.txt").read_text()
 
 
 @pytest.mark.parametrize("algo", ["ppo-adam", "dqn-adam"])
