@@ -24,6 +24,7 @@ from gymnasium import spaces
 from safetensors.torch import load, save
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -147,6 +148,24 @@ def timesteps_of(model: BaseAlgorithm, timesteps: int) -> int:
     return math.ceil(timesteps / rollout) * rollout
 
 
+def refuse_no_update(model: BaseAlgorithm, timesteps: int) -> None:
+    """Refuse what would end without a single update.
+
+    Raises:
+        UserError: an algorithm with a replay buffer that ends before it starts to learn, or has no gradient steps.
+    """
+    if not isinstance(model, OffPolicyAlgorithm):
+        return
+    steps, name = timesteps_of(model, timesteps), type(model).__name__
+    if steps <= model.learning_starts:
+        raise UserError(
+            f"{name} learns after {model.learning_starts:,} steps (learning_starts), and these are {steps:,}: give it "
+            f"more timesteps, or a smaller number such as --set learning_starts={steps // 10}"
+        )
+    if model.gradient_steps == 0:
+        raise UserError(f"gradient_steps of {name} is 0, expected at least 1, or -1 for one a step: nothing is learned")
+
+
 _ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
 _LOSES_STATISTICS = "{} would lose the statistics that normalise observations: keep the run's files, or use save_agent"
 
@@ -254,7 +273,8 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
 
     Returns:
         An SB3 model for ``predict``, which takes raw observations even if the agent was trained on normalised ones.
-        It is there to act: the file holds no optimizer state and no replay buffer.
+        It is there to act: the file holds no optimizer state and no replay buffer. With gSDE (``use_sde``) sampled
+        actions follow one noise matrix, as in SB3, until ``model.policy.reset_noise()`` draws another.
 
     Raises:
         UserError: there is no such agent, or the file is damaged or not ours.
@@ -290,6 +310,8 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
         model = build(with_small_buffer(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         _set_weights(model, policy)
+        if model.use_sde:
+            model.policy.reset_noise()  # what was drawn before has the deviation of a network that is untrained
         statistics = _read_statistics(tensors, observations, description)
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None

@@ -145,16 +145,23 @@ def _environment(path: Path) -> Environment:
 def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: list[Any] | None) -> float:
     """Play one episode, collect its frames if asked, return its return."""
     observation, _ = env.reset(seed=seed)
-    done, state = False, None
+    done, state, step = False, None, 0
     masked = "action_masks" in inspect.signature(model.predict).parameters
     while not done:
         if frames is not None:
             frames.append(deepcopy(env.render()))  # some draw into the same array again
+        if stochastic and model.use_sde and _draws_noise(step, model.sde_sample_freq):
+            model.policy.reset_noise()
         masks = {"action_masks": env.get_wrapper_attr("action_masks")()} if masked else {}
         action, state = model.predict(observation, state, deterministic=not stochastic, **masks)
         observation, _, terminated, truncated, info = env.step(action.item() if action.ndim == 0 else action)
-        done = terminated or truncated
+        done, step = terminated or truncated, step + 1
     return float(info["episode"]["r"])
+
+
+def _draws_noise(step: int, every: int) -> bool:
+    """Whether gSDE draws its noise anew at this step of an episode: at the first, and as often as in training."""
+    return step == 0 or (every > 0 and step % every == 0)
 
 
 def _import_moviepy() -> Any:

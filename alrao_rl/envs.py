@@ -184,7 +184,7 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
     except TypeError as error:
         raise UserError(f"{environment.id} does not take {given}: {first_line(error)}") from None
     except Exception as error:
-        raise UserError(f"{environment.id} cannot be made: {_missing(error) or first_line(error)}") from None
+        raise UserError(f"{environment.id} cannot be made: {_missing(error) or first_line(error)}") from error
     if environment.wrappers:
         env = Origin(env)
     for spec in environment.wrappers:

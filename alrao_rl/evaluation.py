@@ -21,6 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from alrao_rl.envs import EVALUATION_SEED_OFFSET, close, make_one, normalized
+from alrao_rl.errors import first_line
 from alrao_rl.recipes import Recipe
 from alrao_rl.recorder import generator_state, set_generator_state
 
@@ -164,10 +165,20 @@ class Evaluator:
             close(DummyVecEnv(list(map(_giving, self._environments))))
 
     def _make(self, n: int) -> None:
-        """Have so many environments, each with a seed of its own."""
+        """Have so many environments, each with a seed of its own.
+
+        Raises:
+            RuntimeError: there can be no further one, as of a simulator that serves one at a time.
+        """
         for number in range(len(self._environments), n):
-            env = make_one(self._recipe.environment)
-            env.reset(seed=self._seed + number)
+            try:
+                env = make_one(self._recipe.environment)
+                env.reset(seed=self._seed + number)
+            except Exception as error:
+                raise RuntimeError(
+                    f"evaluations need environments beside those of training: {first_line(error)}; "
+                    "--eval-episodes 0 trains without evaluations"
+                ) from error
             self._environments.append(env)
 
     def _vectorized(self, model: BaseAlgorithm, episodes: int, steps: _Steps) -> Any:

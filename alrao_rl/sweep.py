@@ -282,7 +282,7 @@ def _check_cells(cells: list[Cell], here: bool) -> None:
                 train.prepare(recipe, train.parser().parse_args(cell.arguments), partial(Shared, env))
             except UserError as error:
                 close(env)
-                raise UserError(f"{cell.label}: {error}") from None
+                raise UserError(f"{cell.label}: {error}".replace("--set", "--grid", 1)) from None
         close(env)
 
 

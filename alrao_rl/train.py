@@ -282,12 +282,14 @@ def prepare(
     Raises:
         UserError: with the reason.
     """
-    from alrao_rl.agent import build, check_device
+    from alrao_rl.agent import build, check_device, refuse_no_update
     from alrao_rl.envs import make_env
 
     check_device(args.device, "--device")
     env = make_env(recipe, args.seed, training=True, make=make)
-    return env, build(recipe.agent, env, args.seed, args.device)
+    model = build(recipe.agent, env, args.seed, args.device)
+    refuse_no_update(model, recipe.timesteps)
+    return env, model
 
 
 def run_folder(recipe: Recipe, args: argparse.Namespace) -> Path:
@@ -358,7 +360,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     callback = TrainingCallback(
         recipe, folder, args.seed, evaluation, args.quiet, config, args.checkpoint_interval, interruption
     )
-    process = os.getpid()
+    process, begun = os.getpid(), False
     with interruption:
         folder.open()
         try:
@@ -366,6 +368,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
             if _is_finished(folder, config):
                 return _finished_before(recipe, folder, config, args.quiet)
             callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
+            begun = True
             subject = Subject(folder, env_folder(recipe), _label(recipe, args), args.seed, args.quiet)
             with contextlib.closing(callback), tracked(model, args.track, subject), warnings.catch_warnings():
                 warnings.simplefilter("ignore", SkippedUpdateWarning)  # said at the end
@@ -374,9 +377,9 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
             if not interruption.stop_in_order():  # the environment has caught it
                 raise KeyboardInterrupt
             folder.finish(timesteps=model.num_timesteps, **callback.result())
-        except UserError:
-            raise
         except BaseException as error:
+            if isinstance(error, UserError) and not begun:
+                raise
             if os.getpid() != process:  # an environment's child, which has no business with the folder
                 raise
             # An environment may turn one exception into another, or have lost a process of its own to the same signal.

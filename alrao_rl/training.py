@@ -148,6 +148,8 @@ class TrainingCallback(AlraoCallback):
         return True
 
     def _on_training_end(self) -> None:
+        if not self.model._n_updates:
+            raise RuntimeError(f"no update was made in {self.num_timesteps:,} steps: the agent is the untrained one")
         self._fail_without_updates(1)
         self._judge(last=True)
         self._log()

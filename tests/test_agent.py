@@ -152,6 +152,21 @@ def test_round_trip_of_a_stock_agent(tmp_path, algo):
         assert loaded.predict(observation, deterministic=True) == model.predict(observation, deterministic=True)
 
 
+@pytest.mark.parametrize("policy", ["stock", "alrao"])
+@pytest.mark.parametrize("algo", ["a2c", "ppo", "recurrent-ppo"])
+def test_gsde_has_the_noise_that_was_learned(tmp_path, algo, policy):
+    agent = make_agent(algo, policy, hyperparameters=SMALL[algo] | {"use_sde": True})
+    model = make_model(agent, BOX, ACTIONS["box"], steps=0)
+    with torch.no_grad():
+        model.policy.log_std.fill_(-30.0)  # no noise at all; an untrained network's is about 1
+    save_agent(model, agent, tmp_path / "agent")
+    loaded = load_agent(tmp_path)
+    assert loaded.policy.action_dist.exploration_mat.abs().max() < 10 * np.exp(-30)
+    for observation in samples(BOX, 5):
+        sampled, expected = (loaded.predict(observation, deterministic=how)[0] for how in (False, True))
+        np.testing.assert_allclose(sampled, expected, rtol=0, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def normalized(tmp_path_factory):
     """Two loaded agents, one with its statistics and one whose SB3 model takes observations as they are."""

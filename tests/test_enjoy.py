@@ -1,5 +1,6 @@
 """``python -m alrao_rl.enjoy``: returns, videos, errors."""
 
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from common import one_error
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from alrao_rl import load_agent, recipes, save_agent
@@ -105,6 +107,29 @@ def test_stochastic_dqn_explores(tmp_path, capfd):
     greedy = played(capfd.readouterr().out)
     assert max(greedy) <= 12  # untrained, it always pushes the cart to the same side
     assert max(random) > 12
+
+
+@pytest.mark.parametrize(("every", "matrices"), [(-1, 1), (4, 3)])
+def test_gsde_draws_its_noise_as_in_training(tmp_path, monkeypatch, every, matrices):
+    environment = {"id": "Pendulum-v1", "wrappers": [{"name": "TimeLimit", "max_episode_steps": 10}]}
+    sde = {"n_steps": 8, "batch_size": 8, "use_sde": True, "sde_sample_freq": every}
+    folder, seen = save_run(tmp_path / "run", environment, hyperparameters=sde), []
+    predict = PPO.predict
+
+    def spied(self, *args, **kwargs):
+        seen.append(float(self.policy.action_dist.exploration_mat.sum()))
+        return predict(self, *args, **kwargs)
+
+    monkeypatch.setattr(PPO, "predict", spied)
+    assert main([str(folder), "--episodes", "3", "--stochastic"]) == 0
+    episodes = [seen[i : i + 10] for i in (0, 10, 20)]
+    assert len(seen) == 30
+    assert len(set(seen)) == 3 * matrices  # steps 0 to 3, 4 to 7, 8 and 9 of each, or all of them
+    for episode in episodes:
+        assert [a != b for a, b in itertools.pairwise(episode)] == [every > 0 and i % every == 0 for i in range(1, 10)]
+    seen.clear()
+    assert main([str(folder), "--episodes", "3"]) == 0
+    assert len(set(seen)) == 1  # of no use to the most likely action
 
 
 def test_normalized_agent_is_given_raw_observations(tmp_path, capfd, monkeypatch):

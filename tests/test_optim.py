@@ -5,8 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import ReferenceBase, step
+from stable_baselines3 import PPO
 from torch import nn
 
+from alrao_rl import AlraoPolicy
 from alrao_rl.core import AlraoConfig, AlraoOptimizer, OutputHeads, convert
 from alrao_rl.core.rates import FeatureMap
 
@@ -405,10 +407,58 @@ def test_a_loaded_state_brings_its_rates():
 
     update(0), update(1)
     nets[1].load_state_dict(nets[0].state_dict())
-    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))  # torch would share its tensors
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
     update(0), update(1)
     for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("base", ["rmsprop", "adam", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_state_is_a_copy(base, dtype):
+    """Three optimizers go on from one state: from itself, from the same tensors, and from a deep copy of them."""
+
+    def made():
+        net = network([nn.Linear(4, 6), nn.Tanh()], base=base).to(dtype)
+        return net, AlraoOptimizer(net)
+
+    def train(net, optimizer, seeds):
+        for seed in seeds:
+            x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+
+    (first, its), (second, others), (third, copied) = made(), made(), made()
+    train(first, its, range(300))  # more than bfloat16 can count
+    given = its.state_dict()
+    dtypes = [values.dtype for values in given["state"][0].values()]
+    for net, optimizer, state in ((second, others, given), (third, copied, copy.deepcopy(given))):
+        net.load_state_dict(first.state_dict())
+        optimizer.load_state_dict(state)
+    train(second, others, range(400, 405))
+    train(first, its, range(500, 505))
+    train(third, copied, range(500, 505))
+    for mine, other in zip(first.parameters(), third.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    for optimizer in (its, others, copied):
+        [state] = optimizer.state_dict()["state"].values()
+        assert state["steps"].tolist() == [305.0] * len(state["steps"])
+        assert [values.dtype for values in state.values()] == dtypes
+    its.load_state_dict(its.state_dict())
+    assert its.state_dict()["state"][0]["steps"][0] == 305
+
+
+def test_models_go_on_independently_after_set_parameters():
+    models = [PPO(AlraoPolicy, "CartPole-v1", n_steps=64, batch_size=64, n_epochs=1, seed=0) for _ in range(3)]
+    models[0].learn(64)
+    models[1].set_parameters(models[0].get_parameters())
+    models[2].set_parameters(copy.deepcopy(models[0].get_parameters()))
+    for model, seed in zip(models, (1, 2, 1), strict=True):
+        model.set_random_seed(seed)
+        model.learn(128)
+    for name, tensor in models[0].policy.state_dict().items():
+        assert torch.equal(tensor, models[2].policy.state_dict()[name]), name
 
 
 def test_hooks_of_step_are_called_though_torch_does_not_wrap_it():

@@ -675,7 +675,7 @@ def test_unreachable_scheduler(place, capfd):
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     started = time.monotonic()
-    args = ["--agents", "small.toml", "--envs", "odd:Good-v0", "--seeds", "0", "--timesteps", "10"]
+    args = ["--agents", "small.toml", "--envs", "odd:Good-v0", "--seeds", "0", "--timesteps", "30"]
     assert main([*args, "--scheduler", address]) == 2
     assert time.monotonic() - started < 20
     assert f"no Dask scheduler answers at --scheduler {address}" in capfd.readouterr().err
@@ -696,7 +696,7 @@ def test_help_is_light():
 def test_second_sweep_is_refused(place, capfd):
     root = place / "results" / "sweep"
     root.mkdir(parents=True)
-    args = ["--agents", "dqn", "--envs", "CartPole-v1", "--seeds", "0", "--timesteps", "10"]
+    args = ["--agents", "a2c", "--envs", "CartPole-v1", "--seeds", "0", "--timesteps", "10"]
     with (root / ".lock").open("w") as file:
         file.write("4711\n")
         file.flush()
@@ -711,22 +711,33 @@ def test_second_sweep_is_refused(place, capfd):
 
 def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    args = ["--agents", "dqn", "a2c", "--envs", "CartPole-v1", "--seeds", "0-9", "--timesteps", "100", "--dry-run"]
-    for cell in cells(agents=["dqn", "a2c"], seeds=list(range(10)), timesteps=100):
-        states = dict.fromkeys([0, 1, 2, 5], "finished") | {3: "failed", 7: "running"} if cell.agent == "dqn" else {}
+    args = ["--agents", "ppo", "a2c", "--envs", "CartPole-v1", "--seeds", "0-9", "--timesteps", "100", "--dry-run"]
+    for cell in cells(agents=["ppo", "a2c"], seeds=list(range(10)), timesteps=100):
+        states = dict.fromkeys([0, 1, 2, 5], "finished") | {3: "failed", 7: "running"} if cell.agent == "ppo" else {}
         for seed, state in states.items():
             folder = RunFolder(Path("results/sweep") / plan.Run(cell, seed).folder)
             folder.open()
             folder.start(plan.Run(cell, seed).config | {"provenance": provenance.current("x", "cpu", "torch")})
             folder.set_status(state, reason="x")
             folder.close()
-        if cell.agent == "dqn":
+        if cell.agent == "ppo":
             (Path("results/sweep") / plan.Run(cell, 7).folder / "checkpoint" / "step-000000000050").mkdir(parents=True)
     assert main([*args, "-j", "2"]) == 0
     out = capfd.readouterr().out
-    assert "dqn on CartPole-v1  seeds 0-9, 100 steps each; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
+    assert "ppo on CartPole-v1  seeds 0-9, 100 steps each; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
     assert "a2c on CartPole-v1  seeds 0-9, 100 steps each\n" in out
     assert "20 runs, 4 finished, 1 failed, 15 to do" in out
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_cell_that_would_make_no_update_is_refused(place, capfd, more):
+    args = ["--agents", "dqn", "--envs", "CartPole-v1", "--seeds", "0", "--grid", "learning_starts=100,900", *more]
+    assert main([*args, "--timesteps", "900"]) == 2
+    assert capfd.readouterr().err == (
+        "error: dqn@learning_starts=900 on CartPole-v1: DQN learns after 900 steps (learning_starts), and these are "
+        "900: give it more timesteps, or a smaller number such as --grid learning_starts=90\n"
+    )
+    assert not (place / "results").exists()
 
 
 # --- real ones ------------------------------------------------------------------------------------------------------

@@ -22,9 +22,11 @@ from common import one_error
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.registration import EnvSpec
 
-from alrao_rl import runs
+from alrao_rl import recipes, runs
+from alrao_rl.agent import algorithm
 from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.envs import make_env, make_one
+from alrao_rl.errors import UserError
 from alrao_rl.numbers import significant
 from alrao_rl.recipes import load_environment, names, resolve
 from alrao_rl.runs import COLUMNS
@@ -725,12 +727,115 @@ def test_whole_rollouts_are_told_before(tmp_path, capfd, algo, options, steps):
     assert json.loads((tmp_path / "run" / "status.json").read_text())["timesteps"] == steps
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], ["--out", "run"]])
+@pytest.mark.parametrize(
+    ("algo", "sets", "expected"),
+    [
+        ("dqn", [], "DQN learns after 1,000 steps (learning_starts), and these are 40: give it more timesteps, or a "
+         "smaller number such as --set learning_starts=4"),
+        ("qrdqn", ["learning_starts=40"], "QRDQN learns after 40 steps (learning_starts), and these are 40"),
+        ("dqn", ["learning_starts=48", "train_freq=8", "n_envs=2"], "DQN learns after 48 steps (learning_starts), and "
+         "these are 48"),  # 40 are three rollouts of 8 x 2
+        ("dqn", ["learning_starts=0", "gradient_steps=0"], "gradient_steps of DQN is 0, expected at least 1"),
+    ],
+)  # fmt: skip
+def test_what_would_make_no_update_is_refused(tmp_path, monkeypatch, capfd, more, algo, sets, expected):
+    monkeypatch.chdir(tmp_path)
+    sets = ["net_arch=[4]", *sets]
+    assert expected in refused(
+        capfd, "--algo", algo, "--env", "CartPole-v1", "--timesteps", "40", *more, "--set", *sets
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("train_freq", "n_envs", "starts"), [(1, 1, 39), (8, 2, 47)])
+def test_a_single_update_is_enough(tmp_path, train_freq, n_envs, starts):
+    sets = [f"learning_starts={starts}", f"train_freq={train_freq}", f"n_envs={n_envs}", "gradient_steps=1"]
+    args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
+    assert main([*args, "--out", str(tmp_path), "--set", "net_arch=[4]", "batch_size=4", *sets]) == 0
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
+ALONE = """
+import gymnasium as gym
+from gymnasium import spaces
+
+class Alone(gym.Env):
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
+    in_use = False
+
+    def __init__(self, at_reset=False):
+        self.at_reset = at_reset
+        if not at_reset:
+            self.connect()
+
+    def connect(self):
+        if Alone.in_use and not hasattr(self, "steps"):
+            raise ConnectionError("the simulator is in use")
+        Alone.in_use, self.steps = True, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.connect() if self.at_reset else None
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), float(action), self.steps == 5, False, {}
+
+    def close(self):
+        Alone.in_use = False
+
+gym.register("Alone-v0", Alone)
+"""
+
+
+@pytest.mark.parametrize("at_reset", ["false", "true"])
+def test_an_environment_that_is_the_only_one(install, tmp_path, capfd, at_reset):
+    install("alone", ALONE)
+    out = tmp_path / "run"
+    args = ["--algo", "a2c", "--env", "alone:Alone-v0", "--timesteps", "200", "--out", str(out), "--quiet"]
+    args += ["--env-kwargs", f"at_reset={at_reset}", "--set", "n_envs=1", "net_arch=[4]"]
+    message = one_error(main, capfd, *args, status=1)
+    assert "RuntimeError: evaluations need environments beside those of training: " in message
+    assert "the simulator is in use; --eval-episodes 0 trains without evaluations; see " in message
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+    assert "ConnectionError: the simulator is in use" in (out / "traceback.txt").read_text()
+    assert main([*args, "--eval-episodes", "0"]) == 0
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+
+
+def test_an_error_in_the_middle_of_a_run_leaves_it_failed(tmp_path, monkeypatch, capfd):
+    def refuse(*args, **kwargs):
+        raise UserError("cannot be saved")
+
+    monkeypatch.setattr("alrao_rl.training.save_agent", refuse)
+    args = ["--algo", "a2c", "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
+    message = one_error(main, capfd, *args, "--out", tmp_path / "run", "--set", "net_arch=[4]", status=1)
+    assert message.startswith("error: the run failed at step 40: UserError: cannot be saved; see ")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert "cannot be saved" in (tmp_path / "run" / "traceback.txt").read_text()
+
+
+@pytest.mark.parametrize("algo", ["ppo-adam", "dqn-adam"])
+def test_a_run_without_an_update_has_failed(tmp_path, monkeypatch, capfd, algo):
+    kind = algorithm(recipes.load_agent_recipe(algo)[1])
+    monkeypatch.setattr(kind, "train", lambda self, *args, **kwargs: None)
+    args = ["--agent", algo, "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
+    sets = ["n_steps=8", "batch_size=8"] if algo == "ppo-adam" else ["learning_starts=9"]
+    sets = ["net_arch=[4]", "n_envs=1", *sets]
+    message = one_error(main, capfd, *args, "--out", tmp_path / "run", "--set", *sets, status=1)
+    assert "the run failed at step 40: RuntimeError: no update was made in 40 steps" in message
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
 @pytest.mark.parametrize("more", [["--dry-run"], ["--out", "run", "--quiet", "--eval-episodes", "1"]])
 @pytest.mark.parametrize("saves", ["true", "false"])
 def test_time_limits_without_memory_for_them_are_told(tmp_path, capfd, monkeypatch, more, saves):
     monkeypatch.chdir(tmp_path)
     args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "20", *more, "--set", "net_arch=[4]"]
-    assert main([*args, "buffer_size=50", f"optimize_memory_usage={saves}"]) == 0
+    assert main([*args, "buffer_size=50", "learning_starts=9", f"optimize_memory_usage={saves}"]) == 0
     err = capfd.readouterr().err
     said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended"
     assert err.startswith(said) if saves == "true" else err == ""
@@ -866,7 +971,7 @@ def test_out_that_cannot_be_used(tmp_path, capfd, monkeypatch, where):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("mine")
     before = contents(tmp_path)
-    message = refused(capfd, *DQN_ON_CARTPOLE, *DQN, "--timesteps", "10", "--out", where)
+    message = refused(capfd, *DQN_ON_CARTPOLE, *DQN, "--timesteps", "30", "--out", where)
     assert "--out" in message
     assert where in message
     assert contents(tmp_path) == before

@@ -90,7 +90,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict()`` gave; ValueError if it is the state of another base update or network."""
+        """Load a copy of what ``state_dict()`` gave; ValueError if it is of another base update or network."""
         numbers = dict.fromkeys(self._base.buffers, self._layout.numel)
         expected = numbers | dict.fromkeys(COUNTS, len(self._layout.sizes))
         for held in state_dict["state"].values():
@@ -100,6 +100,9 @@ class AlraoOptimizer(torch.optim.Optimizer):
                     f"{self.config.base!r}, of another network or of another number of heads"
                 )
         super().load_state_dict(state_dict)
+        # torch's own would share the tensors with the optimizer they are of, and round them to the parameters' dtype.
+        for mine, given in zip(self.state.values(), state_dict["state"].values(), strict=True):
+            mine.update({name: values.to(mine[name].device, copy=True) for name, values in given.items()})
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the evidence that no step has used."""
