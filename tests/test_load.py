@@ -276,8 +276,8 @@ LINES = "timestep,return,length\n500,20.0,20\n"
         ("episodes.csv", LINES + "900,,4\n", "episodes.csv is not as a run writes it"),
         ("episodes.csv", LINES + "900,1,nan\n", "a line does not have 3 numbers"),
         ("episodes.csv", LINES + "900,ten,4\n", "episodes.csv is not as a run writes it"),
-        ("episodes.csv", LINES + "-3,1.0,4\n", "a timestep is no whole number"),
-        ("episodes.csv", LINES + "nan,1.0,4\n", "a timestep is no whole number"),
+        ("episodes.csv", LINES + "-3,1.0,4\n", "timestep must be an integer ≥ 0"),
+        ("episodes.csv", LINES + "nan,1.0,4\n", "timestep must be an integer ≥ 0"),
     ],
 )
 def test_a_broken_run_is_a_row_that_says_so(tmp_path, name, content, error):
