@@ -156,6 +156,8 @@ def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: l
         action, state = model.predict(observation, state, deterministic=not stochastic, **masks)
         observation, _, terminated, truncated, info = env.step(action.item() if action.ndim == 0 else action)
         done, step = terminated or truncated, step + 1
+    if frames is not None:
+        frames.append(deepcopy(env.render()))  # how it ended
     return float(info["episode"]["r"])
 
 

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from alrao_rl.checks import LINEAR, first_value
 from alrao_rl.errors import UserError, first_line, suggest
-from alrao_rl.notation import CLASSES
+from alrao_rl.notation import CLASSES, literal
 
 ALGORITHMS = tuple(CLASSES)
 REPLAY_ALGORITHMS = ("dqn", "qrdqn")
@@ -550,8 +550,18 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parse_value(value.strip(), f"--set {key}")
 
 
+_PYTHON_BOOLEANS = {"True": True, "False": False}
+"""As a word, "False" would be true to an environment."""
+
+
 def parse_value(text: str, where: str) -> Any:
-    """A TOML literal, or a bare word as a string."""
+    """A TOML literal, Python's True and False, or a bare word as a string."""
+    if text in _PYTHON_BOOLEANS:
+        return _PYTHON_BOOLEANS[text]
+    if text in ("None", "null"):
+        raise UserError(
+            f'{where}={text}: there is no {text} in TOML: leave the key out, or write "{text}" for the text'
+        )
     try:
         table = _loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -571,7 +581,7 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
     """
     if not text:
         return {}
-    table = _TEXT_OR_WORD.sub(_quoted, text.strip())
+    table = _TEXT_OR_WORD.sub(_as_toml, text.strip())
     table = table if table.startswith("{") else f"{{{table}}}"
     try:
         return dict(parse_value(table, "--env-kwargs"))
@@ -582,10 +592,11 @@ def parse_env_kwargs(text: str | None) -> dict[str, Any]:
 _TEXT_OR_WORD = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|=\s*(?P<word>[\w.-]+)(?=\s*(?:[,}]|$))""")
 
 
-def _quoted(found: re.Match[str]) -> str:
-    """A text as it is, a word that is no TOML in quotes."""
+def _as_toml(found: re.Match[str]) -> str:
+    """A text as it is, the value of a word as TOML."""
     word = found["word"]
-    return f"={json.dumps(word)}" if word and isinstance(parse_value(word, ""), str) else found[0]
+    value = parse_value(word, "--env-kwargs") if word else None
+    return f"={literal(value)}" if isinstance(value, (str, bool)) else found[0]
 
 
 def place(key: str, agent: Agent, value: Any = None) -> list[str]:
@@ -686,7 +697,7 @@ def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str
     words = (*ALGORITHMS, *ACTIVATIONS, "scale", CONTINUOUS)
     hint = suggest(str(value), words) if first["type"] == "literal_error" else ""
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    message = message[0].lower() + message[1:]
+    message = (message[0].lower() + message[1:]).replace("True, False", "true, false")
     if first["type"] == "missing":
         return f"{prefix}{'.'.join(path)} is missing"
     shown = repr(value)

@@ -527,8 +527,8 @@ def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
             seed for seed, state in states.items() if state.elsewhere and state.name == "finished"
         ],
         "failed": [seed for seed, state in states.items() if state.name == "failed"],
-        "with logs missing here, so reports omit them: copy their seed-N.zip, or delete their rows in runs.csv to train "
-        "them again": [seed for seed, state in states.items() if state.lost],
+        "with logs missing here, so reports omit them: copy their seed-N.zip, or delete their rows in runs.csv to "
+        "train them again": [seed for seed, state in states.items() if state.lost],
         "begun": [seed for seed, state in states.items() if state.step > 0],
     }
     for what, seeds in kinds.items():

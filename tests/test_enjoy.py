@@ -153,6 +153,16 @@ def test_wrappers_and_kwargs_of_the_environment_are_kept(tmp_path, capfd):
     assert -33 < played(capfd.readouterr().out)[0] < 0
 
 
+def test_a_video_shows_how_an_episode_ends(run, tmp_path, monkeypatch, capfd):
+    """One picture after the reset and one after every step."""
+    shown = []
+    monkeypatch.setattr("alrao_rl.enjoy._write_video", lambda path, frames, fps: shown.extend(frames))
+    monkeypatch.setattr("alrao_rl.enjoy._import_moviepy", lambda: None)
+    assert main([str(run), "--episodes", "1", "--video", str(tmp_path / "play.mp4")]) == 0
+    (length,) = played(capfd.readouterr().out)  # a reward of 1 a step
+    assert len(shown) == length + 1
+
+
 @pytest.mark.slow
 def test_video(run, tmp_path, capfd):
     pytest.importorskip("moviepy")

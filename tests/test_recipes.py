@@ -23,6 +23,7 @@ from alrao_rl.checks import first_value
 from alrao_rl.core import AlraoConfig
 from alrao_rl.envs import make_env
 from alrao_rl.errors import UserError, suggest
+from alrao_rl.plan import parse_grid
 from alrao_rl.recipes import load_environment, parse_env_kwargs, parse_override, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -212,11 +213,26 @@ def test_parse_env_kwargs():
         ("{kind = a-b, inner = {c=d}, n=[1, 2]}", {"kind": "a-b", "inner": {"c": "d"}, "n": [1, 2]}),
         (r"""a="=x, \"=y", b='=z',c=w""", {"a": '=x, "=y', "b": "=z", "c": "w"}),
         ("a=1_000, b=0x1F, c=1e-4", {"a": 1000, "b": 31, "c": 1e-4}),
+        ("a=False, b={c=True}, d='False', e=none", {"a": False, "b": {"c": True}, "d": "False", "e": "none"}),
     ],
 )
 def test_env_kwargs_take_bare_words(text, expected):
     """As --set does."""
     assert parse_env_kwargs(text) == expected
+
+
+def test_words_of_python():
+    """As text they would be true to whoever takes them."""
+    assert parse_override("normalize_advantage=False") == ("normalize_advantage", False)
+    assert parse_override("alrao.head_max_grad_norm=none") == ("alrao.head_max_grad_norm", "none")
+    assert parse_grid(["normalize_observations=True,False"]) == {"normalize_observations": [True, False]}
+    for word in ("None", "null"):
+        with pytest.raises(UserError, match=f"--set target_kl={word}: there is no {word} in TOML: leave the key out"):
+            parse_override(f"target_kl={word}")
+        with pytest.raises(UserError, match=f"there is no {word} in TOML"):
+            parse_env_kwargs(f"a=1, b={word}")
+    with pytest.raises(UserError, match="is 'maybe': expected true, false, 'scale' or 'continuous'"):
+        resolve("dqn", "CartPole-v1", ["normalize_observations=maybe"])
 
 
 @pytest.mark.parametrize(
