@@ -311,7 +311,8 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         _set_weights(model, policy)
         if model.use_sde:
-            model.policy.reset_noise()  # what was drawn before has the deviation of a network that is untrained
+            # What was drawn before has the deviation of a network that is untrained.
+            cast(Any, model.policy).reset_noise()
         statistics = _read_statistics(tensors, observations, description)
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None

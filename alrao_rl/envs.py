@@ -154,7 +154,7 @@ def classes(env: VecEnv) -> set[type]:
 
 def warn(environment: Environment, env: gym.Env[Any, Any]) -> None:
     """Say what of an environment a user may not expect."""
-    for caution in (*supported.cautions(env.observation_space), *atari.cautions(env, environment.kwargs)):
+    for caution in (*supported.cautions(env), *atari.cautions(env, environment.kwargs)):
         print_warning(f"{environment.id} {caution}")
 
 

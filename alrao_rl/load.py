@@ -135,13 +135,30 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
     What lies inside a run is its own.
     """
-    for place, folders, files in os.walk(root):
+    for place, folders, files in walk(root):
         if len(_FILES.intersection(files)) > 1 or (_seed(place) is not None and not place.endswith(".zip")):
             yield Path(place)
             folders.clear()
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        zips = (Path(place, name) for name in sorted(files) if name.endswith(".zip") and _seed(name) is not None)
-        yield from (path for path in zips if path.stem not in folders)
+        named = [Path(place, name) for name in files if _seed(name) is not None]
+        yield from (path for path in named if path.suffix == ".zip" and path.stem not in folders)
+        yield from (path for path in named if path.suffix != ".zip" and not path.exists())  # links that lead nowhere
+
+
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk`` does, sorted and without hidden folders; symbolic links are followed, each real folder seen once.
+
+    What lies in the tree itself comes before what links lead to.
+    """
+    seen, starts = set[str](), [root]
+    for start in starts:  # the list grows
+        for place, folders, files in os.walk(start):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield place, folders, sorted(files)
+            starts += [path for name in folders if (path := Path(place, name)).is_symlink()]
 
 
 class _Run:

@@ -104,6 +104,8 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
 
 def watch(args: argparse.Namespace) -> None:
     """Make the report anew whenever a run has written something, until all are over; the page reloads itself."""
+    from alrao_rl.load import walk
+
     seen: object = None
     while True:
         state = _state(args.path)
@@ -114,7 +116,7 @@ def watch(args: argparse.Namespace) -> None:
                     break
             except UserError as error:
                 # Later, it may be what a run is just writing.
-                if first and (not args.path.is_dir() or any(args.path.rglob("config.json"))):
+                if first and (not args.path.is_dir() or any("config.json" in files for *_, files in walk(args.path))):
                     raise
                 say(f"waiting: {error}")
         time.sleep(REFRESH)
@@ -123,9 +125,11 @@ def watch(args: argparse.Namespace) -> None:
 
 def _state(root: Path) -> object:
     """What changes when a run writes."""
-    files = (path for name in ("status.json", "episodes.csv", "sweep.toml") for path in root.rglob(name))
+    from alrao_rl.load import walk
+
+    names = {"status.json", "episodes.csv", "sweep.toml"}
     stats = []
-    for path in files:
+    for path in (Path(place, name) for place, _, files in walk(root) for name in names.intersection(files)):
         try:
             stat = path.stat()
         except OSError:  # it was there a moment ago

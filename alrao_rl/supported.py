@@ -15,6 +15,8 @@ _KINDS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _EXPECTED = "expected Box, Discrete, MultiDiscrete or MultiBinary"
 _SMALLEST_FRAME = 10
 """Pixels a side; what is smaller and has two dimensions is a stack of vectors."""
+_FAR = 10.0
+"""So many times larger than 1, or smaller, bounds of actions are where a standard normal number hardly ever is."""
 
 
 def refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:
@@ -109,8 +111,9 @@ def _is_running(value: object) -> bool:
     return hasattr(value, "__dict__") and {"mean", "var", "count"} <= vars(value).keys()
 
 
-def cautions(space: spaces.Space[Any]) -> Iterator[str]:
-    """What is done with observations otherwise than their maker may expect."""
+def cautions(env: gym.Env[Any, Any]) -> Iterator[str]:
+    """What is done with observations and actions otherwise than their maker may expect."""
+    space, actions = env.observation_space, env.action_space
     for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
         if not (isinstance(part, spaces.Box) and part.dtype == np.uint8 and (part.high == 255).all()):
             continue
@@ -121,3 +124,15 @@ def cautions(space: spaces.Space[Any]) -> Iterator[str]:
                 "an image: its numbers up to 255 go to a network without convolutions; GrayscaleObservation and then "
                 "FrameStackObservation make three"
             )
+    if isinstance(actions, spaces.Box) and actions.is_bounded() and not _fits_a_gaussian(actions):
+        yield (
+            f"acts in {actions}, and an agent begins around 0 with a standard deviation of 1, whatever the bounds: as "
+            "Stable-Baselines3 recommends, scale actions to [-1, 1], with gymnasium.wrappers.RescaleAction(env, -1, 1) "
+            'or in the environment\'s file wrappers = [{name = "RescaleAction", min_action = -1, max_action = 1}]'
+        )
+
+
+def _fits_a_gaussian(actions: spaces.Box) -> bool:
+    """Whether the bounds are about as far from 0, on either side, as a standard normal number."""
+    low, high = actions.low.astype(np.float64), actions.high.astype(np.float64)
+    return bool(np.allclose(low, -high) and (high >= 1 / _FAR).all() and (high <= _FAR).all())

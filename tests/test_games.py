@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -278,7 +279,7 @@ def test_atari_actions_that_stick_are_said(capfd, kwargs, frame_skip, warned):
     ],
 )
 def test_frames_that_are_taken_for_no_image_are_said(space, what):
-    said = list(cautions(space))
+    said = list(cautions(SimpleNamespace(observation_space=space, action_space=spaces.Discrete(2))))
     assert len(said) == bool(what)
     assert "".join(said).startswith(f"observes {what}" if what else "")
 

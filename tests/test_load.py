@@ -358,6 +358,43 @@ def test_folders_that_are_no_runs_are_passed_by(tmp_path):
     assert load_results(tmp_path).state.tolist() == ["finished"]
 
 
+def test_links_are_followed_each_real_folder_once(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path / "scratch", config(seed=seed))
+    agent = Path("CartPole-v1") / "dqn-adam"
+    roots = {name: tmp_path / name for name in ("whole", "environment", "agent", "runs", "mixed", "circle", "twice")}
+    scratch = tmp_path / "scratch"
+    roots["whole"].symlink_to(scratch)
+    for name, linked in [("environment", agent.parent), ("agent", agent), ("runs", agent / "seed-0")]:
+        (roots[name] / linked).parent.mkdir(parents=True)
+        (roots[name] / linked).symlink_to(scratch / linked)
+    (roots["runs"] / agent / "seed-1").symlink_to(scratch / agent / "seed-1")
+    write(roots["mixed"], config(seed=2))
+    (roots["mixed"] / agent / "seed-0").symlink_to(scratch / agent / "seed-0")
+    write(roots["circle"], config(seed=3))
+    (roots["circle"] / "CartPole-v1" / "a").symlink_to(roots["circle"])
+    (roots["circle"] / "CartPole-v1" / "all").symlink_to("..")
+    write(roots["twice"], config(seed=4))
+    (roots["twice"] / "CartPole-v1" / "again").symlink_to(roots["twice"] / agent)  # its name sorts before
+    seeds = {name: load_results(root).seed.tolist() for name, root in roots.items()}
+    both = ("whole", "environment", "agent", "runs")
+    assert seeds == {name: [0, 1] for name in both} | {"mixed": [0, 2], "circle": [3], "twice": [4]}
+    assert load_results(roots["twice"]).path.tolist() == [str(roots["twice"] / agent / "seed-4")]
+    assert load_results(roots["runs"]).path.tolist() == [str(roots["runs"] / agent / f"seed-{n}") for n in (0, 1)]
+
+
+def test_links_that_are_wrong_are_broken_runs(tmp_path):
+    folder = write(tmp_path)
+    (folder.parent / "seed-5").symlink_to(tmp_path / "gone")
+    write(tmp_path / "elsewhere" / "deep", config(seed=1))
+    (folder.parent / "seed-7").symlink_to(tmp_path / "elsewhere" / "deep" / "CartPole-v1" / "dqn-adam" / "seed-1")
+    runs = load_results(tmp_path / "CartPole-v1")
+    runs.index = [Path(path).name for path in runs.path]
+    assert runs.state.to_dict() == {"seed-0": "finished", "seed-5": "broken", "seed-7": "broken"}
+    assert runs.error["seed-5"] == "config.json does not exist"
+    assert runs.error["seed-7"] == "config.json is of seed 1, not 7 as its folder"
+
+
 @pytest.mark.parametrize(
     ("where", "error"),
     [("nowhere", "does not exist"), ("file", "is no folder"), ("empty", "holds no run: expected folders such as")],

@@ -1081,6 +1081,15 @@ def test_a_watch_from_before_the_first_run(tmp_path, monkeypatch, quick):
     assert todo == []
 
 
+def test_a_watch_sees_runs_that_links_lead_to(tmp_path, monkeypatch, quick):
+    sweep(tmp_path / "scratch", range(1), envs=[ENV])
+    path = write(tmp_path / "scratch", seed=1, state="running")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "all").symlink_to(tmp_path / "scratch")
+    monkeypatch.setattr(report.time, "sleep", lambda _: RunFolder(path).set_status("finished", timesteps=10_000))
+    assert report.main([str(tmp_path / "here"), "--watch"]) == 0
+
+
 @pytest.mark.long
 def test_it_is_fast_and_small(tmp_path, rendered):
     """Three agents on six environments with thirty seeds: less than 20 seconds, less than 2 MB."""

@@ -19,10 +19,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from common import one_error
+from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.registration import EnvSpec
 
-from alrao_rl import recipes, runs
+from alrao_rl import recipes, runs, sweep
 from alrao_rl.agent import algorithm
 from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.envs import make_env, make_one
@@ -754,6 +755,56 @@ def test_a_single_update_is_enough(tmp_path, train_freq, n_envs, starts):
     args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
     assert main([*args, "--out", str(tmp_path), "--set", "net_arch=[4]", "batch_size=4", *sets]) == 0
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "warned"),
+    [
+        (-2000.0, 2000.0, True),
+        (1500.0, 2500.0, True),
+        (-0.001, 0.001, True),
+        ([-1.0, 0.0], 1.0, True),
+        ([-1.0, -50.0], [1.0, 50.0], True),
+        (-1.0, 1.0, False),
+        (-2.0, 2.0, False),  # Pendulum
+        (-0.4, 0.4, False),  # Humanoid
+        (-3.0, 3.0, False),  # InvertedPendulum
+    ],
+)
+def test_actions_that_a_gaussian_does_not_reach_are_said_once(tmp_path, monkeypatch, capfd, low, high, warned):
+    low, high = np.broadcast_to(low, 2).astype(np.float32), np.broadcast_to(high, 2).astype(np.float32)
+    monkeypatch.setattr(PendulumEnv, "__init__", _with_actions(PendulumEnv.__init__, spaces.Box(low, high)))
+    monkeypatch.chdir(tmp_path)
+    for command, args in (
+        (main, ["--algo", "ppo", "--env", "Pendulum-v1", "--dry-run", "--set", "n_envs=3"]),
+        (sweep.main, ["--agents", "ppo", "a2c", "--envs", "Pendulum-v1", "--seeds", "0-1", "--dry-run"]),
+    ):
+        assert command(args) == 0
+        err = capfd.readouterr().err
+        assert err.count("\n") == err.count("gymnasium.wrappers.RescaleAction(env, -1, 1)") == int(warned)
+        assert err.startswith("warning: Pendulum-v1 acts in Box(" if warned else "")
+
+
+def _with_actions(init, actions):
+    def initialise(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.action_space = actions
+
+    return initialise
+
+
+def test_the_wrapper_that_is_named_scales_actions(tmp_path, monkeypatch, capfd):
+    """What the caution recommends is taken, and is enough."""
+    (tmp_path / "wide.toml").write_text(
+        'id = "Pendulum-v1"\nwrappers = [{name = "RescaleAction", min_action = -1, max_action = 1}]\n'
+    )
+    wide = spaces.Box(-2000.0, 2000.0, (1,))
+    monkeypatch.setattr(PendulumEnv, "__init__", _with_actions(PendulumEnv.__init__, wide))
+    assert main(["--algo", "ppo", "--env", str(tmp_path / "wide.toml"), "--dry-run"]) == 0
+    assert capfd.readouterr().err == ""
+    env = make_one(load_environment(str(tmp_path / "wide.toml"))[0])
+    assert env.action_space == spaces.Box(-1.0, 1.0, (1,))
+    assert env.env.action(np.array([0.5], np.float32))[0] == pytest.approx(1000)
 
 
 ALONE = """
