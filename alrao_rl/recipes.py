@@ -315,7 +315,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes, expected a recipe of a few lines")
-        return _loads(data.decode().replace("\r\n", "\n"))
+        return _loads(data.decode("utf-8-sig").replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except UnicodeDecodeError:

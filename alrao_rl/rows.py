@@ -44,7 +44,7 @@ class Rows:
         self.path = path
         self._rows: dict[Key, Row] = {}
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             return
         except (OSError, UnicodeDecodeError) as error:

@@ -507,3 +507,16 @@ def test_reading_recipes_imports_no_torch():
         "recipes.load_environment('CartPole-v1'); assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, mark):
+    """Windows editors begin a text with one."""
+    (tmp_path / "env.toml").write_bytes(mark + b'id = "CartPole-v1"\r\nkwargs = {sutton_barto_reward = true}\r\n')
+    (tmp_path / "agent.toml").write_bytes(mark + b'algo = "ppo"\npolicy = "stock"\nn_envs = 3\n')
+    recipe = resolve(str(tmp_path / "agent.toml"), str(tmp_path / "env.toml"))
+    assert (recipe.environment.id, recipe.environment.kwargs) == ("CartPole-v1", {"sutton_barto_reward": True})
+    assert (recipe.agent.algo, recipe.agent.n_envs) == ("ppo", 3)
+    (tmp_path / "bad.toml").write_bytes(mark + b"a b")
+    with pytest.raises(UserError, match=r"is not valid TOML: .*line 1, column 3"):
+        recipes.read_toml(tmp_path / "bad.toml")

@@ -27,6 +27,7 @@ import pytest
 from common import ROOT, SAME, SMALL
 
 from alrao_rl import load_results, notation, plan, provenance, rows, survey, worker
+from alrao_rl._report import study
 from alrao_rl.errors import UserError
 from alrao_rl.progress import Progress, time_left
 from alrao_rl.provenance import continued, versions
@@ -727,6 +728,17 @@ def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd)
     assert "ppo on CartPole-v1  seeds 0-9, 100 steps each; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
     assert "a2c on CartPole-v1  seeds 0-9, 100 steps each\n" in out
     assert "20 runs, 4 finished, 1 failed, 15 to do" in out
+
+
+def test_a_byte_order_mark_is_no_part_of_a_sweep_or_its_table(place, capfd):
+    root = place / "results" / "x"
+    root.mkdir(parents=True)
+    text = 'name = "x"\nagents = ["a2c"]\nenvs = ["CartPole-v1"]\nseeds = [0]\n'
+    (root / "sweep.toml").write_text(text, encoding="utf-8-sig")
+    (root / rows.FILE).write_text(",".join(rows.COLUMNS) + "\n", encoding="utf-8-sig")
+    assert main([str(root / "sweep.toml"), "--dry-run"]) == 0
+    assert "results/x: 1 runs, 0 finished, 0 failed, 1 to do" in capfd.readouterr().out
+    assert study._sweep(root / "sweep.toml")["agents"] == ["a2c"]
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

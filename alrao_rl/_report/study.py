@@ -348,7 +348,7 @@ def _sweep(path: Path) -> dict[str, Any]:
         UserError: it is no TOML, or holds something else under those names.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         data = {}
     except OSError as error:
