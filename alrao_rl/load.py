@@ -25,6 +25,8 @@ SCORED = ("finished", "failed", "diverged")
 
 _FILES = {"config.json", "status.json", "episodes.csv"}
 _NOT_A_SETTING = ("agent", "env", "seed", "timesteps")
+_OF_ACTIONS = ("normalize_observations", "normalize_rewards")
+"""What recipes leave to the kind of actions: a setting only where runs of one environment differ in it."""
 _NOT_A_VARIANT = ("id", "random_score", "reference_score", "floor")
 _NOT_OF_ENVIRONMENTS = {"alrao-rl", "sb3-contrib", *PACKAGES}
 """Distributions that decide on the agent's side of a run, or on every run."""
@@ -371,7 +373,15 @@ def _settings(runs: list[_Run]) -> list[str]:
     """For each run ``key=value, …`` of what differs between the configurations of its agent."""
     readable = [run for run in runs if run.config]
     told = [{key: one for key, one in identity(run.config).items() if key not in _NOT_A_SETTING} for run in readable]
-    differing = _differing(map(_texts, told), [run.config["agent"] for run in readable])
+    agents = [run.config["agent"] for run in readable]
+    for key in _OF_ACTIONS:
+        seen: dict[str, dict[str, set[object]]] = {}
+        for run, agent, table in zip(readable, agents, told, strict=True):
+            seen.setdefault(agent, {}).setdefault(run.env, set()).add(table.get(key) or False)
+        for agent, table in zip(agents, told, strict=True):
+            if all(len(values) == 1 for values in seen[agent].values()):
+                table.pop(key, None)
+    differing = _differing(map(_texts, told), agents)
     texts = {run.path: text for run, text in zip(readable, differing, strict=True)}
     return [texts.get(run.path, "") for run in runs]
 

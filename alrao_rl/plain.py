@@ -26,7 +26,9 @@ def averaged(network: nn.Module) -> nn.Module:
         ValueError: it is not converted, or holds a module of which no copy can be made.
     """
     if not hasattr(network, "alrao_config"):
-        raise ValueError(f"{type(network).__name__} is not an Alrao network: pass it through convert() first")
+        parts = [name for name, part in network.named_modules() if hasattr(part, "alrao_config")]
+        helps = f"take its {parts[0]}" if parts else "pass it through convert() first"
+        raise ValueError(f"{type(network).__name__} is not an Alrao network: {helps}")
     try:
         plain = copy.deepcopy(network)
     except RuntimeError as error:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from alrao_rl.checks import LINEAR, first_value
 from alrao_rl.errors import UserError, first_line, suggest
@@ -235,6 +235,10 @@ class Agent(Table):
         return value or None
 
 
+SCORES = ("random_score", "reference_score", "floor")
+"""Of an environment as its file makes it; with other arguments they are not known."""
+
+
 class Environment(Table):
     """An environment file."""
 
@@ -245,6 +249,15 @@ class Environment(Table):
     timesteps: dict[Literal[ALGORITHMS], Count] = Field(default_factory=dict)  # type: ignore[valid-type]
     wrappers: list[Options] = Field(default_factory=list)
     kwargs: Options = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Environment:
+        low, high = self.random_score, self.reference_score
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"reference_score is {high:g}, expected more than random_score, {low:g}")
+        if low is not None and self.floor is not None and self.floor > low:
+            raise ValueError(f"floor is {self.floor:g}, expected at most random_score, {low:g}")
+        return self
 
 
 NORMALIZATIONS = ("normalize_observations", "normalize_rewards")
@@ -489,7 +502,10 @@ def resolve(
             _trace(origins, {"alrao": {option: value}}, "Alrao's default")
     if env_kwargs:
         validate(Environment, {"id": environment.id, "kwargs": dict(env_kwargs)}, "--env-kwargs")
-        environment = environment.model_copy(update={"kwargs": {**environment.kwargs, **env_kwargs}})
+        kwargs = {**environment.kwargs, **env_kwargs}
+        if kwargs != environment.kwargs:  # its scores are those of another variant
+            environment = environment.model_copy(update={"kwargs": kwargs, **dict.fromkeys(SCORES)})
+            origins = {key: origin for key, origin in origins.items() if key.removeprefix("env.") not in SCORES}
         _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
     budget, origin = timesteps, "--timesteps"
     if budget is None:
@@ -695,7 +711,7 @@ def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str
     keys = [part for before, part in zip(["", *path], path, strict=False) if part in known or before in ("", *free)]
     value = first.get("input")
     words = (*ALGORITHMS, *ACTIVATIONS, "scale", CONTINUOUS)
-    hint = suggest(str(value), words) if first["type"] == "literal_error" else ""
+    hint = suggest(str(value), words) if first["type"] == "literal_error" and value not in words else ""
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = (message[0].lower() + message[1:]).replace("True, False", "true, false")
     if first["type"] == "missing":

@@ -563,7 +563,9 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
         steps, seconds = status["timesteps"], status["wall_seconds"]
         best, last = status["best_return"], status["last_return"]
         if best is None:
-            evaluated = "not evaluated (--eval-episodes and --eval-budget allowed no episode)"
+            budget = "--eval-budget allowed no whole episode, a larger one does"
+            without = (folder.config() or {}).get("eval_episodes") == 0
+            evaluated = f"not evaluated ({'--eval-episodes 0' if without else budget})"
         else:
             of_last = "not evaluated" if last is None else significant(last)
             evaluated = f"best evaluation {significant(best)} at step {status['best_timestep']:,}, last {of_last}"

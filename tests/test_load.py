@@ -54,6 +54,21 @@ def write(root, data=None, episodes=EPISODES, state="finished", **status):
     return path
 
 
+def test_what_a_recipe_leaves_to_the_kind_of_actions_is_no_setting(tmp_path):
+    """Observations are normalised on one environment and not on the other, by one recipe; then by a setting too."""
+    other = {"id": "Pendulum-v1", "random_score": -1200.0, "reference_score": -160.0, "floor": -3000.0}
+    write(tmp_path, config(normalize_observations=False))
+    write(tmp_path, config(env=other, normalize_observations=True, normalize_rewards=True))
+    assert set(load_results(tmp_path).setting) == {""}
+    write(tmp_path, config(env=other, seed=1, normalize_observations=False))
+    frame = load_results(tmp_path)
+    assert sorted(frame.setting) == [
+        "normalize_observations=false, normalize_rewards=none",
+        "normalize_observations=false, normalize_rewards=none",
+        "normalize_observations=true, normalize_rewards=true",
+    ]
+
+
 def test_a_finished_run(tmp_path):
     path = write(tmp_path, timesteps=1024, wall_seconds=12.5, best_return=400.0, last_return=90.0)
     frame = load_results(tmp_path)

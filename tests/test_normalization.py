@@ -101,7 +101,8 @@ def test_dry_run_says_why(capfd):
 
 def test_no_other_word(capfd):
     assert main(["--algo", "ppo", "--env", "Pendulum-v1", "--set", "normalize_rewards=scale", "--dry-run"]) == 2
-    assert capfd.readouterr().err.startswith("error: --set: normalize_rewards is 'scale': expected True")
+    said = capfd.readouterr().err
+    assert said == "error: --set: normalize_rewards is 'scale': expected true, false or 'continuous'\n"
 
 
 def test_a_sweep_plans_the_same():

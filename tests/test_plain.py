@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from stable_baselines3 import DQN
 from torch import nn
 
-from alrao_rl import AlraoOptimizer, Output, averaged, convert
+from alrao_rl import AlraoOptimizer, AlraoPolicy, Output, averaged, convert
 from alrao_rl.fast import OutputHeads
 
 KINDS = [
@@ -77,3 +78,9 @@ def test_torch_follows_it(output, tmp_path):
 def test_refuses():
     with pytest.raises(ValueError, match=r"Linear is not an Alrao network: pass it through convert\(\) first"):
         averaged(nn.Linear(1, 1))
+
+
+def test_a_policy_of_dqn_names_its_network():
+    policy = DQN(AlraoPolicy, "CartPole-v1", device="cpu").policy
+    with pytest.raises(ValueError, match="AlraoDQNPolicy is not an Alrao network: take its q_net"):
+        averaged(policy)

@@ -307,7 +307,7 @@ def test_log_std_can_be_written(name, use_sde):
     ("write", "says"),
     [
         (lambda p: p.log_std.fill_(-3.0), "fill_() cannot change a parameter in place while"),
-        (lambda p: p.log_std.detach().fill_(-3.0), "under torch.no_grad(), or to its .data"),
+        (lambda p: p.log_std.detach().fill_(-3.0), "under torch.no_grad(), or write to its .data"),
         (lambda p: p.log_std.__setitem__(0, -3.0), "__setitem__() cannot change a parameter"),
         (lambda p: p.log_std.requires_grad_(False), "requires_grad of log_std cannot be set: every output"),
         (lambda p: assign(p, torch.zeros(3)), "log_std is of shape (3,), expected (2,)"),

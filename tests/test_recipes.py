@@ -221,6 +221,30 @@ def test_env_kwargs_take_bare_words(text, expected):
     assert parse_env_kwargs(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ("random_score = -20\nreference_score = -20", "reference_score is -20, expected more than random_score, -20"),
+        ("random_score = 5\nreference_score = 1", "reference_score is 1, expected more than random_score, 5"),
+        ("random_score = 5\nfloor = 6", "floor is 6, expected at most random_score, 5"),
+    ],
+)
+def test_scores_that_are_no_scale(tmp_path, scores, says):
+    path = tmp_path / "own.toml"
+    path.write_text(f'id = "CartPole-v1"\n{scores}\n')
+    with pytest.raises(UserError, match=re.escape(f"{path}: {says}")):
+        load_environment(str(path))
+
+
+def test_scores_are_of_the_file_s_own_arguments():
+    recipe = resolve("dqn", "CartPole-v1", env_kwargs={"sutton_barto_reward": True})
+    assert (recipe.environment.random_score, recipe.environment.reference_score, recipe.environment.floor) == (
+        None,
+    ) * 3
+    assert not any("score" in key or "floor" in key for key in recipe.origins)
+    assert resolve("dqn", "CartPole-v1").environment.random_score == 22.2
+
+
 def test_words_of_python():
     """As text they would be true to whoever takes them."""
     assert parse_override("normalize_advantage=False") == ("normalize_advantage", False)

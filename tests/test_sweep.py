@@ -425,7 +425,7 @@ def test_rows(tmp_path):
     text = path.read_text()
     for damaged, says in (
         (text + text.splitlines()[1] + "\n", "a second row"),
-        (text[:-20], "has not 16 values"),
+        (text[:-20], "does not have 16 values"),
         ("x\n", "expected the columns"),
         (text.replace(",finished,", ",banana,"), "line 2 has the state 'banana', not finished, failed"),
         (text.replace(",finished,,", ",finished,abc,"), "line 2 has timesteps 'abc', not a number"),

@@ -230,9 +230,12 @@ def _writes(name: str) -> bool:
 def _write(func: Any, args: Any, kwargs: Any) -> Any:
     """Write an average of parameters: ``data`` in all ways, itself in those in which torch writes a parameter."""
     if func.__name__ not in ("__set__", "requires_grad_") and getattr(func, "__module__", "") != "torch.nn.init":
+        when = (
+            "while gradients are enabled" if torch.is_grad_enabled() else "that was read while gradients were enabled"
+        )
         raise HeadwiseError(
-            f"{func.__name__}() cannot change a parameter in place while gradients are enabled: do it under "
-            "torch.no_grad(), or to its .data"
+            f"{func.__name__}() cannot change a parameter in place {when}: read it and write it under torch.no_grad(), "
+            "or write to its .data"
         )
     return func(args[0].writable(), *args[1:], **kwargs)
 

@@ -64,8 +64,9 @@ def section(study: Study, command: str) -> Section:
 
 def _scoring(study: Study) -> Iterable[str]:
     """What counts in a run before its first episode ends, and where a failed run has no floor."""
-    known = [env for env in study.envs if np.isfinite(study.constants(env).random_score)]
-    others = [env for env in study.envs if env not in known]
+    envs = [env for env in study.envs if (study.frame.env == env).any()]
+    known = [env for env in envs if np.isfinite(study.constants(env).random_score)]
+    others = [env for env in envs if env not in known]
     begins = [
         f"at the random policy's return on {', '.join(known)}" if known else "",
         f"at the mean of the first stretch in which one ends, as no random score is known, on {', '.join(others)}"
