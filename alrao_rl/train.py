@@ -476,9 +476,15 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
 
 
 def _finished_before(recipe: Recipe, folder: RunFolder, config: dict[str, Any], quiet: bool) -> int:
-    was, now = ({key: one[key] for key in EVALUATION if key in one} for one in (folder.config() or {}, config))
+    was, now = (
+        {key: one.get(key, default) for key, default in DEFAULT_EVALUATION.items()}
+        for one in (folder.config() or {}, config)
+    )
     if changed := "; ".join(differences(was, now)):
-        print_warning(f"the run is finished and was evaluated otherwise ({changed})")
+        print_warning(
+            f"the run is finished and was evaluated otherwise ({changed}): another --out evaluates it anew, and "
+            "trains it again"
+        )
     return _finish(recipe, folder, quiet, f"{folder.path} is finished:")
 
 
