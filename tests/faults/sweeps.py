@@ -112,7 +112,7 @@ def soak(n_runs: int, place: Path) -> Result:
         # The first runs fill caches.
         runs, megabytes, handles = (np.array(x) for x in zip(*points, strict=True))
         later = runs >= min(20, n_runs // 4)
-        if np.ptp(runs[later]) < n_runs / 2:
+        if not later.any() or np.ptp(runs[later]) < n_runs / 2:
             continue  # not there from the beginning to the end
         slopes[name.split()[0]] = max(
             slopes.get(name.split()[0], -1.0), float(np.polyfit(runs[later], megabytes[later], 1)[0])
