@@ -194,15 +194,19 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """All gradients as one vector ``[N]``, its views of heads ``[J, P]``; which parameters have a gradient; which
         heads of each layer are broken, None for none.
         """
+        dense, present = self._dense_gradients()
+        g = torch.cat([gradient.reshape(-1) for gradient in dense]).float()
+        return g, *self._without_lost(g, present, state)
+
+    def _dense_gradients(self) -> tuple[list[Tensor], list[bool]]:
+        """The gradient of every parameter, zeros where it received none; which of them received one."""
         layout = self._layout
         given = [*(parameter.grad for parameter in layout.trunk), *(layer.gradient for layer in self._layers)]
-        present = [gradient is not None for gradient in given]
         dense = [
             torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
             for g, p in zip(given, layout.parameters, strict=True)
         ]
-        g = torch.cat([gradient.reshape(-1) for gradient in dense]).float()
-        return g, *self._without_lost(g, present, state)
+        return dense, [gradient is not None for gradient in given]
 
     def _without_lost(
         self, g: Tensor, present: list[bool], state: State

@@ -100,16 +100,10 @@ class AlraoOptimizer(core.AlraoOptimizer):
         self._finite = [layer for layer in self._layers if isinstance(layer, OutputHeads) and layer.known_finite()]
         if self._addresses is not None and (present := self._addresses.gather(self._flat)) is not None:
             return self._flat, self._views[len(self._layout.trunk) :], present, None
-        layout = self._layout
-        given = [*(parameter.grad for parameter in layout.trunk), *(layer.gradient for layer in self._layers)]
-        present = [gradient is not None for gradient in given]
-        given = [
-            torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
-            for g, p in zip(given, layout.parameters, strict=True)
-        ]
-        g = _flatten_dense_tensors(given).to(self._flat.dtype)
+        dense, present = self._dense_gradients()
+        g = _flatten_dense_tensors(dense).to(self._flat.dtype)
         if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
-            return g, layout.heads(g), present, None
+            return g, self._layout.heads(g), present, None
         return g, *self._without_lost(g, present, state)
 
     def _clip(self, gradient: Tensor) -> None:
