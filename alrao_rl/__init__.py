@@ -29,22 +29,22 @@ _NAMES = {
     "Output": "alrao_rl.core",
     "averaged": "alrao_rl.plain",
     "convert": "alrao_rl.fast",
-    "load_agent": "alrao_rl.agent",
-    "load_results": "alrao_rl.load",
-    "save_agent": "alrao_rl.agent",
+    "load_agent": "alrao_rl.agents.file",
+    "load_results": "alrao_rl.runs.results",
+    "save_agent": "alrao_rl.agents.file",
 }
 
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
-    from alrao_rl.agent import load_agent as load_agent
-    from alrao_rl.agent import save_agent as save_agent
+    from alrao_rl.agents.file import load_agent as load_agent
+    from alrao_rl.agents.file import save_agent as save_agent
     from alrao_rl.core import AlraoConfig as AlraoConfig
     from alrao_rl.core import Output as Output
     from alrao_rl.fast import AlraoOptimizer as AlraoOptimizer
     from alrao_rl.fast import convert as convert
-    from alrao_rl.load import load_results as load_results
     from alrao_rl.plain import averaged as averaged
+    from alrao_rl.runs.results import load_results as load_results
     from alrao_rl.sb3.callback import AlraoCallback as AlraoCallback
     from alrao_rl.sb3.policies import AlraoActorCriticPolicy as AlraoActorCriticPolicy
     from alrao_rl.sb3.policies import AlraoCnnPolicy as AlraoCnnPolicy

@@ -13,11 +13,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alrao_rl.errors import CommandLine, UserError, first_line, print_error, say
+from alrao_rl.cli.console import CommandLine, print_error, say
+from alrao_rl.errors import UserError, first_line
 from alrao_rl.numbers import significant
 
 if TYPE_CHECKING:
-    from alrao_rl.recipes import Environment
+    from alrao_rl.recipes.schema import Environment
 
 
 def parser() -> CommandLine:
@@ -100,9 +101,9 @@ def play(args: argparse.Namespace) -> list[float]:
         UserError: there is no such agent, or its environment cannot be made, shown or recorded.
         PlayError: the environment raised an error, with its first line.
     """
-    from alrao_rl.agent import agent_path, load_agent
-    from alrao_rl.envs import make_one
-    from alrao_rl.recipes import check_trust
+    from alrao_rl.agents.file import agent_path, load_agent
+    from alrao_rl.environments.make import make_one
+    from alrao_rl.recipes.files import check_trust
 
     path = agent_path(args.run, "last" if args.last else "agent")
     model = load_agent(path)
@@ -133,8 +134,8 @@ def play(args: argparse.Namespace) -> list[float]:
 
 def _environment(path: Path) -> Environment:
     """The environment that the agent's file says it was trained on."""
-    from alrao_rl.agent import read_agent
-    from alrao_rl.recipes import Environment
+    from alrao_rl.agents.file import read_agent
+    from alrao_rl.recipes.schema import Environment
 
     try:
         return Environment.model_validate(read_agent(path)[0]["environment"])

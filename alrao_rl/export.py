@@ -24,13 +24,14 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from alrao_rl.errors import CommandLine, UserError, first_line, print_error, say
-from alrao_rl.runs import write_atomically
+from alrao_rl.cli.console import CommandLine, print_error, say
+from alrao_rl.errors import UserError, first_line
+from alrao_rl.runs.atomic import write_atomically
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    from alrao_rl.agent import Statistics
+    from alrao_rl.agents.acting import Statistics
 
 _MARK = b"written by alrao_rl.export"
 """In our files: those may be overwritten."""
@@ -80,7 +81,7 @@ def to_sb3(run: Path, out: Path | None = None) -> None:
     Raises:
         UserError: there is no such agent, something else is in the place, or it cannot be written.
     """
-    from alrao_rl.agent import agent_path, rebuild
+    from alrao_rl.agents.file import agent_path, rebuild
 
     path = agent_path(run)
     target = out or path.with_suffix(".zip")
@@ -117,7 +118,7 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
     from gymnasium import spaces
     from stable_baselines3.common.preprocessing import is_image_space
 
-    from alrao_rl.agent import agent_path, rebuild
+    from alrao_rl.agents.file import agent_path, rebuild
 
     path = agent_path(run)
     target = out or path.with_suffix(".onnx")
@@ -153,7 +154,7 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
     import torch
     from gymnasium import spaces
 
-    from alrao_rl.sb3.acting import Acting
+    from alrao_rl.sb3.inference import Acting
 
     space = model.observation_space
     parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}

@@ -22,11 +22,12 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from alrao_rl import snapshot, train, training
-from alrao_rl.checkpoint import Checkpoints, load
+from alrao_rl.runs.checkpoint import Checkpoints, load
+from alrao_rl.train import command, state
+from alrao_rl.train.callback import TrainingCallback
 
 RESULTS = Path(__file__).parent.parent / "results"
-INTERVAL = train.parser().get_default("checkpoint_interval")
+INTERVAL = command.parser().get_default("checkpoint_interval")
 RUNS = {  # DQN's buffer, 50,000 transitions, is nearly full before it learns: what is measured comes after that
     "dqn": ["--timesteps", "52000", "--set", "learning_starts=49000"],
     "a2c": ["--timesteps", "40000"],
@@ -66,9 +67,9 @@ def size(folder: Path) -> int:
 def trained(algo: str, folder: Path) -> list[tuple[float, int]]:
     """Train as the command does; seconds and bytes of each checkpoint."""
     found = []
-    save = training.TrainingCallback._save
+    save = TrainingCallback._save
 
-    def timed(self: training.TrainingCallback) -> None:
+    def timed(self: TrainingCallback) -> None:
         started = time.perf_counter()
         save(self)
         if self.num_timesteps > getattr(self.model, "learning_starts", 0):
@@ -76,8 +77,8 @@ def trained(algo: str, folder: Path) -> list[tuple[float, int]]:
 
     out = folder / algo
     args = ["--algo", algo, "--env", "CartPole-v1", "--quiet", "--out", str(out), "--eval-episodes", "2"]
-    with mock.patch.object(training.TrainingCallback, "_save", timed):
-        assert train.main([*args, *RUNS[algo], "--checkpoint-interval", "1"]) == 0
+    with mock.patch.object(TrainingCallback, "_save", timed):
+        assert command.main([*args, *RUNS[algo], "--checkpoint-interval", "1"]) == 0
     return found
 
 
@@ -123,7 +124,7 @@ def atari(folder: Path, n_rows: int, n_new: int, optimize: bool) -> list[str]:
 
     for number in range(1, 6):
         started = time.perf_counter()
-        path = kept.save(added, {"buffer": snapshot._take_buffer(buffer, added)})
+        path = kept.save(added, {"buffer": state._take_buffer(buffer, added)})
         seconds = time.perf_counter() - started
         new = sum(file.stat().st_size for file in path.iterdir() if file.stat().st_ino not in before)
         before = {file.stat().st_ino for one in kept._folders() for file in one.iterdir()}
@@ -133,7 +134,7 @@ def atari(folder: Path, n_rows: int, n_new: int, optimize: bool) -> list[str]:
     del buffer
     back = ReplayBuffer(n_rows, FRAMES, spaces.Discrete(4), device="cpu", **kwargs)
     started = time.perf_counter()
-    snapshot._put_buffer(back, load(path).state["buffer"])
+    state._put_buffer(back, load(path).state["buffer"])
     row("checked and loaded", time.perf_counter() - started, size(path))
     kept.remove()
     return lines

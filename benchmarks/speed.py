@@ -41,11 +41,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from alrao_rl import AlraoCnnPolicy, AlraoMaskablePolicy, AlraoPolicy, recipes
-from alrao_rl.agent import build
+from alrao_rl import AlraoCnnPolicy, AlraoMaskablePolicy, AlraoPolicy
+from alrao_rl.agents.build import build
 from alrao_rl.core import OutputHeads
-from alrao_rl.envs import make_env
+from alrao_rl.environments.make import make_env
 from alrao_rl.fast import AlraoOptimizer, convert
+from alrao_rl.recipes.resolve import resolve
 from alrao_rl.sb3.extractors import AlraoNatureCNN
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,7 @@ Models = tuple[BaseAlgorithm, BaseAlgorithm]
 
 def make(agent: str, env_id: str, *overrides: str) -> BaseAlgorithm:
     """A model that has begun to learn: DQN's running average takes in every update of the first 200, then fewer."""
-    recipe = recipes.resolve(agent, env_id, overrides, 1, {})
+    recipe = resolve(agent, env_id, overrides, 1, {})
     model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0, device=DEVICE)
     if isinstance(model, OffPolicyAlgorithm):
         model.learn(model.learning_starts + 1_000)

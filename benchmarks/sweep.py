@@ -26,9 +26,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from alrao_rl import recipes
-from alrao_rl.runs import write_atomically
-from alrao_rl.training import N_EVALUATIONS
+from alrao_rl.recipes.resolve import resolve
+from alrao_rl.runs.atomic import write_atomically
+from alrao_rl.train.callback import N_EVALUATIONS
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("torch", "stable_baselines3", "gymnasium", "numpy")
@@ -68,7 +68,7 @@ def ours(folder: Path, n_runs: int, timesteps: int, jobs: int) -> None:
 
 def zoo(folder: Path, n_runs: int, timesteps: int, jobs: int) -> None:
     """The same runs by the zoo, each in a process and with a folder of its own."""
-    recipe = recipes.resolve(AGENT, ENV, [], timesteps, {})
+    recipe = resolve(AGENT, ENV, [], timesteps, {})
     agent, options = recipe.agent, recipe.agent.policy_options
     policy_kwargs = f"dict(net_arch={options['net_arch']}, activation_fn=nn.Tanh)"
     assert options.keys() == {"net_arch", "activation_fn"}

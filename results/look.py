@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from alrao_rl.load import SCORED, load_results
+from alrao_rl.runs.results import SCORED, load_results
 from alrao_rl.stats import environments, mean_interval
 
 SCORES = {"auc": "over training", "final_return": "last fifth", "last_evaluation": "last evaluation"}

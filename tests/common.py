@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alrao_rl.ring import Ring, StoredRing
+from alrao_rl.runs.buffer_chunks import Ring, StoredRing
 
 ROOT = Path(__file__).parent.parent
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -16,10 +16,16 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from alrao_rl import envs, load_agent, recipes, save_agent
-from alrao_rl.agent import _digest, build, decode_space, encode_space, read_agent, rebuild
-from alrao_rl.envs import make_one
+from alrao_rl import load_agent, save_agent
+from alrao_rl.agents.build import build
+from alrao_rl.agents.file import _digest, read_agent, rebuild
+from alrao_rl.agents.spaces import decode_space, encode_space
+from alrao_rl.environments import normalization
+from alrao_rl.environments.make import make_one
 from alrao_rl.errors import UserError
+from alrao_rl.recipes.files import load_agent_recipe
+from alrao_rl.recipes.schema import Environment
+from alrao_rl.recipes.validation import check_agent
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
 DISCRETE, SCALAR, NOTHING = spaces.Discrete(2), spaces.Box(-1.0, 1.0, ()), spaces.Box(-1.0, 1.0, (0,))
@@ -68,12 +74,12 @@ def make_agent(algo, policy="alrao", **more):
     options = {"activation_fn": "tanh"} | more.pop("policy_options", {})
     alrao = {"alrao": {"n_heads": 3, "seed": 1}} if policy == "alrao" else {}
     data = {"algo": algo, "policy": policy, "n_envs": 2, "policy_options": options, "hyperparameters": SMALL[algo]}
-    return recipes.check_agent(data | alrao | more, "test")
+    return check_agent(data | alrao | more, "test")
 
 
 def make_model(agent, observations, actions, steps=16):
     env = DummyVecEnv([lambda: RandomEnv(observations, actions)] * agent.n_envs)
-    env = envs.normalized(env, agent, True)
+    env = normalization.normalized(env, agent, True)
     model = build(agent, env, seed=0)
     return model.learn(steps) if steps else model
 
@@ -394,7 +400,7 @@ def test_keys_keep_their_order():
 def test_counts_from_0(observation, action, says):
     env = DummyVecEnv([lambda: RandomEnv(observation, action)])
     with pytest.raises(UserError, match=says):
-        build(recipes.load_agent_recipe("ppo")[1], env, seed=0)
+        build(load_agent_recipe("ppo")[1], env, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +430,7 @@ def test_counts_from_0(observation, action, says):
 def test_an_environment_without_a_policy_for_its_spaces(monkeypatch, observation, action, says):
     monkeypatch.setattr(gym, "make", lambda _: RandomEnv(observation, action))
     with pytest.raises(UserError, match=f"Odd-v0 {says}"):
-        make_one(recipes.Environment(id="Odd-v0"))
+        make_one(Environment(id="Odd-v0"))
 
 
 class Phrase(spaces.Space[str]):
@@ -437,7 +443,7 @@ def test_a_space_is_no_option_of_a_wrapper(monkeypatch):
     monkeypatch.setattr(gym, "make", lambda _: RandomEnv(spaces.Dict(image=BOX, mission=Phrase()), DISCRETE))
     says = r"Odd-v0 observes .*Phrase.* as 'mission', expected Box, .* filter_keys = \[\"image\"\]"
     with pytest.raises(UserError, match=says):
-        make_one(recipes.Environment(id="Odd-v0", wrappers=[{"name": "FlattenObservation"}]))
+        make_one(Environment(id="Odd-v0", wrappers=[{"name": "FlattenObservation"}]))
 
 
 def test_space_that_cannot_be_saved():

@@ -23,18 +23,21 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-import alrao_rl.training
-from alrao_rl import checkpoint, ring, snapshot
-from alrao_rl.checkpoint import CheckpointError, Checkpoints, Timer, load
-from alrao_rl.envs import classes, make_one
+import alrao_rl.train.callback
+from alrao_rl.environments.make import classes, make_one
+from alrao_rl.environments.recording import RecordingMonitor, ReplayError, generator_state
 from alrao_rl.errors import UserError
 from alrao_rl.fast import kernels
-from alrao_rl.provenance import continued, mismatches, stretches, versions
-from alrao_rl.recipes import Environment, load_environment
-from alrao_rl.recorder import RecordingMonitor, ReplayError, generator_state
-from alrao_rl.ring import Ring
-from alrao_rl.runs import RunFolder
-from alrao_rl.train import configuration, from_arguments, main, parser
+from alrao_rl.recipes.files import load_environment
+from alrao_rl.recipes.schema import Environment
+from alrao_rl.runs import buffer_chunks, checkpoint
+from alrao_rl.runs.buffer_chunks import Ring
+from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, Timer, load
+from alrao_rl.runs.folder import RunFolder
+from alrao_rl.runs.provenance import continued, mismatches, stretches, versions
+from alrao_rl.train import state as snapshot
+from alrao_rl.train.command import main, parser
+from alrao_rl.train.options import configuration, from_arguments
 
 TREE = {
     "numbers": [1, -2.5, float("inf"), 2**100, True, None, "é"],
@@ -65,7 +68,7 @@ class StopError(Exception):
 def in_process(monkeypatch):
     """A function that runs the command, broken off at a step if one is given; returns all bits at the run's end."""
     stop, final = [], {}
-    callback = alrao_rl.training.TrainingCallback
+    callback = alrao_rl.train.callback.TrainingCallback
     on_step, on_end = callback._on_step, callback._on_training_end
 
     def step(self):
@@ -90,10 +93,10 @@ def in_process(monkeypatch):
     monkeypatch.setattr(snapshot, "put_back", put_back)
     monkeypatch.setattr(callback, "_on_step", step)
     monkeypatch.setattr(callback, "_on_training_end", end)
-    monkeypatch.setattr(alrao_rl.training, "Timer", Every)
+    monkeypatch.setattr(alrao_rl.train.callback, "Timer", Every)
     # Few evaluations, which take most of the time.
-    monkeypatch.setattr(alrao_rl.training, "N_EVALUATIONS", 4)
-    monkeypatch.setattr(alrao_rl.training, "CONFIRMATION", 1)
+    monkeypatch.setattr(alrao_rl.train.callback, "N_EVALUATIONS", 4)
+    monkeypatch.setattr(alrao_rl.train.callback, "CONFIRMATION", 1)
 
     def run(args, out, stop_at=None, interval=1e-9):
         stop[:] = [] if stop_at is None else [stop_at]
@@ -254,7 +257,7 @@ def test_other_observations(odd, train, tmp_path, capfd, agent, kind, sets, stop
 def test_buffer_in_chunks(odd, train, tmp_path, capfd, monkeypatch, kind, sets, n_arrays):
     """Written before the buffer is full, when it has just become so, and when it has been round again."""
     monkeypatch.setattr(snapshot, "LARGE", 0)
-    monkeypatch.setattr(ring, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(buffer_chunks, "CHUNK_BYTES", 200)
     args = [*arguments("dqn", odd, 720, "buffer_size=120", *sets), "--env-kwargs", f'hidden=false, kind="{kind}"']
     continues_exactly(train, tmp_path, capfd, args, (100, 260, 261, 700))
     train(args, tmp_path / "once", stop_at=700)
@@ -367,7 +370,10 @@ def test_killed_again_and_again(tmp_path):
     """With a checkpoint at every rollout; every other kill waits for the writing of one."""
     out, straight = tmp_path / "killed", tmp_path / "straight"
     args = [*arguments("a2c-rmsprop", "CartPole-v1", 20_000), "--checkpoint-interval", "1e-9"]
-    code = "import sys; from alrao_rl import checkpoint, train; checkpoint.MAX_SHARE = 1; train.main(sys.argv[1:])"
+    code = (
+        "import sys; from alrao_rl.runs import checkpoint; from alrao_rl.train.command import main;"
+        "checkpoint.MAX_SHARE = 1; main(sys.argv[1:])"
+    )
     draw, interrupted = np.random.default_rng(0), 0
     for number in range(12):
         again = [sys.executable, "-c", code, *args, "--out", str(out)]

@@ -16,10 +16,11 @@ from test_identity import Sums, assert_identical, one_rate, run
 from torch import nn
 
 import alrao_rl
-import alrao_rl.registry
-from alrao_rl import AlraoPolicy, averaged, enjoy, load_agent, train
+import alrao_rl.environments.register
+from alrao_rl import AlraoPolicy, averaged, enjoy, load_agent
 from alrao_rl.core import Output
 from alrao_rl.fast import convert
+from alrao_rl.train.command import main
 
 contrib = pytest.importorskip("sb3_contrib")
 QRDQN, RecurrentPPO, MaskablePPO, TRPO = contrib.QRDQN, contrib.RecurrentPPO, contrib.MaskablePPO, contrib.TRPO
@@ -388,7 +389,7 @@ def test_train_and_enjoy(algo, suffix, install, tmp_path, capsys):
     args = ["--agent", algo + suffix, "--env", "game:Game-v0", "--timesteps", "300", "--eval-episodes", "1", *sets]
     if algo != "maskable-ppo":
         args[3] = "CartPole-v1"
-    assert train.main([*args, "--out", str(out), "--quiet"]) == 0
+    assert main([*args, "--out", str(out), "--quiet"]) == 0
     assert enjoy.main([str(out), "--episodes", "2", "--trust"]) == 0
     printed, error = capsys.readouterr()
     assert printed.count("return") == 3
@@ -400,7 +401,7 @@ def test_train_and_enjoy(algo, suffix, install, tmp_path, capsys):
 def test_a_loaded_recurrent_agent_remembers(tmp_path):
     out, sets = tmp_path / "run", [part for one in SMALL["recurrent-ppo"] for part in ("--set", one)]
     args = ["--algo", "recurrent-ppo", "--env", "CartPoleNoVel-v1", "--timesteps", "300", "--eval-episodes", "1", *sets]
-    assert train.main([*args, "--out", str(out), "--quiet"]) == 0
+    assert main([*args, "--out", str(out), "--quiet"]) == 0
     model = load_agent(out)
     observation = np.array([0.1, 0.02], np.float32)
     action, state = model.predict(observation, deterministic=True)
@@ -411,7 +412,7 @@ def test_a_loaded_recurrent_agent_remembers(tmp_path):
 
 def test_masks_are_asked_for_before_anything_is_written(tmp_path, capsys):
     args = ["--algo", "maskable-ppo", "--env", "CartPole-v1", "--out", str(tmp_path / "run")]
-    assert train.main(args) == 2
+    assert main(args) == 2
     assert "maskable-ppo takes environments with a method action_masks(), and this one has none" in (
         capsys.readouterr().err
     )

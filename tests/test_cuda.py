@@ -21,7 +21,7 @@ import alrao_rl
 from alrao_rl import load_agent
 from alrao_rl.core import Output
 from alrao_rl.fast import AlraoOptimizer, convert
-from alrao_rl.train import main
+from alrao_rl.train.command import main
 
 DEVICE = "cuda"
 pytestmark = [

@@ -15,10 +15,11 @@ from common import one_error
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from alrao_rl import load_agent, recipes, save_agent
-from alrao_rl.agent import build
+from alrao_rl import load_agent, save_agent
+from alrao_rl.agents.build import build
 from alrao_rl.enjoy import main
 from alrao_rl.numbers import significant
+from alrao_rl.recipes.validation import check_agent
 
 ROOT = Path(__file__).parent.parent
 CARTPOLE = {"id": "CartPole-v1"}
@@ -29,7 +30,7 @@ def save_run(folder, environment, algo="ppo", name="agent", n_heads=3, **more):
     folder.mkdir(exist_ok=True)
     small = {"buffer_size": 10} if algo == "dqn" else {"n_steps": 8, "batch_size": 8}
     data = {"algo": algo, "policy": "alrao", "hyperparameters": small, "alrao": {"n_heads": n_heads, "seed": 0}} | more
-    agent = recipes.check_agent(data | {"policy_options": {"net_arch": [4]}}, "test")
+    agent = check_agent(data | {"policy_options": {"net_arch": [4]}}, "test")
     env = DummyVecEnv([lambda: gym.make(environment["id"])])
     if agent.normalize_observations:
         env = VecNormalize(env, norm_reward=False)
@@ -253,9 +254,7 @@ def test_truncated_agent(run, tmp_path, capfd):
 
 @pytest.mark.parametrize("environment", [None, {}, {"id": 3}, {"id": "CartPole-v1", "foo": 1}])
 def test_agent_without_an_environment(run, tmp_path, capfd, environment):
-    agent = recipes.check_agent(
-        {"algo": "ppo", "policy": "stock", "hyperparameters": {"n_steps": 8, "batch_size": 8}}, "test"
-    )
+    agent = check_agent({"algo": "ppo", "policy": "stock", "hyperparameters": {"n_steps": 8, "batch_size": 8}}, "test")
     model = build(agent, DummyVecEnv([lambda: gym.make("CartPole-v1")]), seed=0)
     save_agent(model, agent, tmp_path / "agent", **({} if environment is None else {"environment": environment}))
     assert "does not say which environment it plays" in refused(capfd, tmp_path)

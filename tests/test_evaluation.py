@@ -9,13 +9,16 @@ import pytest
 import torch
 from common import arguments
 
-from alrao_rl import evaluation, load_agent, plan, recipes
-from alrao_rl.agent import build
+from alrao_rl import load_agent
+from alrao_rl.agents.build import build
 from alrao_rl.enjoy import main as enjoy
-from alrao_rl.envs import make_env
-from alrao_rl.evaluation import Budget, Evaluator
-from alrao_rl.runs import identity
-from alrao_rl.train import main
+from alrao_rl.environments.make import make_env
+from alrao_rl.recipes.resolve import resolve
+from alrao_rl.runs.configuration import identity
+from alrao_rl.sweep import plan
+from alrao_rl.train import evaluation
+from alrao_rl.train.command import main
+from alrao_rl.train.evaluation import Budget, Evaluator
 
 ODD = """
 import random
@@ -106,7 +109,7 @@ def test_state_of_a_budget():
 
 
 def evaluator(env, *sets):
-    recipe = recipes.resolve("ppo-adam", env, sets, 100)
+    recipe = resolve("ppo-adam", env, sets, 100)
     model = build(recipe.agent, make_env(recipe, 0, training=True), 0)
     return Evaluator(recipe, 0), model
 
@@ -114,7 +117,7 @@ def evaluator(env, *sets):
 @pytest.mark.parametrize(("episodes", "at_a_time", "environments"), [(3, 100, 3), (7, 3, 3)])
 def test_as_many_environments_as_episodes_and_every_step_counts(odd, monkeypatch, episodes, at_a_time, environments):
     monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", at_a_time)
-    kwargs = recipes.resolve("ppo-adam", odd, [], 100, {"constant": True})
+    kwargs = resolve("ppo-adam", odd, [], 100, {"constant": True})
     model = build(kwargs.agent, make_env(kwargs, 0, training=True), 0)
     evaluations = Evaluator(kwargs, 0)
     returns, steps = evaluations.play(model, episodes, 10**6)

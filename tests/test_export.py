@@ -19,10 +19,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTrans
 from test_agent import ACTIONS, IMAGE, OBSERVATIONS, RandomEnv, make_agent, make_model, samples
 from test_enjoy import CARTPOLE, save_run
 
-from alrao_rl import export, load_agent, runs, save_agent
-from alrao_rl.agent import _digest, read_agent
+from alrao_rl import export, load_agent, save_agent
+from alrao_rl.agents.file import _digest, read_agent
 from alrao_rl.export import main
-from alrao_rl.train import main as train
+from alrao_rl.train.command import main as train
 
 ROOT = Path(__file__).parent.parent
 RAW = spaces.Box(100.0, 140.0, (3,))
@@ -272,7 +272,7 @@ def test_a_failed_export_leaves_the_one_before(run, capfd, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     assert "No space left on device" in refused(capfd, run, "--to", "sb3")
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 

@@ -19,17 +19,19 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-import alrao_rl.training
+import alrao_rl.train.callback
 from alrao_rl import AlraoCnnPolicy, enjoy
-from alrao_rl.agent import build
-from alrao_rl.envs import make_env, make_one
+from alrao_rl.agents.build import build
+from alrao_rl.environments.make import make_env, make_one
+from alrao_rl.environments.minatar import MinAtar
+from alrao_rl.environments.recording import Origin
+from alrao_rl.environments.supported import cautions
 from alrao_rl.errors import UserError
-from alrao_rl.minatar import MinAtar
-from alrao_rl.recipes import Environment, load_environment, resolve
-from alrao_rl.recorder import Origin
+from alrao_rl.recipes.files import load_environment
+from alrao_rl.recipes.resolve import resolve
+from alrao_rl.recipes.schema import Environment
 from alrao_rl.sb3.extractors import AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
-from alrao_rl.supported import cautions
-from alrao_rl.train import main
+from alrao_rl.train.command import main
 
 # Kinds of objects, and actions that do something.
 GAMES = {"asterix": (4, 5), "breakout": (4, 3), "freeway": (7, 3), "seaquest": (10, 6), "space_invaders": (6, 4)}
@@ -289,8 +291,8 @@ def test_frames_that_are_taken_for_no_image_are_said(space, what):
     "game", ["ALE/Pong-v5", pytest.param("ALE/Breakout-v5", marks=pytest.mark.long), "MinAtar/Seaquest-v1"]
 )
 def test_training_and_playing_a_game(tmp_path, capfd, monkeypatch, game):
-    monkeypatch.setattr(alrao_rl.training, "N_EVALUATIONS", 2)  # of whole games, which take most of the time
-    monkeypatch.setattr(alrao_rl.training, "CONFIRMATION", 1)
+    monkeypatch.setattr(alrao_rl.train.callback, "N_EVALUATIONS", 2)  # of whole games, which take most of the time
+    monkeypatch.setattr(alrao_rl.train.callback, "CONFIRMATION", 1)
     args = arguments("dqn", game, 300, "train_freq=16", "gradient_steps=1")
     assert main([*args, "--out", str(tmp_path / "run")]) == 0
     assert capfd.readouterr() == ("", "")

@@ -12,12 +12,12 @@ import time
 import pytest
 from common import ENVIRON, ROOT, arguments, command, same_files
 
-import alrao_rl.train
-from alrao_rl.checkpoint import CheckpointError
-from alrao_rl.interruption import Interruption
-from alrao_rl.runs import RunFolder
-from alrao_rl.train import main
-from alrao_rl.training import TrainingCallback
+import alrao_rl.train.run
+from alrao_rl.cli.interruption import Interruption
+from alrao_rl.runs.checkpoint import CheckpointError
+from alrao_rl.runs.folder import RunFolder
+from alrao_rl.train.callback import TrainingCallback
+from alrao_rl.train.command import main
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 ODD = '''
@@ -145,7 +145,10 @@ def test_interrupted_and_continued(straight, tmp_path, capfd, algo, number):
     """It writes a checkpoint, says so, and ends bit for bit as in one go; the only checkpoint is that of the signal."""
     out, args = tmp_path / "run", arguments(algo, "CartPole-v1", RUNS[algo])
     # Patient, so that it does not depend on how fast the machine is.
-    code = "import sys; from alrao_rl import train as t; t.PATIENCE, t.LIMIT = 60, 90; sys.exit(t.main(sys.argv[1:]))"
+    code = (
+        "import sys; from alrao_rl.train import command, run;"
+        "run.PATIENCE, run.LIMIT = 60, 90; sys.exit(command.main(sys.argv[1:]))"
+    )
     patient = [sys.executable, "-c", code, *args, "--checkpoint-interval", "1000", "--out", str(out)]
     process = subprocess.Popen(patient, env=ENVIRON, stderr=subprocess.PIPE, text=True)
     log = out / "evaluations.csv"
@@ -301,7 +304,7 @@ def test_at_the_first_place_after_it(tmp_path, capfd, monkeypatch):
     assert signal.set_wakeup_fd(-1) == -1
     # At once, before anything is continued: it goes on from there again.
     with monkeypatch.context() as patch:
-        patch.setattr(alrao_rl.train, "_begin", asked_first(alrao_rl.train._begin))
+        patch.setattr(alrao_rl.train.run, "_begin", asked_first(alrao_rl.train.run._begin))
         assert main([*SHORT, "--out", str(tmp_path / "run")]) == 130
     assert capfd.readouterr().err == "interrupted at step 220; the same command continues\n"
     assert main([*SHORT, "--out", str(tmp_path / "run")]) == 0
@@ -320,7 +323,7 @@ def asked_first(function):
 
 def test_before_there_is_anything_to_save(tmp_path, capfd, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(alrao_rl.train, "_begin", asked_first(alrao_rl.train._begin))
+        patch.setattr(alrao_rl.train.run, "_begin", asked_first(alrao_rl.train.run._begin))
         assert main([*SHORT, "--out", str(tmp_path)]) == 130
     assert capfd.readouterr().err == "interrupted at step 0; the same command begins anew\n"
     assert status(tmp_path) == {"state": "interrupted", "timestep": 0}
@@ -390,8 +393,8 @@ def test_keyboard_interrupt_of_another_source(tmp_path, capfd, monkeypatch):
 
 SCRIPT = """
 import os, signal, sys, time
-from alrao_rl.interruption import Interruption
-from alrao_rl.runs import RunFolder
+from alrao_rl.cli.interruption import Interruption
+from alrao_rl.runs.folder import RunFolder
 with Interruption({patience}, {limit}, lambda: print("last words", flush=True)) as interruption:
     print("ready", flush=True)
     {body}

@@ -7,7 +7,7 @@ from torch import nn
 from alrao_rl.core import Output
 from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.plain import averaged
-from alrao_rl.sb3.iterate_average import follow
+from alrao_rl.sb3.running_average import follow
 
 
 def network(kind="values", **options):

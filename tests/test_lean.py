@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from alrao_rl import AlraoPolicy
-from alrao_rl.sb3.lean import LeanQNetwork, LeanSequential, make_lean
+from alrao_rl.sb3.shortcuts import LeanQNetwork, LeanSequential, make_lean
 
 
 class Doubled(nn.Linear):

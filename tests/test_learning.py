@@ -11,9 +11,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
-from alrao_rl import recipes
-from alrao_rl.agent import build
-from alrao_rl.envs import make_env
+from alrao_rl.agents.build import build
+from alrao_rl.environments.make import make_env
+from alrao_rl.recipes.resolve import resolve
 from alrao_rl.sb3.policies import AlraoPolicyMixin
 
 GOAL = 400.0
@@ -41,7 +41,7 @@ class StopAtGoal(BaseCallback):
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", PLANS)
 def test_cartpole(algo):
-    recipe = recipes.resolve(algo, "CartPole-v1")
+    recipe = resolve(algo, "CartPole-v1")
     interval, budget = PLANS[algo]
     model = build(recipe.agent, make_env(recipe, seed=0, training=True), seed=0)
     assert isinstance(model.policy, AlraoPolicyMixin)
@@ -57,7 +57,7 @@ def test_cartpole(algo):
 )
 def test_contrib(algo, env, interval, budget):
     pytest.importorskip("sb3_contrib")
-    recipe = recipes.resolve(algo, env)
+    recipe = resolve(algo, env)
     model = build(recipe.agent, make_env(recipe, seed=0, training=True), seed=0)
     stop = StopAtGoal(make_env(recipe, seed=1_000, training=False, n_envs=1), interval)
     model.learn(budget, callback=stop)
@@ -83,7 +83,7 @@ def test_masked_actions():
 @pytest.mark.long
 def test_minatar_breakout():
     """From images: four times the score of random actions, with some margin; it was there after 6,000 steps."""
-    recipe = recipes.resolve("dqn", "MinAtar/Breakout-v1")
+    recipe = resolve("dqn", "MinAtar/Breakout-v1")
     model = build(recipe.agent, make_env(recipe, seed=0, training=True), seed=0)
     env = make_env(recipe, seed=1_000, training=False, n_envs=10)
     stop = StopAtGoal(env, interval=2_000, goal=4 * recipe.environment.random_score, n_episodes=50)

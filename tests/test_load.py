@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alrao_rl import load_results, recipes, runs, stats
+from alrao_rl import load_results, stats
 from alrao_rl.errors import UserError
-from alrao_rl.load import load_curves, load_heads
-from alrao_rl.runs import COLUMNS, RunFolder
+from alrao_rl.recipes.resolve import resolve
+from alrao_rl.runs.folder import COLUMNS, RunFolder
+from alrao_rl.runs.results import load_curves, load_heads
 
 CARTPOLE = {"id": "CartPole-v1", "random_score": 22.2, "reference_score": 500.0, "floor": 0.0}
 EPISODES = [(500, 20.0, 20), (900, 100.0, 100)]
@@ -109,7 +110,7 @@ def test_a_broken_run_in_the_current_folder_is_named_by_its_path(tmp_path, monke
 
 def test_a_real_recipe(tmp_path):
     """What ``train`` writes of an Alrao agent: an interval and no learning rate."""
-    recipe = recipes.resolve("dqn", "CartPole-v1", ["alrao.n_heads=5"])
+    recipe = resolve("dqn", "CartPole-v1", ["alrao.n_heads=5"])
     path = tmp_path / "somewhere"
     folder = RunFolder(path)
     folder.open()
@@ -510,7 +511,7 @@ def test_damaged_zips_are_broken_runs(tmp_path):
 
 def test_a_zip_that_claims_to_be_huge_is_not_unpacked(tmp_path, monkeypatch):
     path = zipped(write(tmp_path))
-    monkeypatch.setattr(runs, "_MOST_BYTES", 10)
+    monkeypatch.setattr("alrao_rl.runs.reading._MOST_BYTES", 10)
     assert "File too large" in load_results(tmp_path).iloc[0].error
     assert len(load_heads(path)) == 0
 

@@ -8,11 +8,16 @@ import pytest
 from common import arguments, bits
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
-from alrao_rl import envs, load_agent, plan, recipes, snapshot
-from alrao_rl.agent import build
-from alrao_rl.evaluation import Evaluator
-from alrao_rl.recipes import resolve
-from alrao_rl.train import main
+from alrao_rl import load_agent
+from alrao_rl.agents.build import build
+from alrao_rl.environments.make import make_env, settle
+from alrao_rl.recipes.files import load_agent_recipe
+from alrao_rl.recipes.resolve import resolve
+from alrao_rl.recipes.schema import NORMALIZATIONS
+from alrao_rl.sweep import plan
+from alrao_rl.train import state as snapshot
+from alrao_rl.train.command import main
+from alrao_rl.train.evaluation import Evaluator
 
 CONTINUOUS = ["ppo", "ppo-adam", "a2c", "a2c-rmsprop", "recurrent-ppo", "recurrent-ppo-adam"]
 STEADY = """
@@ -51,8 +56,8 @@ def steady(install):
 
 
 def config(args):
-    recipe = envs.settle(resolve(*args))
-    return {key: recipe.as_dict().get(key) for key in recipes.NORMALIZATIONS}
+    recipe = settle(resolve(*args))
+    return {key: recipe.as_dict().get(key) for key in NORMALIZATIONS}
 
 
 @pytest.mark.parametrize("agent", CONTINUOUS)
@@ -60,15 +65,15 @@ def test_continuous_is_settled_by_the_actions(agent):
     both = {"normalize_observations": True, "normalize_rewards": True}
     assert config((agent, "Pendulum-v1")) == both
     # As before there was such a key: not there where it does nothing.
-    discrete = envs.settle(resolve(agent, "CartPole-v1"))
+    discrete = settle(resolve(agent, "CartPole-v1"))
     assert discrete.as_dict()["normalize_observations"] is False
     assert "normalize_rewards" not in discrete.as_dict()
     assert discrete.is_settled
 
 
 def test_paper_and_replay_recipes_are_as_they_were():
-    assert recipes.load_agent_recipe("a2c-paper")[1].normalize_observations is False
-    assert recipes.load_agent_recipe("dqn")[1].normalize_observations == "scale"
+    assert load_agent_recipe("a2c-paper")[1].normalize_observations is False
+    assert load_agent_recipe("dqn")[1].normalize_observations == "scale"
     assert resolve("dqn", "CartPole-v1").is_settled
 
 
@@ -114,8 +119,8 @@ def test_a_sweep_plans_the_same():
 
 
 def test_rewards_are_scaled_by_the_return_of_the_agents_gamma(steady):
-    recipe = envs.settle(resolve("ppo-adam", steady, ["gamma=0.5", "n_envs=1"]))
-    env = envs.make_env(recipe, 0, training=True)
+    recipe = settle(resolve("ppo-adam", steady, ["gamma=0.5", "n_envs=1"]))
+    env = make_env(recipe, 0, training=True)
     env.reset()
     returns = [1000, 1500, 1750, 1875] * 3  # discounted by 0.5, anew with each episode
     for _ in returns:
@@ -141,8 +146,8 @@ def test_returns_in_the_logs_and_evaluations_are_not_scaled(steady, tmp_path):
 
 
 def test_evaluations_take_the_statistics_of_observations_only(steady):
-    recipe = envs.settle(resolve("ppo-adam", steady, [], 64))
-    model = build(recipe.agent, envs.make_env(recipe, 0, training=True), 0)
+    recipe = settle(resolve("ppo-adam", steady, [], 64))
+    model = build(recipe.agent, make_env(recipe, 0, training=True), 0)
     model.env.reset()
     evaluations = Evaluator(recipe, 0)
     env = evaluations._vectorized(model, 2, None)
@@ -154,20 +159,20 @@ def test_evaluations_take_the_statistics_of_observations_only(steady):
 
 def test_rewards_alone_beside_images(steady):
     """Images are scaled by SB3; they are transposed below the normalisation, as what replay keeps has to be."""
-    recipe = envs.settle(resolve("ppo-adam", steady, [], 64, {"image": True}))
-    env = envs.make_env(recipe, 0, training=True)
+    recipe = settle(resolve("ppo-adam", steady, [], 64, {"image": True}))
+    env = make_env(recipe, 0, training=True)
     assert isinstance(env, VecNormalize)
     assert (env.norm_obs, env.norm_reward) == (False, True)
     assert isinstance(env.venv, VecTransposeImage)
     assert env.reset().shape == (8, 1, 36, 36)
-    assert not isinstance(envs.make_env(recipe, 0, training=False), VecNormalize)
+    assert not isinstance(make_env(recipe, 0, training=False), VecNormalize)
 
 
 def test_statistics_of_rewards_are_part_of_a_checkpoint():
-    recipe = envs.settle(resolve("ppo", "Pendulum-v1", ["n_steps=32", "n_envs=4", "batch_size=32"], 256))
-    model = build(recipe.agent, envs.make_env(recipe, 0, training=True), 0).learn(128)
+    recipe = settle(resolve("ppo", "Pendulum-v1", ["n_steps=32", "n_envs=4", "batch_size=32"], 256))
+    model = build(recipe.agent, make_env(recipe, 0, training=True), 0).learn(128)
     state = snapshot.take(model)
-    other = build(recipe.agent, envs.make_env(recipe, 0, training=True), 0)
+    other = build(recipe.agent, make_env(recipe, 0, training=True), 0)
     other._setup_learn(128)
     assert snapshot.put_back(state, other) == {}
     one, two = model.get_vec_normalize_env(), other.get_vec_normalize_env()

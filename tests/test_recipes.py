@@ -17,14 +17,19 @@ from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from alrao_rl import recipes, registry
-from alrao_rl.agent import algorithm, build
+from alrao_rl.agents.build import algorithm, build
 from alrao_rl.checks import first_value
 from alrao_rl.core import AlraoConfig
-from alrao_rl.envs import make_env
+from alrao_rl.environments import register
+from alrao_rl.environments.make import make_env
 from alrao_rl.errors import UserError, suggest
-from alrao_rl.plan import parse_grid
-from alrao_rl.recipes import load_environment, parse_env_kwargs, parse_override, resolve
+from alrao_rl.recipes.algorithms import ALGORITHMS, DEFAULT_TIMESTEPS, HYPERPARAMETERS, POLICY_OPTIONS
+from alrao_rl.recipes.files import MAX_BYTES, load_environment, read_toml, recipe_names
+from alrao_rl.recipes.overrides import parse_env_kwargs, parse_override
+from alrao_rl.recipes.resolve import alrao_options, resolve, sb3_defaults
+from alrao_rl.recipes.schema import Agent, AlraoOptions
+from alrao_rl.recipes.validation import FALLING
+from alrao_rl.sweep.plan import parse_grid
 
 ROOT = Path(__file__).parent.parent
 AGENT_FILES = sorted((ROOT / "agents").glob("*.toml"))
@@ -50,7 +55,7 @@ def refused(agent="dqn", env="CartPole-v1", *overrides, **kwargs):
 def test_recipe_folders_hold_nothing_but_toml():
     files = [path for folder in ("agents", "envs") for path in (ROOT / folder).rglob("*") if path.is_file()]
     assert sorted(files) == AGENT_FILES + ENV_FILES
-    assert {"dqn", "a2c", "ppo", "dqn-adam", "a2c-rmsprop", "ppo-adam"} <= set(recipes.names("agents"))
+    assert {"dqn", "a2c", "ppo", "dqn-adam", "a2c-rmsprop", "ppo-adam"} <= set(recipe_names("agents"))
     assert len(ENV_FILES) >= 6
 
 
@@ -71,16 +76,16 @@ def test_every_value_of_an_agent_names_its_source(path):
     assert [line for line in values if "#" not in line] == []
 
 
-@pytest.mark.parametrize("algo", recipes.ALGORITHMS)
+@pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_key_that_a_recipe_may_hold_is_a_keyword_of_sb3(algo):
-    takes = inspect.signature(algorithm(recipes.Agent(algo=algo, policy="stock"))).parameters
-    assert recipes.HYPERPARAMETERS[algo].model_fields.keys() <= takes.keys()
+    takes = inspect.signature(algorithm(Agent(algo=algo, policy="stock"))).parameters
+    assert HYPERPARAMETERS[algo].model_fields.keys() <= takes.keys()
     policy = POLICIES.get(algo, ActorCriticPolicy)
-    assert recipes.POLICY_OPTIONS[algo].model_fields.keys() <= inspect.signature(policy).parameters.keys()
+    assert POLICY_OPTIONS[algo].model_fields.keys() <= inspect.signature(policy).parameters.keys()
 
 
 def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
-    assert list(recipes.AlraoOptions.model_fields) == list(inspect.signature(AlraoConfig).parameters)
+    assert list(AlraoOptions.model_fields) == list(inspect.signature(AlraoConfig).parameters)
 
 
 @pytest.mark.parametrize(("alrao", "stock"), [
@@ -91,7 +96,7 @@ def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
     ours, theirs = (tomllib.loads((ROOT / "agents" / f"{name}.toml").read_text()) for name in (alrao, stock))
     assert (ours.pop("policy"), theirs.pop("policy")) == ("alrao", "stock")
     assert first_value(theirs["hyperparameters"].pop("learning_rate")) > 0
-    assert ours["hyperparameters"].pop("learning_rate", recipes.FALLING) == recipes.FALLING
+    assert ours["hyperparameters"].pop("learning_rate", FALLING) == FALLING
     assert ours == theirs
     assert "alrao" not in ours  # the code's default is the only one
 
@@ -101,9 +106,9 @@ def test_environment_file_is_valid(path):
     name = path.relative_to(ROOT / "envs").with_suffix("").as_posix()
     environment, origin = load_environment(name)
     assert environment.id == name
-    assert name in recipes.names("envs")
+    assert name in recipe_names("envs")
     assert origin == str(path)
-    registry.provide(environment.id)
+    register.provide(environment.id)
     assert gym.spec(environment.id)
     assert environment.floor <= environment.random_score
     known = environment.reference_score is not None
@@ -127,7 +132,7 @@ def mine(tmp_path):
 
 def test_merge_order_sb3_agent_environment_set(mine):
     recipe = resolve(*mine, ["batch_size=16"])
-    origins = recipes.defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
+    origins = sb3_defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
     assert origins["hyperparameters.tau"] == (1.0, "SB3's default")
     assert origins["hyperparameters.gamma"] == (0.5, mine[0])
     assert origins["timesteps"] == (123, mine[1])
@@ -153,7 +158,7 @@ def test_timesteps_and_env_kwargs_of_the_command_line_come_last(mine):
 def test_environment_without_a_file_has_a_stated_budget():
     recipe = resolve("a2c", "FrozenLake-v1")
     assert recipe.environment.id == "FrozenLake-v1"
-    assert recipe.origins["timesteps"] == (recipes.DEFAULT_TIMESTEPS["a2c"], "default")
+    assert recipe.origins["timesteps"] == (DEFAULT_TIMESTEPS["a2c"], "default")
 
 
 def test_alrao_options_are_written_out():
@@ -168,7 +173,7 @@ def test_alrao_options_are_written_out():
 
 def test_head_max_grad_norm_none_reaches_the_code_as_none():
     agent = resolve("dqn", "CartPole-v1", ["alrao.head_max_grad_norm=none"]).agent
-    assert recipes.alrao_options(agent)["head_max_grad_norm"] is None
+    assert alrao_options(agent)["head_max_grad_norm"] is None
 
 
 def test_a_table_that_is_set_leaves_no_trace_of_the_old_one(tmp_path):
@@ -365,7 +370,7 @@ def test_file_that_is_not_there_or_no_text(tmp_path):
     assert refused(tmp_path / "binary.toml").endswith("is not a recipe: expected TOML text")
     (tmp_path / "folder.toml").mkdir()
     assert refused(tmp_path / "folder.toml").startswith("cannot read")
-    (tmp_path / "large.toml").write_text("#" * (recipes.MAX_BYTES + 1))
+    (tmp_path / "large.toml").write_text("#" * (MAX_BYTES + 1))
     assert "is larger than" in refused(tmp_path / "large.toml")
     (tmp_path / "endless.toml").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.toml")
@@ -390,7 +395,7 @@ def test_file_that_is_nested_too_deeply(tmp_path, text):
     assert refused(path) == f"{path} is not a recipe: it is nested more than 20 tables deep"
     numbers = ", ".join(["0.5"] * 30)
     path.write_text(f"# 0.1.2, see a.b.c...\nx = [{numbers}]\n[a.b.c.d]\ne.f = 1\n")
-    assert recipes.read_toml(path)["a"]["b"]["c"]["d"] == {"e": {"f": 1}}
+    assert read_toml(path)["a"]["b"]["c"]["d"] == {"e": {"f": 1}}
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31m.toml", "a\nb.toml", "..toml"])
@@ -527,7 +532,7 @@ def test_env_kwargs_that_no_json_holds():
 
 def test_reading_recipes_imports_no_torch():
     code = (
-        "import sys; from alrao_rl import recipes; recipes.load_agent_recipe('dqn'); "
+        "import sys; from alrao_rl.recipes.files import load_agent_recipe; load_agent_recipe('dqn'); "
         "recipes.load_environment('CartPole-v1'); assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -543,4 +548,4 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, mark):
     assert (recipe.agent.algo, recipe.agent.n_envs) == ("ppo", 3)
     (tmp_path / "bad.toml").write_bytes(mark + b"a b")
     with pytest.raises(UserError, match=r"is not valid TOML: .*line 1, column 3"):
-        recipes.read_toml(tmp_path / "bad.toml")
+        read_toml(tmp_path / "bad.toml")

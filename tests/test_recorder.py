@@ -11,10 +11,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from alrao_rl import enjoy
-from alrao_rl.envs import make_one
-from alrao_rl.recipes import Environment
-from alrao_rl.recorder import NonFiniteError, Origin, RecordingMonitor
-from alrao_rl.train import main
+from alrao_rl.environments.make import make_one
+from alrao_rl.environments.recording import NonFiniteError, Origin, RecordingMonitor
+from alrao_rl.recipes.schema import Environment
+from alrao_rl.train.command import main
 
 
 class Given(gym.Env):

@@ -18,12 +18,13 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from alrao_rl import load_results, report, stats
-from alrao_rl._report import compare, figures
-from alrao_rl._report.document import markdown
-from alrao_rl._report.sections.words import number, returned, returned_interval, with_interval
-from alrao_rl._report.study import Study
-from alrao_rl.runs import RunFolder
+from alrao_rl import load_results, stats
+from alrao_rl.report import command as report
+from alrao_rl.report import compare, figures
+from alrao_rl.report.document import markdown
+from alrao_rl.report.sections.words import number, returned, returned_interval, with_interval
+from alrao_rl.report.study import Study
+from alrao_rl.runs.folder import RunFolder
 
 ENV = {"id": "CartPole-v1", "random_score": 20.0, "reference_score": 500.0, "floor": -7.0}
 OTHER = {"id": "Acrobot-v1", "random_score": -500.0, "reference_score": -70.0, "floor": -500.0}
@@ -909,7 +910,7 @@ def test_settings_of_one_agent_are_methods_of_their_own(tmp_path):
 
 def test_the_page_is_kept_small_by_fewer_bins(tmp_path, monkeypatch):
     sweep(tmp_path, range(3))
-    monkeypatch.setattr("alrao_rl._report.study.MOST_POINTS", 400)
+    monkeypatch.setattr("alrao_rl.report.study.MOST_POINTS", 400)
     assert "25 bins, each 4 % of the steps" in make(tmp_path)[0]
 
 
@@ -996,7 +997,7 @@ def test_a_run_without_a_score_leaves_its_environment_out(tmp_path, monkeypatch)
     scores = ["auc", "final_return", "auc_normalised", "final_normalised", "floor"]
     frame.loc[(frame.env == "CartPole-v1") & (frame.state == "failed"), scores] = np.nan
     frame.loc[frame.env == "CartPole-v1", "lowest_return"] = np.nan
-    monkeypatch.setattr("alrao_rl._report.study.load_results", lambda _: frame)
+    monkeypatch.setattr("alrao_rl.report.study.load_results", lambda _: frame)
     page = make(tmp_path)[0]
     assert "2 seeds × 1 environment (Acrobot-v1)" in lead(page)
     assert "CartPole-v1 left out of dqn against dqn-adam: a run of dqn has no score there." in str(alerts(page))

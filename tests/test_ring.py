@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
-from alrao_rl import checkpoint, ring, snapshot
-from alrao_rl.checkpoint import CheckpointError, Checkpoints, load
-from alrao_rl.ring import Ring, StoredRing
+from alrao_rl.runs import buffer_chunks, checkpoint
+from alrao_rl.runs.buffer_chunks import Ring, StoredRing
+from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, load
+from alrao_rl.train import state as snapshot
 
 BOX = spaces.Box(0, 255, (2,), np.uint8)
 DICT = spaces.Dict({"a/b": BOX, "c": spaces.Box(-1.0, 1.0, (3,))})
@@ -31,7 +32,7 @@ KINDS = {
 def in_chunks(patch, chunk_bytes):
     """Everything in chunks, and small ones."""
     patch.setattr(snapshot, "LARGE", 0)
-    patch.setattr(ring, "CHUNK_BYTES", chunk_bytes)
+    patch.setattr(buffer_chunks, "CHUNK_BYTES", chunk_bytes)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def in_chunks(patch, chunk_bytes):
 )
 def test_changed_by_hand(monkeypatch, since, written, expected):
     """Ten rows of two bytes in chunks of three."""
-    monkeypatch.setattr(ring, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(buffer_chunks, "CHUNK_BYTES", 7)
     rows = Ring(np.zeros((10, 2), np.uint8), 10, written)
     assert [len(chunk) for chunk in rows.chunks()] == [3, 3, 3, 1]
     assert rows.changed(since) == expected
@@ -250,7 +251,7 @@ def test_newest_observation_of_a_memory_saving_buffer(tmp_path, monkeypatch, lar
 def test_no_second_copy_in_memory(tmp_path, monkeypatch):
     """Of 8 MB of rows no more than two chunks of 64 kB are in memory once more, neither at writing nor at reading."""
     monkeypatch.setattr(snapshot, "LARGE", 2**20)
-    monkeypatch.setattr(ring, "CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(buffer_chunks, "CHUNK_BYTES", 2**16)
     monkeypatch.setattr(checkpoint, "_CHUNK", 2**16)
     one, two = buffer_of(2000, 2000), ReplayBuffer(2000, spaces.Box(0, 255, (2000,), np.uint8), spaces.Discrete(2))
     assert one.observations.nbytes == 4_000_000
@@ -269,7 +270,7 @@ def test_no_second_copy_in_memory(tmp_path, monkeypatch):
 def test_bytes_written(tmp_path, monkeypatch):
     """1,000 rows of 64 bytes, 10 a chunk; after 25 more the third checkpoint writes the chunks of 50 rows, no more."""
     monkeypatch.setattr(snapshot, "LARGE", 2**15)  # not rewards and the like
-    monkeypatch.setattr(ring, "CHUNK_BYTES", 640)
+    monkeypatch.setattr(buffer_chunks, "CHUNK_BYTES", 640)
     buffer, kept, sizes, rows = buffer_of(1000), Checkpoints(tmp_path / "c"), [], []
     copy = checkpoint._copy
 

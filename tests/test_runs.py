@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from alrao_rl.errors import UserError
-from alrao_rl.runs import COLUMNS, RunFolder, check_manifest, differences, read_json, write_atomically, write_json
+from alrao_rl.runs.atomic import write_atomically, write_json
+from alrao_rl.runs.configuration import differences
+from alrao_rl.runs.folder import COLUMNS, RunFolder
+from alrao_rl.runs.reading import check_manifest, read_json
 
 
 def test_write_atomically(tmp_path):

@@ -114,7 +114,7 @@ def test_import_is_light():
 def test_start_loads_no_compiler(algo):
     """Torch's compiler and its computer algebra take longer to load than all of SB3."""
     script = (
-        f"import sys; from alrao_rl.train import main; main(['--algo', '{algo}', '--env', 'CartPole-v1', '--dry-run']);"
+        f"import sys; from alrao_rl.train.command import main; main(['--algo', '{algo}', '--env', 'CartPole-v1', '--dry-run']);"
         "heavy = {'sympy', 'torch._dynamo', 'pandas', 'scipy'} & set(sys.modules); assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -124,7 +124,7 @@ def test_start_loads_no_compiler(algo):
 def test_statistics_need_no_torch():
     """People's notebooks load results and compare them without waiting for torch."""
     script = (
-        "import sys, alrao_rl, alrao_rl.stats, alrao_rl.report, alrao_rl._report.sections; alrao_rl.load_results;"
+        "import sys, alrao_rl, alrao_rl.stats, alrao_rl.report, alrao_rl.report.sections; alrao_rl.load_results;"
         "heavy = {'torch', 'stable_baselines3', 'gymnasium'} & set(sys.modules); assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -26,14 +26,21 @@ import psutil
 import pytest
 from common import ROOT, SAME, SMALL
 
-from alrao_rl import load_results, notation, plan, provenance, rows, survey, worker
-from alrao_rl._report import study
+from alrao_rl import load_results
+from alrao_rl.cli.arguments import parse_count
 from alrao_rl.errors import UserError
-from alrao_rl.progress import Progress, time_left
-from alrao_rl.provenance import continued, versions
-from alrao_rl.runs import RunFolder
-from alrao_rl.sweep import _check_cells, give_out, local_cluster, main
-from alrao_rl.train import main as train
+from alrao_rl.notation import literal, parse_seeds, seeds_as_text
+from alrao_rl.report import study
+from alrao_rl.runs import provenance
+from alrao_rl.runs.folder import RunFolder
+from alrao_rl.runs.names import is_cut, setting_name, setting_names
+from alrao_rl.runs.provenance import continued, versions
+from alrao_rl.sweep import plan, runs_csv, worker
+from alrao_rl.sweep import states as survey
+from alrao_rl.sweep.cluster import give_out, local_cluster
+from alrao_rl.sweep.command import _check_cells, main
+from alrao_rl.sweep.progress import Progress, time_left
+from alrao_rl.train.command import main as train
 
 ODD = '''
 import os, sys, time
@@ -158,8 +165,8 @@ def cells(**more):
     [(["0-3"], [0, 1, 2, 3]), (["0,3,5-7"], [0, 3, 5, 6, 7]), (["4", "1-2"], [4, 1, 2]), (["9-9"], [9])],
 )
 def test_seeds(texts, seeds):
-    assert notation.parse_seeds(texts, "--seeds") == seeds
-    assert notation.parse_seeds([notation.seeds_as_text(seeds)], "") == sorted(seeds)
+    assert parse_seeds(texts, "--seeds") == seeds
+    assert parse_seeds([seeds_as_text(seeds)], "") == sorted(seeds)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +176,8 @@ def test_seeds(texts, seeds):
 )  # fmt: skip
 def test_timesteps_in_short(text, count):
     """They are exact."""
-    assert notation.parse_count(text) == count
-    assert type(notation.parse_count(text)) is int
+    assert parse_count(text) == count
+    assert type(parse_count(text)) is int
 
 
 @pytest.mark.parametrize(
@@ -186,7 +193,7 @@ def test_timesteps_in_short(text, count):
 )
 def test_seeds_refused(text, says):
     with pytest.raises(UserError, match="--seeds: ") as error:
-        notation.parse_seeds([text], "--seeds")
+        parse_seeds([text], "--seeds")
     assert says in str(error.value)
 
 
@@ -309,24 +316,24 @@ def test_a_folder_name_fits(tmp_path):
     """What is short is named in full; what no file system takes is cut, and each setting keeps a name of its own."""
     keys = [f"k{n:02d}" for n in range(16)]
     values = dict.fromkeys(keys, 0.125)
-    assert notation.setting_name({"k": "x" * 248}, "dqn") == "k=" + "x" * 248
+    assert setting_name({"k": "x" * 248}, "dqn") == "k=" + "x" * 248
     whole = ",".join(f"{key}=0.12345678901" for key in keys)  # 16 * 17 + 15 = 287 characters
-    name = notation.setting_name(dict.fromkeys(keys, 0.12345678901), "dqn")
+    name = setting_name(dict.fromkeys(keys, 0.12345678901), "dqn")
     assert name == whole[:236] + "..." + hashlib.sha256(whole.encode()).hexdigest()[:12]
     (tmp_path / f"dqn@{name}").mkdir()
     assert len(f"dqn@{name}") == 255
-    assert notation.is_cut(name)
-    assert not notation.is_cut(notation.setting_name(values, "dqn"))
+    assert is_cut(name)
+    assert not is_cut(setting_name(values, "dqn"))
     grid = {key: [0.12345678901] for key in keys[:-1]} | {keys[-1]: [0.1, 0.2]}
-    both = notation.setting_names(grid, "dqn", [notation.setting_name({k: v[-1] for k, v in grid.items()}, "dqn")])
+    both = setting_names(grid, "dqn", [setting_name({k: v[-1] for k, v in grid.items()}, "dqn")])
     assert len(set(both)) == 2
     # Some keys of the grid are none of the agent's, and no name says which.
     fewer = {key: values[-1] for key, values in list(grid.items())[1:]}
-    assert notation.setting_names(grid, "dqn", [notation.setting_name(fewer, "dqn")]) == []
-    assert notation.setting_names({"a": [1, 2], "b": [3]}, "dqn", ["a=1"]) == ["a=1", "a=2"]
-    assert notation.setting_names({"a": [1, 2]}, "dqn", [""]) == []
+    assert setting_names(grid, "dqn", [setting_name(fewer, "dqn")]) == []
+    assert setting_names({"a": [1, 2], "b": [3]}, "dqn", ["a=1"]) == ["a=1", "a=2"]
+    assert setting_names({"a": [1, 2]}, "dqn", [""]) == []
     with pytest.raises(UserError, match="has too long a name for folders that name settings too: rename its file"):
-        notation.setting_name({"gamma": 0.9}, "x" * 250)
+        setting_name({"gamma": 0.9}, "x" * 250)
 
 
 LONG = ["batch_size=32", "buffer_size=1000", "exploration_final_eps=0.05", "exploration_fraction=0.125",
@@ -411,16 +418,16 @@ def test_cells_are_checked_on_one_environment(place):
 def test_rows(tmp_path):
     path = tmp_path / "runs.csv"
     row = {"env": "E", "agent": "a", "setting": "k=1, l=2", "seed": 3, "state": "failed", "auc": math.nan}
-    kept = rows.Rows(path)
+    kept = runs_csv.Rows(path)
     kept.put(row | {"reason": "two\nlines, and a comma"})
     kept.put(row | {"seed": 4})
     kept.put(row | {"state": "finished", "auc": 1.23456789})
-    again = rows.Rows(path)
+    again = runs_csv.Rows(path)
     assert [row["seed"] for row in again.values()] == ["3", "4"]
     found = again.get(("E", "a", "k=1, l=2", "3"))
     assert (found["state"], found["auc"], found["reason"]) == ("finished", "1.23457", "")
     kept.put(row | {"agent": "my  agent"})
-    assert rows.Rows(path).get(("E", "my  agent", "k=1, l=2", "3"))
+    assert runs_csv.Rows(path).get(("E", "my  agent", "k=1, l=2", "3"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs.csv"]
     text = path.read_text()
     for damaged, says in (
@@ -432,14 +439,14 @@ def test_rows(tmp_path):
     ):
         path.write_text(damaged)
         with pytest.raises(UserError, match=says):
-            rows.Rows(path)
+            runs_csv.Rows(path)
 
 
 def test_words_of_values():
-    assert notation.setting_name({"a": -1.0, "b": [64, 64], "c": "x y", "d": -3}) == "a=-1.0,b=64-64,c=x-y,d=-3"
-    assert notation.setting_name({"a": -1.0}) != notation.setting_name({"a": 1.0})
+    assert setting_name({"a": -1.0, "b": [64, 64], "c": "x y", "d": -3}) == "a=-1.0,b=64-64,c=x-y,d=-3"
+    assert setting_name({"a": -1.0}) != setting_name({"a": 1.0})
     for value in ("\U0001f680/dqn.toml", 'quotes "', "\x7f", "\n", -1.5, [True, "é"]):
-        assert tomllib.loads(f"x = {notation.literal(value)}")["x"] == value
+        assert tomllib.loads(f"x = {literal(value)}")["x"] == value
 
 
 def test_values_that_are_none():
@@ -503,7 +510,7 @@ def test_a_disk_that_is_full_stops_a_sweep_with_a_line(place, monkeypatch, capfd
     def full(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("alrao_rl.plan.write_atomically", full)
+    monkeypatch.setattr("alrao_rl.sweep.plan.write_atomically", full)
     assert sweep("--agents", "small.toml", "--envs", "CartPole-v1", "--seeds", "0", "--name", "x") == 1
     assert capfd.readouterr().err.strip() == (
         "error: the sweep stopped: results/x/sweep.toml: No space left on device; the same command continues it"
@@ -544,7 +551,7 @@ def test_states(tmp_path):
     """The folder has the say, the row where there is none; another configuration is refused."""
     one = plan.checked(data(seeds=[0], timesteps=100), "test")
     (run,) = plan.runs(one, plan.cells(one))
-    table, folder = rows.Rows(tmp_path / "runs.csv"), RunFolder(tmp_path / run.folder)
+    table, folder = runs_csv.Rows(tmp_path / "runs.csv"), RunFolder(tmp_path / run.folder)
 
     def state():
         return survey.state(tmp_path, run, table)
@@ -562,7 +569,7 @@ def test_states(tmp_path):
         folder.start(run.config | {"provenance": {}})
     assert state() == survey.State("finished")
     (tmp_path / "runs.csv").unlink()
-    table = rows.Rows(tmp_path / "runs.csv")
+    table = runs_csv.Rows(tmp_path / "runs.csv")
     (folder.path / "checkpoint" / "step-000000000040").mkdir(parents=True)
     (folder.path / "checkpoint" / ".step-000000000080.x.tmp").mkdir(parents=True)
     assert state() == survey.State("queued", step=40)
@@ -581,11 +588,11 @@ def test_states(tmp_path):
 
 
 def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("alrao_rl.progress.LINE_INTERVAL", 0.0)
+    monkeypatch.setattr("alrao_rl.sweep.progress.LINE_INTERVAL", 0.0)
     one = plan.checked(data(timesteps=100), "test")
     runs = plan.runs(one, plan.cells(one))
     states = dict.fromkeys(runs, survey.State("queued"))
-    with Progress(tmp_path, states, rows.Rows(tmp_path / "runs.csv"), survey.Speeds()) as progress:
+    with Progress(tmp_path, states, runs_csv.Rows(tmp_path / "runs.csv"), survey.Speeds()) as progress:
         progress.update([], 0)
         progress.update(runs[:1], 1)
         states[runs[0]] = survey.State("failed", "too bad")
@@ -605,7 +612,7 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
     one = plan.checked(data(timesteps=100, agents=[str(agent)]), "test")
     runs = plan.runs(one, plan.cells(one))
     states = dict.fromkeys(runs, survey.State("queued"))
-    with Progress(tmp_path, states, rows.Rows(tmp_path / "runs.csv"), survey.Speeds()) as progress:
+    with Progress(tmp_path, states, runs_csv.Rows(tmp_path / "runs.csv"), survey.Speeds()) as progress:
         progress.update([], 0, final=True)
         states[runs[0]] = survey.State("failed", "KeyError: '[bold]:fire:'")
         progress.ended(runs[0], states[runs[0]], 3.0, 0)
@@ -735,7 +742,7 @@ def test_a_byte_order_mark_is_no_part_of_a_sweep_or_its_table(place, capfd):
     root.mkdir(parents=True)
     text = 'name = "x"\nagents = ["a2c"]\nenvs = ["CartPole-v1"]\nseeds = [0]\n'
     (root / "sweep.toml").write_text(text, encoding="utf-8-sig")
-    (root / rows.FILE).write_text(",".join(rows.COLUMNS) + "\n", encoding="utf-8-sig")
+    (root / runs_csv.FILE).write_text(",".join(runs_csv.COLUMNS) + "\n", encoding="utf-8-sig")
     assert main([str(root / "sweep.toml"), "--dry-run"]) == 0
     assert "results/x: 1 runs, 0 finished, 0 failed, 1 to do" in capfd.readouterr().out
     assert study._sweep(root / "sweep.toml")["agents"] == ["a2c"]

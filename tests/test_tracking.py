@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import alrao_rl.training
-from alrao_rl.checkpoint import Timer
-from alrao_rl.runs import RunFolder
-from alrao_rl.sweep import main as sweep
-from alrao_rl.train import main
+import alrao_rl.train.callback
+from alrao_rl.runs.checkpoint import Timer
+from alrao_rl.runs.folder import RunFolder
+from alrao_rl.sweep.command import main as sweep
+from alrao_rl.train.command import main
 
 ROOT = Path(__file__).parent.parent
 SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
@@ -56,7 +56,7 @@ def _local(tmp_path, monkeypatch):
     """Nothing leaves the machine or the folder."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setattr(alrao_rl.training, "N_EVALUATIONS", 5)
+    monkeypatch.setattr(alrao_rl.train.callback, "N_EVALUATIONS", 5)
     monkeypatch.chdir(tmp_path)
 
 
@@ -78,7 +78,7 @@ def bad(tmp_path, monkeypatch):
 def untracked(tmp_path_factory):
     out = tmp_path_factory.mktemp("untracked")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alrao_rl.training, "N_EVALUATIONS", 5)
+        patch.setattr(alrao_rl.train.callback, "N_EVALUATIONS", 5)
         assert main([*ARGS, "--out", str(out)]) == 0
     return out
 
@@ -187,7 +187,7 @@ class StopError(Exception):
 def test_a_continued_run_is_one_run_there(untracked, tmp_path, monkeypatch, capfd, tracker):
     """Killed after more than its checkpoint knows: no point is lost, none is there twice."""
     pytest.importorskip(tracker)
-    callback, out, stop = alrao_rl.training.TrainingCallback, tmp_path / "run", [420]
+    callback, out, stop = alrao_rl.train.callback.TrainingCallback, tmp_path / "run", [420]
     on_step = callback._on_step
 
     def step(self):
@@ -196,7 +196,7 @@ def test_a_continued_run_is_one_run_there(untracked, tmp_path, monkeypatch, capf
         return on_step(self)
 
     monkeypatch.setattr(callback, "_on_step", step)
-    monkeypatch.setattr(alrao_rl.training, "Timer", Every)
+    monkeypatch.setattr(alrao_rl.train.callback, "Timer", Every)
     args = [*ARGS, "--out", str(out), "--track", tracker]
     assert main(args) == 1
     before = json.loads((out / "tracking.json").read_text())[tracker]
@@ -237,7 +237,7 @@ def test_a_run_that_is_begun_anew_is_another_one(tmp_path, monkeypatch):
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(alrao_rl.training.TrainingCallback, "_on_training_end", stop)
+        patch.setattr(alrao_rl.train.callback.TrainingCallback, "_on_training_end", stop)
         assert main(args) == 1
     assert main(args) == 0
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
@@ -254,8 +254,8 @@ def test_a_server_that_is_down(untracked, tmp_path, monkeypatch, tracker):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     script = (
-        "import sys, alrao_rl.training, alrao_rl.tracking; from alrao_rl.train import main;"
-        "alrao_rl.training.N_EVALUATIONS, alrao_rl.tracking.PATIENCE = 5, 5; sys.exit(main(sys.argv[1:]))"
+        "import sys, alrao_rl.train.callback, alrao_rl.train.tracking; from alrao_rl.train.command import main;"
+        "alrao_rl.train.callback.N_EVALUATIONS, alrao_rl.train.tracking.PATIENCE = 5, 5; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, *ARGS, "--out", str(tmp_path / "run"), "--track", tracker]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -296,7 +296,7 @@ def test_a_full_disk(untracked, bad, tmp_path, monkeypatch, capfd):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("alrao_rl.tracking.write_json", full)
+    monkeypatch.setattr("alrao_rl.train.tracking.write_json", full)
     assert main([*ARGS, "--out", str(tmp_path / "run"), "--track", "wandb"]) == 0
     assert capfd.readouterr().err.count("No space left on device") == 1
     same_files(untracked, tmp_path / "run")

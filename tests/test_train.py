@@ -23,16 +23,20 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.registration import EnvSpec
 
-from alrao_rl import recipes, runs, sweep
-from alrao_rl.agent import algorithm
-from alrao_rl.checkpoint import Checkpoints
-from alrao_rl.envs import make_env, make_one
+from alrao_rl.agents.build import algorithm
+from alrao_rl.environments.make import make_env, make_one
 from alrao_rl.errors import UserError
 from alrao_rl.numbers import significant
-from alrao_rl.recipes import load_environment, names, resolve
-from alrao_rl.runs import COLUMNS
-from alrao_rl.train import configuration, from_arguments, main, parser
-from alrao_rl.training import TrainingCallback, bar_chart
+from alrao_rl.recipes.files import load_agent_recipe, load_environment, recipe_names
+from alrao_rl.recipes.resolve import resolve
+from alrao_rl.runs.atomic import write_atomically
+from alrao_rl.runs.checkpoint import Checkpoints
+from alrao_rl.runs.folder import COLUMNS
+from alrao_rl.sweep import command as sweep
+from alrao_rl.train.callback import TrainingCallback
+from alrao_rl.train.command import main, parser
+from alrao_rl.train.display import bar_chart
+from alrao_rl.train.options import configuration, from_arguments
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "status.json", "sha256.json", ".lock", *COLUMNS} | {
@@ -630,7 +634,7 @@ def test_interrupted_before_a_checkpoint_it_is_started_anew(tiny, tmp_path, capf
 
 def test_full_disk_at_the_end(tmp_path, capfd, monkeypatch):
     """What cannot be written is said on one line, and the same command finishes the run."""
-    write = runs.write_atomically
+    write = write_atomically
 
     def full(path, data):
         if path.name == "status.json" and b"running" not in (data if isinstance(data, bytes) else data.encode()):
@@ -638,7 +642,8 @@ def test_full_disk_at_the_end(tmp_path, capfd, monkeypatch):
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_atomically", full)
+        for module in ("runs.atomic", "runs.folder", "train.run"):
+            patch.setattr(f"alrao_rl.{module}.write_atomically", full)
         assert main([*CARTPOLE, "--out", str(tmp_path), "--quiet"]) == 1
     assert capfd.readouterr().err == (
         "error: the run failed at step 300: OSError: [Errno 28] No space left on device; nothing can be written to "
@@ -676,7 +681,11 @@ def test_list_and_help_import_no_torch(tmp_path, flag):
     )
     done = run(flag, cwd=tmp_path, path=[tmp_path])
     assert (done.returncode, done.stderr) == (0, "")
-    expected = [*names("agents"), *names("envs")] if flag == "--list" else ["--algo", "--env-kwargs", "--dry-run"]
+    expected = (
+        [*recipe_names("agents"), *recipe_names("envs")]
+        if flag == "--list"
+        else ["--algo", "--env-kwargs", "--dry-run"]
+    )
     assert all(word in done.stdout for word in expected)
     # The blocker blocks.
     assert (
@@ -775,11 +784,11 @@ def test_actions_that_a_gaussian_does_not_reach_are_said_once(tmp_path, monkeypa
     low, high = np.broadcast_to(low, 2).astype(np.float32), np.broadcast_to(high, 2).astype(np.float32)
     monkeypatch.setattr(PendulumEnv, "__init__", _with_actions(PendulumEnv.__init__, spaces.Box(low, high)))
     monkeypatch.chdir(tmp_path)
-    for command, args in (
+    for run_command, args in (
         (main, ["--algo", "ppo", "--env", "Pendulum-v1", "--dry-run", "--set", "n_envs=3"]),
         (sweep.main, ["--agents", "ppo", "a2c", "--envs", "Pendulum-v1", "--seeds", "0-1", "--dry-run"]),
     ):
-        assert command(args) == 0
+        assert run_command(args) == 0
         err = capfd.readouterr().err
         assert err.count("\n") == err.count("gymnasium.wrappers.RescaleAction(env, -1, 1)") == int(warned)
         assert err.startswith("warning: Pendulum-v1 acts in Box(" if warned else "")
@@ -861,7 +870,7 @@ def test_an_error_in_the_middle_of_a_run_leaves_it_failed(tmp_path, monkeypatch,
     def refuse(*args, **kwargs):
         raise UserError("cannot be saved")
 
-    monkeypatch.setattr("alrao_rl.training.save_agent", refuse)
+    monkeypatch.setattr("alrao_rl.train.callback.save_agent", refuse)
     args = ["--algo", "a2c", "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
     message = one_error(main, capfd, *args, "--out", tmp_path / "run", "--set", "net_arch=[4]", status=1)
     assert message.startswith("error: the run failed at step 40: UserError: cannot be saved; see ")
@@ -871,7 +880,7 @@ def test_an_error_in_the_middle_of_a_run_leaves_it_failed(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("algo", ["ppo-adam", "dqn-adam"])
 def test_a_run_without_an_update_has_failed(tmp_path, monkeypatch, capfd, algo):
-    kind = algorithm(recipes.load_agent_recipe(algo)[1])
+    kind = algorithm(load_agent_recipe(algo)[1])
     monkeypatch.setattr(kind, "train", lambda self, *args, **kwargs: None)
     args = ["--agent", algo, "--env", "CartPole-v1", "--timesteps", "40", "--eval-episodes", "0", "--quiet"]
     sets = ["n_steps=8", "batch_size=8"] if algo == "ppo-adam" else ["learning_starts=9"]
@@ -916,8 +925,9 @@ def test_a_signal_after_the_end_leaves_a_finished_run_finished(tiny, tmp_path):
     args = ["--algo", "dqn", "--env", "tiny:Tiny-v0", "--timesteps", "40", *DQN, "--out", "run"]
     # Of the training environments, which are closed last.
     code = (
-        "import sys; from alrao_rl import evaluation, train as t; evaluation.Evaluator.close = lambda self: None; "
-        "t.PATIENCE, t.LIMIT = 0.5, 1.0; sys.exit(t.main(sys.argv[1:]))"
+        "import sys; from alrao_rl.train import command, evaluation, run;"
+        "evaluation.Evaluator.close = lambda self: None;"
+        "run.PATIENCE, run.LIMIT = 0.5, 1.0; sys.exit(command.main(sys.argv[1:]))"
     )
     signalled = [sys.executable, "-c", code, *args, "--env-kwargs", 'close="signal"']
     done = subprocess.run(signalled, capture_output=True, text=True, cwd=tmp_path, env=environment(tiny))

@@ -32,9 +32,9 @@ from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.plain import averaged
 from alrao_rl.sb3.distributions import LeanGaussian, LeanStateDependentNoise, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
-from alrao_rl.sb3.iterate_average import follow
-from alrao_rl.sb3.lean import are_features, is_hooked, make_lean
 from alrao_rl.sb3.log_std import log_std, write_log_std
+from alrao_rl.sb3.running_average import follow
+from alrao_rl.sb3.shortcuts import are_features, is_hooked, make_lean
 
 Options = Mapping[str, Any] | AlraoConfig | None
 

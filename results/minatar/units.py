@@ -25,9 +25,10 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from alrao_rl import AlraoCnnPolicy, recipes, stats
-from alrao_rl.agent import policy_kwargs
-from alrao_rl.envs import make_env
+from alrao_rl import AlraoCnnPolicy, stats
+from alrao_rl.agents.build import policy_kwargs
+from alrao_rl.environments.make import make_env
+from alrao_rl.recipes.resolve import resolve
 from alrao_rl.sb3.extractors import AlraoMinAtarCNN
 
 HERE = Path(__file__).parent
@@ -89,7 +90,7 @@ def idle_units(model: DQN, n: int = 1_000) -> list[float]:
 def run(variant: str, seed: int) -> dict[str, Any]:
     """Train once and return the row."""
     extractor, unit = VARIANTS[variant]
-    recipe = recipes.resolve(str(HERE / "dqn.toml"), ENV, timesteps=TIMESTEPS)
+    recipe = resolve(str(HERE / "dqn.toml"), ENV, timesteps=TIMESTEPS)
     env = make_env(recipe, seed, training=True)
     kwargs = policy_kwargs(recipe.agent, env.observation_space) | {
         "features_extractor_class": extractor,

@@ -28,8 +28,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_diabetes, load_digits, make_friedman1
 from torch import Tensor, nn
 
-from alrao_rl import AlraoOptimizer, Output, convert, provenance
+from alrao_rl import AlraoOptimizer, Output, convert
 from alrao_rl.fast import kernels
+from alrao_rl.runs import provenance
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"

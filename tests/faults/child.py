@@ -16,14 +16,14 @@ from unittest import mock
 
 from common import bits
 
-import alrao_rl.checkpoint
-import alrao_rl.training
-from alrao_rl import snapshot
-from alrao_rl.train import main
-from alrao_rl.training import TrainingCallback
+import alrao_rl.runs.checkpoint
+import alrao_rl.train.callback
+from alrao_rl.train import state
+from alrao_rl.train.callback import TrainingCallback
+from alrao_rl.train.command import main
 
-alrao_rl.training.N_EVALUATIONS = 10  # they take most of the time of a short run
-alrao_rl.checkpoint.MAX_SHARE = 1.0  # a checkpoint at every interval, however slow the machine is
+alrao_rl.train.callback.N_EVALUATIONS = 10  # they take most of the time of a short run
+alrao_rl.runs.checkpoint.MAX_SHARE = 1.0  # a checkpoint at every interval, however slow the machine is
 facts, left = Path(sys.argv[1]), int(os.environ.get("BREAK_AT", -1))
 log = os.open(facts / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 on_rollout_start, save, on_training_end = (
@@ -43,7 +43,7 @@ def start_rollout(self):
 def write_checkpoint(self):
     global left
     left -= 1
-    odd = mock.patch.object(snapshot, "take", return_value={"odd": {1}})
+    odd = mock.patch.object(state, "take", return_value={"odd": {1}})
     with odd if left == 0 else contextlib.nullcontext():
         save(self)
     tell(self, "checkpoint")
@@ -51,7 +51,7 @@ def write_checkpoint(self):
 
 def end(self):
     on_training_end(self)
-    leaves = bits([snapshot.take(self.model), self._evaluations.state()])
+    leaves = bits([state.take(self.model), self._evaluations.state()])
     final = {path: hashlib.sha256(repr(leaf).encode()).hexdigest() for path, leaf in leaves}
     (facts / "final.json").write_text(json.dumps(final))
 

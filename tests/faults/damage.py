@@ -13,8 +13,8 @@ import numpy as np
 from common import SAME, bits, flip
 
 from alrao_rl import load_agent, load_results
-from alrao_rl.checkpoint import Checkpoints
 from alrao_rl.errors import UserError
+from alrao_rl.runs.checkpoint import Checkpoints
 from faults.harness import Fault, Missed, Result, check
 from faults.kill import run_command, straight
 from faults.processes import done, started, wait_for

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alrao_rl.checkpoint import load
+from alrao_rl.runs.checkpoint import load
 from faults.harness import Fault, Missed, Result, check
 from faults.kill import CELLS, read_log, run_command, same, straight
 from faults.processes import done, finish, started, wait_for

@@ -15,10 +15,16 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from alrao_rl import load_agent, load_results, notation, plan, recipes
-from alrao_rl.agent import _digest, read_agent
+from alrao_rl import load_agent, load_results
+from alrao_rl.agents.file import _digest, read_agent
 from alrao_rl.errors import UserError
-from alrao_rl.load import load_curves, load_heads
+from alrao_rl.notation import parse_seeds
+from alrao_rl.recipes.files import load_agent_recipe, load_environment
+from alrao_rl.recipes.overrides import find_key, parse_env_kwargs, parse_override
+from alrao_rl.recipes.schema import Environment
+from alrao_rl.recipes.validation import check_agent, validate
+from alrao_rl.runs.results import load_curves, load_heads
+from alrao_rl.sweep import plan
 from faults.damage import ALGO, ENV
 from faults.harness import Fault, Missed, Result
 from faults.kill import straight
@@ -104,28 +110,28 @@ def fuzz_recipes(inputs: int, number: int, place: Path) -> Result:
         kind, content = given
         if kind == "file":
             path.write_bytes(content)
-            for function in (recipes.load_agent_recipe, recipes.load_environment):
+            for function in (load_agent_recipe, load_environment):
                 with contextlib.suppress(UserError):
                     function(str(path))
             plan.checked(plan.read(path), str(path))
         elif kind == "data":
             with contextlib.suppress(UserError):
-                recipes.check_agent(content, "test")
+                check_agent(content, "test")
             with contextlib.suppress(UserError):
-                recipes.validate(recipes.Environment, content, "test")
+                validate(Environment, content, "test")
             if isinstance(content, dict):
                 plan.checked(content, "test")
         else:
             with contextlib.suppress(UserError):
-                recipes.parse_env_kwargs(content)
+                parse_env_kwargs(content)
             with contextlib.suppress(UserError):
-                notation.parse_seeds([content], "--seeds")
+                parse_seeds([content], "--seeds")
             with contextlib.suppress(UserError):
                 plan.parse_grid([content])
-            key, _ = recipes.parse_override(content)
-            recipes.place(key, agent)
+            key, _ = parse_override(content)
+            find_key(key, agent)
 
-    agent = recipes.load_agent_recipe("dqn")[1]
+    agent = load_agent_recipe("dqn")[1]
     agent_like = st.fixed_dictionaries({"algo": st.just("dqn"), "policy": WORDS}, optional={
         name: VALUES for name in ("n_envs", "hyperparameters", "policy_options", "alrao", "normalize_observations")
     })  # fmt: skip

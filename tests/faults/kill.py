@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from common import SAME, arguments, differing
 
-from alrao_rl.checkpoint import CheckpointError, Checkpoints, load
+from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, load
 from faults.harness import Fault, Missed, Result, check
 from faults.processes import CHILD, finish, started, wait_for
 
@@ -96,7 +96,7 @@ def kill_at_random(number: int, place: Path) -> Result:
 SAVER = """
 import sys, time
 import numpy as np
-from alrao_rl.checkpoint import Checkpoints
+from alrao_rl.runs.checkpoint import Checkpoints
 state = {"rows": np.random.default_rng(0).standard_normal((50, 2500)), "more": [np.arange(n) for n in range(40)]}
 checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]))
 for step in range(1, 100000):

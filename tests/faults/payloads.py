@@ -17,8 +17,8 @@ import torch
 from common import command
 from safetensors.torch import save
 
-from alrao_rl.agent import _digest, read_agent
-from alrao_rl.checkpoint import FORMAT
+from alrao_rl.agents.file import _digest, read_agent
+from alrao_rl.runs.checkpoint import FORMAT
 from faults.damage import ALGO, ENV, interrupted
 from faults.harness import Fault, Missed, Result, check
 from faults.kill import STEPS, straight

@@ -11,7 +11,7 @@ import torch
 from common import arguments, command
 
 from alrao_rl import load_agent
-from alrao_rl.agent import read_agent
+from alrao_rl.agents.file import read_agent
 from faults import faulty
 from faults.harness import Fault, Missed, Result, check
 from faults.processes import done, finish

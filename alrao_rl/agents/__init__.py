@@ -1,0 +1,1 @@
+"""Agents: an SB3 model made from a recipe, and its file."""

@@ -1,0 +1,1 @@
+"""What all commands share: lines of output, types of arguments, Ctrl-C."""

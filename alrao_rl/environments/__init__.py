@@ -1,0 +1,1 @@
+"""Environments: which there are, how they are made, wrapped, normalised and recorded."""

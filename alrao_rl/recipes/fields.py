@@ -1,0 +1,53 @@
+"""What a TOML table may hold: its base class, and types of values with their limits."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from alrao_rl.checks import LINEAR, first_value
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _at_least_zero(value: float | str) -> float | str:
+    if not 0 <= first_value(value) < math.inf:
+        raise ValueError(f'expected a number of at least 0, or "{LINEAR}0.001" for one that falls to 0')
+    return value
+
+
+def _above_zero(value: float | str) -> float | str:
+    if not 0 < first_value(value) < math.inf:
+        raise ValueError(f'expected a number greater than 0, or "{LINEAR}0.2" for one that falls to 0')
+    return value
+
+
+Rate = Annotated[float | str, AfterValidator(_at_least_zero)]
+ClipRange = Annotated[float | str, AfterValidator(_above_zero)]
+MAX_COUNT = 10**12
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]
+
+
+def json_value(value: Any) -> Any:
+    """Refuse what ``config.json`` could not hold: TOML's dates and times, nan and inf."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected numbers, text, true or false, lists and tables: {error}") from None
+    return value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(json_value)]
+
+
+class Table(BaseModel):
+    """A TOML table: no key but its own, no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -1,0 +1,103 @@
+"""``KEY=VALUE`` of ``--set``, ``--grid`` and ``--env-kwargs``: how it is read, and where a key belongs."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+from alrao_rl.errors import UserError, suggest
+from alrao_rl.notation import literal
+from alrao_rl.recipes.algorithms import HYPERPARAMETERS, POLICY_OPTIONS
+from alrao_rl.recipes.files import parse_toml
+from alrao_rl.recipes.schema import NORMALIZATIONS, Agent, AlraoOptions
+from alrao_rl.recipes.validation import FALLING, NO_ALRAO, NO_LEARNING_RATE
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``KEY=TOML``; what is no TOML value and a bare word is a string."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"--set {text!r}: expected KEY=VALUE, such as batch_size=64 or alrao.n_heads=20")
+    return key, parse_value(value.strip(), f"--set {key}")
+
+
+_PYTHON_BOOLEANS = {"True": True, "False": False}
+"""As a word, "False" would be true to an environment."""
+
+
+def parse_value(text: str, where: str) -> Any:
+    """A TOML literal, Python's True and False, or a bare word as a string."""
+    if text in _PYTHON_BOOLEANS:
+        return _PYTHON_BOOLEANS[text]
+    if text in ("None", "null"):
+        raise UserError(
+            f'{where}={text}: there is no {text} in TOML: leave the key out, or write "{text}" for the text'
+        )
+    try:
+        table = parse_toml(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        table = {}
+        if text and all(char.isalnum() or char in "-_." for char in text):
+            return text
+    # A line end in the text would begin another key.
+    if table.keys() != {"value"}:
+        raise UserError(f'{where}={text}: expected a TOML value: a number, true, "text", [1, 2] or a word')
+    return table["value"]
+
+
+def parse_env_kwargs(text: str | None) -> dict[str, Any]:
+    """``--env-kwargs``: a TOML inline table ``{g = 9.8}`` or bare ``g=9.8`` pairs separated by commas.
+
+    A bare word is a string, as for ``--set``.
+    """
+    if not text:
+        return {}
+    table = _TEXT_OR_WORD.sub(_as_toml, text.strip())
+    table = table if table.startswith("{") else f"{{{table}}}"
+    try:
+        return dict(parse_value(table, "--env-kwargs"))
+    except UserError:
+        raise UserError(f"--env-kwargs is {text!r}, expected TOML such as '{{gravity = -5.0}}'") from None
+
+
+_TEXT_OR_WORD = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|=\s*(?P<word>[\w.-]+)(?=\s*(?:[,}]|$))""")
+
+
+def _as_toml(found: re.Match[str]) -> str:
+    """A text as it is, the value of a word as TOML."""
+    word = found["word"]
+    value = parse_value(word, "--env-kwargs") if word else None
+    return f"={literal(value)}" if isinstance(value, (str, bool)) else found[0]
+
+
+def find_key(key: str, agent: Agent, value: Any = None) -> list[str]:
+    """Where a key of ``--set`` belongs: hyperparameters and policy options may be given without their table.
+
+    Of Alrao's ``learning_rate`` it depends on the value whether there is such a key.
+
+    Raises:
+        UserError: such an agent has no such key, with the nearest one.
+    """
+    hyperparameters = list(HYPERPARAMETERS[agent.algo].model_fields)
+    options, alrao = list(POLICY_OPTIONS[agent.algo].model_fields), list(AlraoOptions.model_fields)
+    top = ["n_envs", *NORMALIZATIONS]
+    path = key.split(".")
+    if len(path) == 1 and key in hyperparameters:
+        path = ["hyperparameters", key]
+    elif len(path) == 1 and key in options:
+        path = ["policy_options", key]
+    valid = [*top, *(f"alrao.{name}" for name in alrao), *hyperparameters, *options]
+    if key in ("alrao", "hyperparameters", "policy_options"):
+        raise UserError(f"--set {key}: it is a table, set one of its keys, such as alrao.n_heads=20 or batch_size=64")
+    known = {"hyperparameters": hyperparameters, "policy_options": options, "alrao": alrao}
+    nested = len(path) == 3 and path[0] == "alrao" and path[1] in ("base_kwargs", "value_averaging", "policy_averaging")
+    if not (key in top or (len(path) == 2 and path[1] in known.get(path[0], ())) or nested):
+        hint = suggest(key, valid, 0.6) or suggest(path[-1], valid, 0.6) or f", expected one of {', '.join(valid)}"
+        raise UserError(f"--set {key}: no such key for {agent.algo}{hint}")
+    if path[-1] == "learning_rate" and agent.policy == "alrao" and value != FALLING:
+        raise UserError(f"--set learning_rate: {NO_LEARNING_RATE}")
+    if path[0] == "alrao" and agent.policy == "stock":
+        raise UserError(f"--set {key}: {NO_ALRAO}")
+    return path

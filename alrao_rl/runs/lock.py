@@ -1,0 +1,40 @@
+"""Locks that die with their process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import weakref
+from typing import IO, Any
+
+from alrao_rl.errors import UserError
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file, until it is closed or the process ends; False where another process has it.
+
+    Raises:
+        UserError: there are no locks on this file system.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {file.name}: {error.strerror}; choose a place on a file system that has locks (flock)"
+        ) from None
+    _locked.add(file)
+    return True
+
+
+_locked: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+
+
+def _leave_locks() -> None:
+    """In a process that was forked, by an environment perhaps, which would hold them after its parent's end."""
+    for file in list(_locked):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_leave_locks)

@@ -1,0 +1,415 @@
+"""A folder of run folders as one table, for people's own notebooks and for the report."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alrao_rl import stats
+from alrao_rl.checks import first_value, is_number
+from alrao_rl.errors import UserError, first_line
+from alrao_rl.runs.configuration import flatten, identity
+from alrao_rl.runs.folder import COLUMNS, STATES
+from alrao_rl.runs.provenance import PACKAGES, stretches
+from alrao_rl.runs.reading import check_manifest, read_json, read_run_file
+
+SCORED = ("finished", "failed", "diverged")
+"""States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
+
+_FILES = {"config.json", "status.json", "episodes.csv"}
+_NOT_A_SETTING = ("agent", "env", "seed", "timesteps")
+_OF_ACTIONS = ("normalize_observations", "normalize_rewards")
+"""What recipes leave to the kind of actions: a setting only where runs of one environment differ in it."""
+_NOT_A_VARIANT = ("id", "random_score", "reference_score", "floor")
+_NOT_OF_ENVIRONMENTS = {"alrao-rl", "sb3-contrib", *PACKAGES}
+"""Distributions that decide on the agent's side of a run, or on every run."""
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """All runs under a folder, one row each, whatever state they are in.
+
+    =====================  ============================================================================================
+    ``env, agent, seed``   of the run; from the folder's path where its configuration cannot be read
+    ``algo, policy``       such as ``dqn``, ``a2c``, ``ppo``; ``alrao`` or ``stock``
+    ``state``              finished, failed, interrupted, running (or killed), queued; **diverged**: a return is not
+                           finite; **broken**: a file is missing, half-written or not what a run writes
+    ``timesteps``          done, and ``requested_timesteps``
+    ``episodes``           number of them
+    ``auc``                return averaged over the timesteps of training (:func:`alrao_rl.stats.auc`)
+    ``final_return``       the same over the last fifth of them
+    ``auc_normalised``     scaled to random policy = 0, reference score = 1; so is ``final_normalised``
+    ``learning_rate``      of a stock agent, where it falls the first one; nan for Alrao, whose interval is ``lr_min``
+                           to ``lr_max``
+    ``setting``            what distinguishes the configuration from other runs of the agent, such as
+                           ``hyperparameters.gamma=0.9``; empty if nothing does
+    ``variant``            what distinguishes the environment from that of other runs here with its id, such as
+                           ``kwargs.gain=5.0``: keyword arguments, wrappers, versions of the packages it is made of,
+                           or the timesteps asked for from those of other runs of the algorithm; empty if nothing does
+    ``floor``              what failed and diverged runs score: the environment's, where it names none its
+                           ``random_score``, nan without either
+    ``random_score``       and ``reference_score``: the constants of the normalised scores, nan where there are none;
+                           the first of them counts before the first episode ends
+    ``last_evaluation``    mean return of the last evaluation; no comparison is made by the best one
+    ``wall_seconds``       of the run
+    ``lowest_return``      of its episodes
+    ``path``               of the run's folder, or of the zip that a sweep has kept of it where there is no folder
+    ``error``              why it failed or what is broken; empty otherwise
+    =====================  ============================================================================================
+
+    Scores are nan for runs that are not over and for broken ones: nobody knows what they would have been. No score
+    depends on another run.
+
+    Args:
+        path: a folder such as ``results/NAME``, any folder above or below it, or one run.
+
+    Raises:
+        UserError: it is no folder, or there is no run in it.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise UserError(f"{root} {'is no folder' if root.exists() else 'does not exist'}, expected one with runs")
+    runs = [_Run(folder) for folder in _run_folders(root)]
+    if not runs:
+        raise UserError(f"{root} holds no run: expected folders such as ENV/AGENT/seed-0 with a config.json in them")
+    frame = pd.DataFrame([run.row() for run in runs])
+    frame["variant"], frame["setting"] = _variants(runs), _settings(runs)
+    order = [*frame.columns.drop(["path", "error", "variant", "setting"]), "variant", "setting", "path", "error"]
+    whole = dict.fromkeys(["seed", "timesteps", "requested_timesteps", "episodes"], "Int64")
+    return frame[order].astype(whole).sort_values(["env", "variant", "agent", "seed", "path"], ignore_index=True)
+
+
+def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
+    """The return over training of each run (:func:`alrao_rl.stats.curve`).
+
+    Args:
+        runs: rows of :func:`load_results`.
+        n_bins: equally long stretches of the timesteps asked for.
+
+    Returns:
+        ``(n_runs, n_bins)``; the floor throughout for failed and diverged runs and those without an episode, nan for
+        those without a score.
+
+    Raises:
+        UserError: a file has changed since the rows were made.
+    """
+    curves = np.full((len(runs), n_bins), np.nan)
+    for i, run in enumerate(each_row(runs)):
+        if run.state == "finished":
+            steps, returns = _episodes(Path(str(run.path), "episodes.csv"), complete=True)
+            curves[i] = stats.curve(steps, returns, run.requested_timesteps, run.floor, n_bins, run.random_score)
+        elif run.state in SCORED:
+            curves[i] = run.floor
+    return curves
+
+
+def each_row(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a table, columns as attributes; the type checker believes any of a cell."""
+    return iter(frame.itertuples(index=False))
+
+
+def load_heads(run: str | Path) -> pd.DataFrame:
+    """The averaging weights of a run over time, and how often each head was re-cloned by then, from its ``heads.csv``.
+
+    Returns:
+        ``timestep, layer, head, learning_rate, weight, reclones``; no row for a stock agent and where the file cannot
+        be read: nothing but a picture hangs on it.
+    """
+    columns = list(COLUMNS["heads.csv"])
+    try:
+        data = io.BytesIO(read_run_file(Path(run), "heads.csv"))
+        table = pd.read_csv(data, dtype={"layer": str}, on_bad_lines="skip", encoding_errors="replace")
+        table = table[columns].dropna()
+        numbers = [name for name in columns if name != "layer"]
+        return table.astype(dict.fromkeys(numbers, np.float64)).reset_index(drop=True)
+    except (OSError, ValueError, KeyError, pd.errors.ParserError):
+        return pd.DataFrame(columns=columns)
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """Folders named as a run's is, or with two of its files, and zips of runs that have no folder any more.
+
+    What lies inside a run is its own.
+    """
+    for place, folders, files in walk(root):
+        if len(_FILES.intersection(files)) > 1 or (_seed(place) is not None and not place.endswith(".zip")):
+            yield Path(place)
+            folders.clear()
+        named = [Path(place, name) for name in files if _seed(name) is not None]
+        yield from (path for path in named if path.suffix == ".zip" and path.stem not in folders)
+        yield from (path for path in named if path.suffix != ".zip" and not path.exists())  # links that lead nowhere
+
+
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk`` does, sorted and without hidden folders; symbolic links are followed, each real folder seen once.
+
+    What lies in the tree itself comes before what links lead to.
+    """
+    seen, starts = set[str](), [root]
+    for start in starts:  # the list grows
+        for place, folders, files in os.walk(start):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield place, folders, sorted(files)
+            starts += [path for name in folders if (path := Path(place, name)).is_symlink()]
+
+
+class _Run:
+    """What is read from one run folder; ``broken`` says what could not be."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.broken = ""
+        self.config: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}
+        self.steps = self.returns = np.empty(0)
+        self.diverged = ""
+        try:
+            self.config = _checked(read_json(path / "config.json"), path / "config.json", _CONFIG)
+            self.status = _checked(read_json(path / "status.json"), path / "status.json", _STATUS)
+            if (named := _seed(path)) not in (None, self.config["seed"]):
+                raise UserError(f"{path / 'config.json'} is of seed {self.config['seed']}, not {named} as its folder")
+            if self.status["state"] == "finished":
+                check_manifest(path)
+            if self.status["state"] != "queued":
+                self.steps, self.returns = _episodes(path / "episodes.csv", self.status["state"] == "finished")
+        except UserError as error:
+            # A path in the message would only repeat the row's.
+            self.broken = str(error).replace(f"{path}{os.sep}", "")
+        bad = np.flatnonzero(~np.isfinite(self.returns))
+        if bad.size:
+            self.diverged = f"the return is {self.returns[bad[0]]} at timestep {self.steps[bad[0]]:.0f}"
+        environment = self.config.get("env", {})
+        self.env = str(environment.get("id", path.absolute().parent.parent.name))
+        self.start = _number(environment, "random_score")
+        floor = _number(environment, "floor")
+        self.floor = self.start if math.isnan(floor) else floor
+
+    @property
+    def state(self) -> str:
+        """The state in ``status.json``, unless the files say more. A failed run may well leave a torn file."""
+        state = str(self.status.get("state", "broken"))
+        if self.broken:
+            return state if state == "failed" else "broken"
+        return "diverged" if self.diverged and state == "finished" else state
+
+    def row(self) -> dict[str, Any]:
+        """Its row of the table."""
+        config, state = self.config, self.state
+        environment, rate = config.get("env", {}), config.get("hyperparameters", {}).get("learning_rate")
+        rates = config.get("alrao", {}).get("lr_range", (math.nan, math.nan))
+        low, high = self.start, _number(environment, "reference_score")
+        auc, final = self._scores(state)
+        finite = self.returns[np.isfinite(self.returns)]
+        reason = self.status.get("reason", "") if state == "failed" else self.broken or self.diverged
+        return {
+            "env": self.env,
+            "agent": str(config.get("agent", self.path.absolute().parent.name)),
+            "seed": config.get("seed", _seed(self.path)),
+            "algo": config.get("algo", ""),
+            "policy": config.get("policy", ""),
+            "state": state,
+            "timesteps": self._timesteps(),
+            "requested_timesteps": config.get("timesteps"),
+            "episodes": len(self.returns),
+            "auc": auc,
+            "final_return": final,
+            "auc_normalised": float(stats.normalise(auc, low, high)),
+            "final_normalised": float(stats.normalise(final, low, high)),
+            "learning_rate": math.nan if config.get("policy") == "alrao" else first_value(rate),
+            "lr_min": rates[0],
+            "lr_max": rates[1],
+            "floor": self.floor,
+            "random_score": low,
+            "reference_score": high,
+            "lowest_return": float(finite.min()) if finite.size else math.nan,
+            "last_evaluation": _number(self.status, "last_return"),
+            "wall_seconds": _number(self.status, "wall_seconds"),
+            "path": str(self.path),
+            "error": str(reason),
+        }
+
+    def _scores(self, state: str) -> tuple[float, float]:
+        """AUC and final return: nan without a score, the floor for a failure."""
+        if state not in SCORED:
+            return math.nan, math.nan
+        if state != "finished":
+            return self.floor, self.floor
+        episodes = (self.steps, self.returns, self.config["timesteps"], self.floor, self.start)
+        return stats.auc(*episodes), stats.final_return(*episodes)
+
+    def _timesteps(self) -> int | None:
+        """How far it came: what the run says itself, else the end of its last episode."""
+        for key in ("timesteps", "timestep"):
+            if _is_count(self.status.get(key)):
+                return int(self.status[key])
+        return int(self.steps.max()) if self.steps.size else None
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+_CONFIG: dict[str, Any] = {
+    "agent": str, "algo": str, "policy": str, "env": Mapping, "env.id": str, "hyperparameters": Mapping,
+    "timesteps": lambda value: _is_count(value) and value > 0, "seed": _is_count,
+}  # fmt: skip
+"""What the table needs of a configuration: a type, or a test."""
+_STATUS: dict[str, Any] = {"state": STATES.__contains__}
+
+
+def _checked(data: dict[str, Any], path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The data, if what is needed of it is there.
+
+    Raises:
+        UserError: a key is missing or holds something else.
+    """
+    for key, test in expected.items():
+        value: Any = data
+        for part in key.split("."):
+            value = value.get(part)
+        if not (isinstance(value, test) if isinstance(test, type) else test(value)):
+            raise UserError(f"{path} is not as a run writes it: {key} is {value!r}")
+    alrao = data.get("alrao", {})
+    if not isinstance(alrao, Mapping) or not _is_interval(alrao.get("lr_range", [0, 0])):
+        raise UserError(f"{path} is not as a run writes it: alrao is {alrao!r}")
+    return data
+
+
+def _episodes(path: Path, complete: bool) -> tuple[stats.Array, stats.Array]:
+    """Timesteps and returns of the episodes of a run. Only one that is not complete may end within a line.
+
+    Raises:
+        UserError: the file is missing, half-written, or not what a run writes.
+    """
+    try:
+        data = read_run_file(path.parent, path.name)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not complete:
+        data = data[: data.rfind(b"\n") + 1]
+    header, names = data.partition(b"\n")[0].decode(errors="replace"), COLUMNS["episodes.csv"]
+    if header != ",".join(names):
+        raise UserError(f"{path} begins with {header[:80]!r}, expected {','.join(names)}")
+    if not data.endswith(b"\n"):
+        raise UserError(f"{path} is half-written: its last line has no end")
+    try:
+        # An empty cell must not pass for a return that is nan: that run would count as diverged.
+        columns = {name: np.float64 for name in names}
+        table = pd.read_csv(io.BytesIO(data), dtype=columns, keep_default_na=False, na_values=["nan"])
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path} is not as a run writes it: {first_line(error)}") from None
+    steps, lengths = table["timestep"].to_numpy(), table["length"].to_numpy()
+    if not (isinstance(table.index, pd.RangeIndex) and np.isfinite(lengths).all()):
+        raise UserError(f"{path} is not as a run writes it: a line does not have {len(names)} numbers")
+    if not (np.isfinite(steps) & (steps >= 0) & (steps < 2**53)).all():
+        raise UserError(f"{path} is not as a run writes it: timestep must be an integer ≥ 0")
+    return steps, table["return"].to_numpy()
+
+
+def _number(table: Mapping[str, Any], key: str) -> float:
+    value: Any = table.get(key)
+    return float(value) if is_number(value) else math.nan
+
+
+def _seed(path: str | Path) -> int | None:
+    """The seed that a run folder, or its zip, is named by."""
+    found = re.fullmatch(r"seed-([0-9]{1,18})(?:\.zip)?", Path(path).absolute().name)
+    return int(found[1]) if found else None
+
+
+# --- over all runs --------------------------------------------------------------------------------------------------
+
+
+def _variants(runs: list[_Run]) -> list[str]:
+    """For each run ``key=value, …`` of what differs between the environments of one id."""
+    readable = [run for run in runs if run.config]
+    ids = [run.env for run in readable]
+    environments = [
+        {key: value for key, value in run.config["env"].items() if key not in _NOT_A_VARIANT and value != []}
+        for run in readable
+    ]
+    # Algorithms have budgets of their own on one and the same environment.
+    lengths = [{"timesteps": str(run.config["timesteps"])} for run in readable]
+    of_algorithms = [(run.env, run.config["algo"]) for run in readable]
+    parts = [
+        _differing(map(_texts, environments), ids),
+        _differing(lengths, of_algorithms),
+        # A version that was not recorded is no other one.
+        _differing([_versions(run.config) for run in readable], ids, absent=None),
+    ]
+    texts = {run.path: ", ".join(filter(None, part)) for run, *part in zip(readable, *parts, strict=True)}
+    return [texts.get(run.path, "") for run in runs]
+
+
+def _versions(config: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the packages that the environment is made of, all of a run that was continued with others."""
+    found: dict[str, list[str]] = {}
+    for stretch in stretches(config.get("provenance")):
+        versions = stretch.get("versions")
+        for name, version in versions.items() if isinstance(versions, Mapping) else ():
+            if name not in _NOT_OF_ENVIRONMENTS:
+                found.setdefault(name, []).append(str(version))
+    return {name: " -> ".join(dict.fromkeys(versions)) for name, versions in found.items()}
+
+
+def _settings(runs: list[_Run]) -> list[str]:
+    """For each run ``key=value, …`` of what differs between the configurations of its agent."""
+    readable = [run for run in runs if run.config]
+    told = [{key: one for key, one in identity(run.config).items() if key not in _NOT_A_SETTING} for run in readable]
+    agents = [run.config["agent"] for run in readable]
+    for key in _OF_ACTIONS:
+        seen: dict[str, dict[str, set[object]]] = {}
+        for run, agent, table in zip(readable, agents, told, strict=True):
+            seen.setdefault(agent, {}).setdefault(run.env, set()).add(table.get(key) or False)
+        for agent, table in zip(agents, told, strict=True):
+            if all(len(values) == 1 for values in seen[agent].values()):
+                table.pop(key, None)
+    differing = _differing(map(_texts, told), agents)
+    texts = {run.path: text for run, text in zip(readable, differing, strict=True)}
+    return [texts.get(run.path, "") for run in runs]
+
+
+def _texts(table: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in flatten(table)}
+
+
+def _differing(tables: Iterable[Mapping[str, str]], groups: Sequence[object], absent: str | None = "none") -> list[str]:
+    """For each table ``key=value, …`` of what differs within its group.
+
+    Args:
+        tables: texts by key.
+        groups: of each table.
+        absent: value of a key that a table lacks; None says that it is unknown, which is no difference.
+    """
+    tables = list(tables)
+    keys = dict.fromkeys(key for table in tables for key in table)
+    values: dict[tuple[object, str], set[str]] = {}
+    for table, group in zip(tables, groups, strict=True):
+        for key in keys:
+            if (value := table.get(key, absent)) is not None:
+                values.setdefault((group, key), set()).add(value)
+    return [
+        ", ".join(
+            f"{key}={table.get(key, absent or 'unknown')}" for key in keys if len(values.get((group, key), ())) > 1
+        )
+        for table, group in zip(tables, groups, strict=True)
+    ]

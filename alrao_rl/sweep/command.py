@@ -1,0 +1,338 @@
+"""Train many agents on many environments: ``python -m alrao_rl.sweep --agents dqn --envs CartPole-v1 --seeds 0-9``.
+
+Every run is ``python -m alrao_rl.train`` in a process of its own, given out by Dask. The disk is the truth: the same
+command again continues what is unfinished and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alrao_rl.cli.arguments import parse_count
+from alrao_rl.cli.console import CommandLine, print_error, print_warning, say
+from alrao_rl.cli.interruption import Interruption
+from alrao_rl.errors import UserError, first_line
+from alrao_rl.notation import parse_seeds, seeds_as_text
+from alrao_rl.runs.configuration import EVALUATION
+from alrao_rl.runs.names import is_cut
+from alrao_rl.train import command
+from alrao_rl.train.options import (
+    add_checkpoint_options,
+    add_evaluation_options,
+    add_track,
+    add_trust,
+    check_checkpoint_interval,
+    check_evaluation,
+    check_track,
+)
+from alrao_rl.train.run import prepare
+
+if TYPE_CHECKING:
+    from alrao_rl.sweep.plan import Cell, Run, Sweep
+    from alrao_rl.sweep.states import Speeds, State
+from alrao_rl.sweep.cluster import SchedulerGoneError, connect, local_cluster
+from alrao_rl.sweep.folder import locked, refuse_if_locked
+from alrao_rl.sweep.run import drive
+
+LIMIT = 14.0
+"""Seconds after Ctrl-C or SIGTERM until the command ends, whatever its runs and workers do."""
+
+
+def parser() -> CommandLine:
+    """The command line."""
+    p = CommandLine(
+        prog="python -m alrao_rl.sweep",
+        description="Train agents on environments at many seeds. Results go to results/NAME, which keeps the sweep in "
+        "sweep.toml; what is not given is as it is there.",
+        epilog="The same command again continues what is unfinished and repeats nothing. Example: "
+        "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9 --grid learning_rate=1e-4,1e-3",
+    )
+    p.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a sweep.toml with the keys of these options")
+    p.add_argument("--agents", nargs="+", metavar="NAME|PATH", help="agents by name, or .toml files")
+    p.add_argument(
+        "--envs", nargs="+", metavar="ID", help="environments: recipes, Gymnasium ids, package:Id, .toml files"
+    )
+    p.add_argument("--seeds", nargs="+", metavar="SEEDS", help="such as 0-9 or 0,3,5-7")
+    p.add_argument(
+        "--tuning-seeds", nargs="+", metavar="SEEDS", help="further seeds, for choosing among the values of the grid"
+    )
+    p.add_argument(
+        "--grid", nargs="+", action="extend", metavar="KEY=V1,V2", help="values to try, such as learning_rate=1e-4,1e-3"
+    )
+    length = p.add_mutually_exclusive_group()
+    length.add_argument(
+        "--timesteps", type=parse_count, metavar="N", help="environment steps of every run, such as 50000, 5e4 or 50k"
+    )
+    length.add_argument("--budget", type=float, metavar="X", help="times the environment's own timesteps (default 1)")
+    add_evaluation_options(p)
+    where = p.add_mutually_exclusive_group()
+    where.add_argument(
+        "-j", "--jobs", type=int, metavar="N", help="runs at a time on this machine (default: its cores)"
+    )
+    where.add_argument("--scheduler", metavar="ADDR", help="your own Dask cluster: tcp://HOST:8786 or tls://HOST:8786")
+    p.add_argument("--name", help="name of the sweep (default: the file's, else sweep)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default results/NAME)")
+    p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
+    add_checkpoint_options(p)
+    add_track(p)
+    add_trust(p)
+    p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
+    p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status.
+
+    0: all runs are finished; 1: some failed, or are not done; 2: a mistake in the arguments; 130 or 143: interrupted by
+    Ctrl-C or SIGTERM, which its runs heed as ``alrao_rl.train`` does.
+    """
+    with Interruption(0.0, LIMIT) as interruption:
+        try:
+            return sweep(parser().parse_args(argv))
+        except UserError as error:
+            print_error(error)
+            return 2
+        except SchedulerGoneError as error:
+            print_error(error)
+            return 1
+        except OSError as error:  # a disk that is full
+            where = f"{error.filename}: " if error.filename else ""
+            print_error(
+                f"the sweep stopped: {where}{error.strerror or first_line(error)}; the same command continues it"
+            )
+            return 1
+        except KeyboardInterrupt:
+            print_error("interrupted; the same command continues, each run from its last checkpoint")
+            return interruption.exit_status
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Plan, and unless that is all, run.
+
+    Raises:
+        UserError: nothing can be run so; nothing was started or written.
+    """
+    _check(args)
+    given = from_arguments(args)
+    if args.envs is None:
+        _check_trust(given.get("envs"), args)
+    root = _root(args, given)
+    if not args.dry_run:
+        refuse_if_locked(root)
+    from alrao_rl.sweep import plan
+
+    kept = plan.checked(plan.read(root / plan.FILE), str(root / plan.FILE)) if (root / plan.FILE).exists() else None
+    if kept and "envs" not in given:
+        _check_trust(kept.envs, args)
+    call = plan.checked(_completed(kept, given), str(args.file or "the sweep"))
+    whole = plan.extended(kept, call, str(root / plan.FILE)) if kept else call
+    cells = plan.cells(call, args.trust)
+    # Here, not above: these load pandas, and what cannot be run is refused without waiting for it.
+    from alrao_rl.sweep import runs_csv
+    from alrao_rl.sweep import states as survey
+
+    _check_cells(cells, args.scheduler is None)
+    runs = plan.runs(call, cells)
+    with contextlib.ExitStack() as stack:
+        client = (
+            stack.enter_context(connect(args.scheduler)) if args.scheduler is not None and not args.dry_run else None
+        )
+        if not args.dry_run:
+            stack.enter_context(locked(root))
+        table = runs_csv.Rows(root / runs_csv.FILE)
+        states = {run: survey.state(root, run, table) for run in runs}
+        if args.retry_failed:
+            states = {
+                run: survey.queued(root, run) if state.name == "failed" else state for run, state in states.items()
+            }
+        todo = [run for run, state in states.items() if state.name == "queued"]
+        # A cluster's versions are its own: there each run finds out for itself.
+        if not args.allow_mismatch and args.scheduler is None:
+            survey.refuse_mismatch(root, [(run, states[run].step) for run in todo])
+        speeds = survey.Speeds(table.values())
+        n_workers = sum(client.nthreads().values()) if client else args.jobs
+        _print_plan(root, call, states, speeds, n_workers)
+        if args.dry_run:
+            return 0
+        plan.write(root / plan.FILE, whole)
+        for run, state in states.items():
+            # A driver may have been killed between a run's end and its row.
+            if state.name != "queued" and not survey.is_kept(root, run, table):
+                survey.keep(root, run, state, table)
+        if todo:
+            client = client or stack.enter_context(local_cluster(min(args.jobs, len(todo))))
+            drive(client, root, todo, states, table, speeds, args)
+    return _conclude(root, states)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.jobs is None:
+        args.jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= args.jobs <= 1024:
+        raise UserError(f"-j is {args.jobs}, expected a whole number from 1 to 1024")
+    if args.run_timeout is not None and not 0 < args.run_timeout < float("inf"):
+        raise UserError(f"--run-timeout is {args.run_timeout}, expected seconds above 0")
+    check_evaluation(args)
+    check_checkpoint_interval(args)
+    check_track(args)
+
+
+def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keys of a ``sweep.toml`` that are given, by the file or, first of all, by an option.
+
+    Raises:
+        UserError: the file cannot be read, seeds or a grid cannot be understood.
+    """
+    from alrao_rl.sweep import plan
+
+    given = {} if args.file is None else plan.read(args.file)
+    for key in ("agents", "envs", "timesteps", "budget", *EVALUATION, "name"):
+        if (value := getattr(args, key)) is not None:
+            given[key] = value
+            # One length takes the place of the other.
+            given.pop({"timesteps": "budget", "budget": "timesteps"}.get(key, ""), None)
+    for key in ("seeds", "tuning_seeds"):
+        if (texts := getattr(args, key)) is not None:
+            given[key] = parse_seeds(texts, f"--{key.replace('_', '-')}")
+    if args.grid is not None:
+        given["grid"] = plan.parse_grid(args.grid)
+    return given
+
+
+def _check_trust(envs: Any, args: argparse.Namespace) -> None:
+    """Refuse packages that a sweep's file names, unless they are trusted."""
+    from alrao_rl.recipes.files import check_trust
+
+    for env in envs if isinstance(envs, list) else ():
+        check_trust(env, str(args.file or "the sweep"), args.trust)
+
+
+def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:
+    """The sweep's folder; its name is then in ``given``."""
+    if args.out is not None:
+        given.setdefault("name", args.out.absolute().name)
+        root: Path = args.out
+    else:
+        name = given.setdefault("name", "sweep")
+        is_word = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
+        if not is_word or len(name.encode()) > 200:  # a file system takes 255 bytes
+            raise UserError(
+                f"--name is {name!r}, expected a word such as first-sweep; another place is chosen with --out DIR"
+            )
+        root = Path("results", name)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is no folder: choose another --name or --out")
+    return root
+
+
+def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and for the rest what the sweep has been so far.
+
+    Raises:
+        UserError: a key is missing.
+    """
+    data = dict(given)
+    if kept is not None:
+        before = kept.model_dump(exclude_none=True)
+        if "timesteps" in data or "budget" in data:
+            before = {key: value for key, value in before.items() if key not in ("timesteps", "budget")}
+        data = before | data | {"name": kept.name}
+    for key in ("agents", "envs", "seeds"):
+        if key not in data:
+            here = f", and there is no sweep called {data['name']!r} to go on with" if "name" in data else ""
+            example = "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
+            raise UserError(f"--{key} is missing{here}: {example}")
+    return data
+
+
+def _check_cells(cells: list[Cell], here: bool) -> None:
+    """Prepare every cell as its runs will, all of an environment on one: what cannot be trained shows now.
+
+    Args:
+        cells: in the order of their environments.
+        here: on this machine; another one may have the memory for a replay buffer that this one lacks.
+
+    Raises:
+        UserError: of the first cell that cannot, with the reason.
+    """
+    from alrao_rl.agents.build import with_small_buffer
+    from alrao_rl.environments.make import Shared, close, make_one, warn
+
+    for environment, of in groupby(cells, lambda cell: cell.recipe.environment):
+        env = make_one(environment, training=True)
+        warn(environment, env)
+        for cell in of:
+            recipe = cell.recipe if here else replace(cell.recipe, agent=with_small_buffer(cell.recipe.agent))
+            try:
+                prepare(recipe, command.parser().parse_args(cell.arguments), partial(Shared, env))
+            except UserError as error:
+                close(env)
+                raise UserError(f"{cell.label}: {error}".replace("--set", "--grid", 1)) from None
+        close(env)
+
+
+def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Speeds, n_workers: int) -> None:
+    """Say what there is, cell by cell, and what is to do."""
+    from alrao_rl.sweep.progress import time_left
+
+    cells: dict[Any, dict[int, State]] = {}
+    for run, state in states.items():
+        cells.setdefault(run.cell, {})[run.seed] = state
+    width = max(len(cell.label) for cell in cells)
+    for cell, of in cells.items():
+        notes = "".join(f"; {note}" for note in _notes(cell, of))
+        say(f"{cell.label:<{width}}  seeds {seeds_as_text(of)}, {cell.recipe.timesteps:,} steps each{notes}")
+    if call.tuning_seeds:
+        say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only where there is a setting to choose")
+    todo = [(run, state.step) for run, state in states.items() if state.name == "queued"]
+    names = [state.name for state in states.values()]
+    left = time_left(speeds.time_left(todo, n_workers)) if todo else "nothing to do"
+    workers = f" on {n_workers} worker{'s' * (n_workers != 1)}" if todo else ""
+    say(
+        f"{root}: {len(names)} runs, {names.count('finished')} finished, {names.count('failed')} failed, "
+        f"{len(todo)} to do{workers}: {left}"
+    )
+
+
+def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
+    """What is to be said of a cell; which seeds, where it is not all of them."""
+    if is_cut(cell.folder.name):
+        yield f"its folder's name is cut, the setting is {cell.setting}"
+    if cell.inert:
+        yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
+    kinds = {
+        "finished": [seed for seed, state in states.items() if state.name == "finished"],
+        "of them finished on another machine (runs.csv)": [
+            seed for seed, state in states.items() if state.elsewhere and state.name == "finished"
+        ],
+        "failed": [seed for seed, state in states.items() if state.name == "failed"],
+        "with logs missing here, so reports omit them: copy their seed-N.zip, or delete their rows in runs.csv to "
+        "train them again": [seed for seed, state in states.items() if state.lost],
+        "begun": [seed for seed, state in states.items() if state.step > 0],
+    }
+    for what, seeds in kinds.items():
+        if seeds:
+            yield f"{len(seeds)} {what}" + (f" ({seeds_as_text(seeds)})" if len(seeds) < len(states) else "")
+
+
+def _conclude(root: Path, states: Mapping[Run, State]) -> int:
+    """List what failed; the exit status."""
+    failed = [(run, state) for run, state in states.items() if state.name != "finished"]
+    for run, state in failed:
+        folder = root / run.folder
+        see = f"; see {folder}" if folder.exists() else ""  # its row may be from another machine
+        print_error(f"{state.name}: {run.label}: {state.reason}{see}")
+    if failed:
+        print_warning(f"{len(failed)} of {len(states)} runs are not finished; --retry-failed tries failed ones again")
+    else:
+        say(f"all {len(states)} runs are finished: {root}")
+    return 1 if failed else 0

@@ -1,0 +1,53 @@
+"""The lock of a sweep's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alrao_rl.errors import UserError
+from alrao_rl.runs.lock import try_lock
+
+if TYPE_CHECKING:
+    pass
+
+
+def _lock_file(root: Path) -> Path:
+    return root / ".lock"
+
+
+def refuse_if_locked(root: Path) -> None:
+    """Refuse at once if another sweep writes there; leaves no file where none is.
+
+    Raises:
+        UserError: another one does.
+    """
+    if _lock_file(root).exists():
+        with locked(root):
+            pass
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Make the folder if need be, and lock it; the lock dies with the process.
+
+    Raises:
+        UserError: it cannot be written, or another sweep writes there.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = _lock_file(root).open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to {root}: {error.strerror or error}; choose another --out") from None
+    with file:
+        if not try_lock(file):
+            file.seek(0)
+            by = f" (process {file.read(20).strip()})"
+            raise UserError(f"another sweep{by} is at work in {root}: wait for it or choose another --name")
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

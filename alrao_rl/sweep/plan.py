@@ -1,0 +1,346 @@
+"""What a sweep consists of: its file ``sweep.toml``, the cells (environment × agent × setting) and the runs in them.
+
+A cell is one recipe, a run a cell at one seed. Runs lie in ``ENV/AGENT/seed-N`` of the sweep's folder as everywhere;
+the folder of an agent at a value of the grid is called ``AGENT@KEY=VALUE``, cut where that is too long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from alrao_rl.errors import UserError
+from alrao_rl.notation import MAX_SEEDS, literal, parse_seeds, toml_key
+from alrao_rl.recipes.algorithms import ALGORITHMS
+from alrao_rl.recipes.fields import MAX_COUNT, Count, Table, json_value
+from alrao_rl.recipes.files import load_agent_recipe, read_toml
+from alrao_rl.recipes.overrides import find_key, parse_value
+from alrao_rl.recipes.schema import Agent, Recipe
+from alrao_rl.recipes.validation import validate
+from alrao_rl.runs.atomic import write_atomically
+from alrao_rl.runs.configuration import EVALUATION, differences, flatten, identity
+from alrao_rl.runs.names import setting_name
+from alrao_rl.train.command import parser
+from alrao_rl.train.options import configuration, env_folder, from_arguments
+
+MAX_RUNS = 100_000
+FILE = "sweep.toml"
+
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MAX_SEEDS)]
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1000)]
+Values = Annotated[list[Any], Field(min_length=1, max_length=1000), AfterValidator(json_value)]
+
+
+class Sweep(Table):
+    """A ``sweep.toml``.
+
+    ``tuning_seeds`` are for choosing among the values of the grid: scores of other seeds are then not those that were
+    chosen by. In a file both may be written as on the command line, ``"0-9"``. ``timesteps`` counts for every run,
+    ``budget`` is a fraction of the timesteps in each environment's file.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+    agents: Names
+    envs: Names
+    seeds: Annotated[Seeds, Field(min_length=1)]
+    tuning_seeds: Seeds = Field(default_factory=list)
+    grid: dict[str, Values] = Field(default_factory=dict)
+    eval_episodes: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    eval_freq: Count | None = None
+    eval_budget: Annotated[float, Field(ge=0, le=MAX_COUNT)] | None = None
+    timesteps: Count | None = None
+    budget: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Self:
+        lists: dict[str, list[Any]] = {f"grid.{key}": values for key, values in self.grid.items()}
+        lists |= {key: getattr(self, key) for key in ("agents", "envs", "seeds", "tuning_seeds")}
+        for key, values in lists.items():
+            _no_duplicates(key, values)
+        seeds = len(self.seeds) + len(self.tuning_seeds)
+        n_runs = math.prod(map(len, [self.agents, self.envs, *self.grid.values()]), start=seeds)
+        if n_runs > MAX_RUNS:
+            raise ValueError(f"these are {n_runs:,} runs, at most {MAX_RUNS:,} are run in a sweep")
+        if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
+            raise ValueError(
+                f"seed {both[0]} is in seeds and in tuning_seeds: a score must not be one it was chosen by"
+            )
+        if self.tuning_seeds and not self.grid:
+            raise ValueError("tuning_seeds are for choosing among the values of a grid, and there is no grid")
+        if self.timesteps is not None and self.budget is not None:
+            raise ValueError("timesteps and budget exclude each other: give one of them")
+        return self
+
+    def as_toml(self) -> str:
+        """The file's text."""
+        data = self.model_dump(exclude_none=True, exclude={"grid"})
+        lines = [f"{key} = {literal(value)}" for key, value in data.items() if value != []]
+        if self.grid:
+            lines += ["", "[grid]", *(f"{toml_key(key)} = {literal(values)}" for key, values in self.grid.items())]
+        return "\n".join(lines) + "\n"
+
+
+def _no_duplicates(key: str, values: Sequence[Any]) -> None:
+    seen: set[object] = set()
+    for value in values:
+        mark = value if isinstance(value, Hashable) else json.dumps(value, sort_keys=True, default=str)
+        if mark in seen:
+            raise ValueError(f"{key} holds {value!r} twice")
+        seen.add(mark)
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
+    """Grid axes such as ``learning_rate=1e-4,1e-3`` or ``net_arch=[32],[64,64]``.
+
+    Raises:
+        UserError: no key, no values, a key twice, or values that are no TOML.
+    """
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, _, values = (part.strip() for part in text.partition("="))
+        if not key or not values:
+            raise UserError(f"--grid {text!r}: expected KEY=VALUE,VALUE,…, such as learning_rate=1e-4,1e-3")
+        if key in grid:
+            raise UserError(f"--grid {key} is given twice: give its values once, separated by commas")
+        try:
+            grid[key] = list(parse_value(f"[{values}]", f"--grid {key}"))
+        except UserError:  # bare words
+            grid[key] = [parse_value(value.strip(), f"--grid {key}") for value in values.split(",")]
+    return grid
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a ``sweep.toml`` holds, a grid's dotted keys as one key each, seeds as numbers; not checked yet.
+
+    Raises:
+        UserError: it cannot be read, or its seeds are a text that names none.
+    """
+    data = read_toml(path)
+    for key in ("seeds", "tuning_seeds"):
+        if isinstance(data.get(key), str):
+            data[key] = parse_seeds([data[key]], f"{path}: {key}")
+    if isinstance(data.get("grid"), dict):
+        data["grid"] = dict(flatten(data["grid"]))
+    return data
+
+
+def checked(data: Mapping[str, Any], where: str) -> Sweep:
+    """The data as a sweep.
+
+    Raises:
+        UserError: one line with what is wrong in ``where``, the file or the command line.
+    """
+    sweep: Sweep = validate(Sweep, dict(data), where)
+    return sweep
+
+
+def extended(kept: Sweep, call: Sweep, where: str) -> Sweep:
+    """The kept sweep with what a call adds to it.
+
+    Raises:
+        UserError: the call has another meaning, such as other timesteps; with the differences.
+    """
+    old, new = (_meaning(sweep) for sweep in (kept, call))
+    if changed := list(differences(old, new)):
+        raise UserError(f"{where} is another sweep ({'; '.join(changed[:3])}): choose another --name")
+    lists = {key: _union(getattr(kept, key), getattr(call, key)) for key in ("agents", "envs", "seeds", "tuning_seeds")}
+    grid = {key: _union(values, call.grid[key]) for key, values in kept.grid.items()}
+    return checked(call.model_dump() | lists | {"grid": grid, "name": kept.name}, where)
+
+
+def _meaning(sweep: Sweep) -> dict[str, Any]:
+    """What may not change: the length of runs, and which keys tell them apart."""
+    same = {key: getattr(sweep, key) for key in ("timesteps", "budget")}
+    return {**same, "keys of the grid": list(sweep.grid)}
+
+
+def _union(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+    return [*old, *(value for value in new if value not in old)]
+
+
+def write(path: Path, sweep: Sweep) -> None:
+    """Write a ``sweep.toml``; one that says the same already keeps its comments."""
+    if not path.exists() or checked(read(path), str(path)) != sweep:
+        write_atomically(path, sweep.as_toml())
+
+
+# --- cells and runs -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """An agent at one setting on one environment.
+
+    ``setting`` names the values of the grid as ``load_results`` does, ``inert`` the keys that do nothing to this agent,
+    ``arguments`` is the command line of ``alrao_rl.train`` but for seed and folder, ``folder`` lies in the sweep's.
+    """
+
+    recipe: Recipe
+    setting: str
+    inert: tuple[str, ...]
+    arguments: tuple[str, ...]
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def env(self) -> str:
+        """Id of the environment."""
+        return self.recipe.environment.id
+
+    @property
+    def agent(self) -> str:
+        """Name of the agent."""
+        return self.recipe.agent_name
+
+    @property
+    def label(self) -> str:
+        """What people read: agent with its setting, environment."""
+        return f"{self.folder.name} on {self.env}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell at one seed."""
+
+    cell: Cell
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells the run from every other of the sweep: environment, agent, setting, seed."""
+        return self.cell.env, self.cell.agent, self.cell.setting, str(self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in that of the sweep."""
+        return self.cell.folder / f"seed-{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        return f"{self.cell.label}, seed {self.seed}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` will hold, but for the provenance."""
+        return {**self.cell.config, "seed": self.seed}
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """The configuration in twelve digits: another one is another run, whatever its name is.
+
+        The second is what earlier versions wrote, of the ``eval_episodes`` too.
+        """
+        config = identity(self.config)
+        return _digest(config), _digest({**config, "eval_episodes": self.config["eval_episodes"]})
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cells(sweep: Sweep, trust: bool = False) -> list[Cell]:
+    """All cells, every one resolved and checked as ``alrao_rl.train`` will do it, with ``--trust`` or without.
+
+    Raises:
+        UserError: an unknown agent, environment or key, a value that does not fit, two cells with one folder.
+    """
+    found = [
+        _cell(env, agent, sweep, values, trust)
+        for env in sweep.envs
+        for agent in sweep.agents
+        for values in _settings(agent, sweep.grid)
+    ]
+    by_folder: dict[Path, Cell] = {}
+    for cell in found:
+        other = by_folder.setdefault(cell.folder, cell)
+        if other is not cell:
+            raise UserError(f"{cell.label} is in the sweep twice, as {other.arguments} and as {cell.arguments}")
+    return found
+
+
+def _settings(agent: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Values of the keys that the agent has, in every combination; once an empty dict where it has none."""
+    recipe = load_agent_recipe(agent)[1]
+    for key in grid:
+        if not any(_has(other, key) for other in _every_kind()):
+            _refuse(key, recipe)
+    keys = [key for key in grid if _has(recipe, key)]
+    placed = [tuple(find_key(key, recipe)) for key in keys]
+    if len(set(placed)) < len(placed):
+        raise UserError(f"--grid: two of its keys, {', '.join(keys)}, are one and the same")
+    return (dict(zip(keys, values, strict=True)) for values in product(*(grid[key] for key in keys)))
+
+
+def _every_kind() -> Iterator[Agent]:
+    for algo in ALGORITHMS:
+        yield Agent(algo=algo, policy="stock")
+        yield Agent(algo=algo, policy="alrao")
+
+
+def _has(agent: Agent, key: str) -> bool:
+    try:
+        find_key(key, agent)
+    except UserError:
+        return False
+    return True
+
+
+def _refuse(key: str, agent: Agent) -> None:
+    try:
+        find_key(key, agent)
+    except UserError as error:
+        raise UserError(str(error).replace("--set", "--grid", 1)) from None
+
+
+def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: bool) -> Cell:
+    arguments = ["--agent", agent, "--env", env, *(["--trust"] if trust else [])]
+    for key in EVALUATION:
+        if (given := getattr(sweep, key)) is not None:
+            arguments += [f"--{key.replace('_', '-')}", str(given)]
+    for key, value in values.items():
+        arguments += ["--set", f"{key}={literal(value)}"]
+    try:
+        recipe = _parsed(arguments)[1]
+        steps = sweep.timesteps or max(round(recipe.timesteps * (sweep.budget or 1)), 1)
+        arguments += ["--timesteps", str(steps)]
+        args, recipe = _parsed(arguments)
+    except UserError as error:
+        raise UserError(str(error).replace("--set", "--grid", 1)) from None
+    name = recipe.agent_name
+    if values:
+        name += f"@{setting_name(values, name)}"
+    setting = [f"{'.'.join(find_key(key, recipe.agent))}={json.dumps(value)}" for key, value in values.items()]
+    return Cell(
+        recipe,
+        setting=", ".join(setting),
+        inert=tuple(key for key in sweep.grid if key not in values),
+        arguments=tuple(arguments),
+        folder=Path(env_folder(recipe), name),
+        config=configuration(recipe, args),
+    )
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[Any, Recipe]:
+    args = parser().parse_args(arguments)
+    return args, from_arguments(args)
+
+
+def runs(sweep: Sweep, of: Sequence[Cell]) -> list[Run]:
+    """All runs, seed by seed, so that what is there after a part of the time is the whole table with fewer seeds.
+
+    Tuning seeds come last, and only in cells that a choice is made among.
+    """
+    tested = [Run(cell, seed) for seed in sweep.seeds for cell in of]
+    return tested + [Run(cell, seed) for seed in sweep.tuning_seeds for cell in of if cell.setting]

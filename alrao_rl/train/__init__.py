@@ -1,0 +1,1 @@
+"""One run: ``python -m alrao_rl.train``."""

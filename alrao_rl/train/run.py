@@ -1,0 +1,331 @@
+"""One run, from its last checkpoint on if there is one, to the end that its folder records."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alrao_rl.cli.console import print_error, print_warning, python, say
+from alrao_rl.cli.interruption import Interruption
+from alrao_rl.errors import UserError, first_line
+from alrao_rl.numbers import significant
+from alrao_rl.runs import provenance
+from alrao_rl.runs.atomic import write_atomically
+from alrao_rl.runs.configuration import EVALUATION, differences, identity
+from alrao_rl.runs.folder import AGENTS, CHECKPOINT, MANIFEST, STATES, TRACEBACK, RunFolder
+from alrao_rl.runs.reading import check_manifest
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from alrao_rl.recipes.schema import Recipe
+    from alrao_rl.runs.checkpoint import Checkpoints, Saved
+    from alrao_rl.train.callback import TrainingCallback
+from alrao_rl.train.options import DEFAULT_EVALUATION, configuration, env_folder, label, run_folder
+
+PATIENCE, LIMIT = 6.0, 8.5
+"""Seconds after Ctrl-C or SIGTERM: how long a checkpoint is waited for, and until the process ends."""
+
+
+def prepare(
+    recipe: Recipe, args: argparse.Namespace, make: Callable[[], gym.Env[Any, Any]] | None = None
+) -> tuple[VecEnv, BaseAlgorithm]:
+    """The training environments and the model on them: whatever cannot be trained is refused here.
+
+    ``make`` makes one of the environments, if not the recipe's: a sweep checks all of its cells on one.
+
+    Raises:
+        UserError: with the reason.
+    """
+    from alrao_rl.agents.build import build, check_device, refuse_no_update
+    from alrao_rl.environments.make import make_env
+
+    check_device(args.device, "--device")
+    env = make_env(recipe, args.seed, training=True, make=make)
+    model = build(recipe.agent, env, args.seed, args.device)
+    refuse_no_update(model, recipe.timesteps)
+    return env, model
+
+
+def train(recipe: Recipe, args: argparse.Namespace) -> int:
+    """Train into the run folder, from its last checkpoint on if there is one.
+
+    A finished run prints its summary, another configuration there is refused. So are, unless ``--allow-mismatch`` is
+    given, other versions, device and loops than the checkpoint was made with. A configuration is never changed on the
+    way, but for evaluations, of which training knows nothing: schedules are fractions of the timesteps, and the run
+    would be neither the one nor the other.
+
+    Returns:
+        0, 1 for a run that failed, whose folder then holds the reason and the traceback, or 130 and 143.
+
+    Raises:
+        UserError: nothing can be trained so; no file is left behind.
+    """
+    folder = RunFolder(run_folder(recipe, args))
+    config = configuration(recipe, args)
+    if _is_finished(folder, config):
+        # A process may have been killed between its last two acts.
+        shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
+        return _finished_before(recipe, folder, config, args.quiet)
+    from alrao_rl.core.optim import SkippedUpdateWarning
+    from alrao_rl.environments.make import classes, close
+    from alrao_rl.fast import kernels
+    from alrao_rl.train.callback import TrainingCallback
+    from alrao_rl.train.tracking import Subject, tracked
+
+    limit_threads()
+    env, model = prepare(recipe, args)
+    warn_of_time_limits(recipe)
+    made_with = provenance.current(
+        shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
+        str(model.device),
+        kernels.LOOPS,
+        type(model),
+        *classes(env),
+    )
+    interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
+    evaluation = {key: getattr(args, key) for key in EVALUATION}
+    callback = TrainingCallback(
+        recipe, folder, args.seed, evaluation, args.quiet, config, args.checkpoint_interval, interruption
+    )
+    process, begun = os.getpid(), False
+    with interruption:
+        folder.open()
+        try:
+            # Another process may have finished it since.
+            if _is_finished(folder, config):
+                return _finished_before(recipe, folder, config, args.quiet)
+            callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
+            begun = True
+            subject = Subject(folder, env_folder(recipe), label(recipe, args), args.seed, args.quiet)
+            with contextlib.closing(callback), tracked(model, args.track, subject), warnings.catch_warnings():
+                warnings.simplefilter("ignore", SkippedUpdateWarning)  # said at the end
+                model.learn(recipe.timesteps, callback=callback)
+            # What is asked for from here on, or was on the last steps, comes too late.
+            if not interruption.stop_in_order():  # the environment has caught it
+                raise KeyboardInterrupt
+            folder.finish(timesteps=model.num_timesteps, **callback.result())
+        except BaseException as error:
+            if isinstance(error, UserError) and not begun:
+                raise
+            if os.getpid() != process:  # an environment's child, which has no business with the folder
+                raise
+            # An environment may turn one exception into another, or have lost a process of its own to the same signal.
+            if interruption.asked or isinstance(error, KeyboardInterrupt):
+                return _interrupted(folder, callback, interruption.exit_status)
+            return _fail(folder, error, model.num_timesteps)
+        else:
+            callback.checkpoints.remove()
+            _warn_of_lost_heads(callback.lost_heads())
+            _warn_of_skipped_updates(*callback.updates())
+            return _finish(recipe, folder, args.quiet)
+        finally:
+            folder.close()
+            close(env)
+
+
+def _begin(
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    config: dict[str, Any],
+    made_with: dict[str, Any],
+    allow_mismatch: bool,
+) -> Saved | None:
+    """Prepare the folder for the run as it goes on from its newest usable checkpoint, which is returned, or anew.
+
+    Raises:
+        UserError: that was made with something else.
+    """
+
+    def complain(path: Path, reason: str) -> None:
+        print_warning(f"the checkpoint {path} is not used: {reason}")
+
+    def fits(state: dict[str, Any]) -> str | None:
+        try:
+            if changed := list(differences(identity(state["config"]), identity(config))):
+                return f"it is of another configuration ({'; '.join(changed[:3])})"
+            return folder.changed(state["logs"])
+        except (AttributeError, KeyError, TypeError) as error:
+            return f"its state is not that of a run ({type(error).__name__}: {first_line(error)})"
+
+    saved = checkpoints.newest(complain, fits)
+    if saved is None:
+        folder.start({**config, "provenance": made_with})
+        return None
+    begun, step = (folder.config() or {}).get("provenance"), saved.state["step"]
+    if changed := ", ".join(provenance.mismatches(begun, step, made_with)):
+        if not allow_mismatch:
+            raise UserError(
+                f"{saved.path} was made with something else ({changed}): --allow-mismatch continues from it all the "
+                "same; or choose another folder with --out"
+            )
+        print_warning(f"continued from step {step} with something else ({changed}): the run may end otherwise")
+    agents = {name: saved.read(name) for name in AGENTS if name in saved.files}
+    folder.resume(
+        {**config, "provenance": provenance.continued(begun, step, made_with)}, saved.state["logs"], agents
+    )  # fmt: skip
+    return saved
+
+
+def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
+    """Whether this very run is finished.
+
+    Raises:
+        UserError: the folder holds something else, or a finished run that is damaged.
+    """
+    old = folder.config()
+    if old is None:
+        return False
+    changed = list(differences(identity(old), identity(config)))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
+            "choose another folder with --out"
+        )
+    status, ended = folder.status(), (folder.path / MANIFEST).is_file()
+    state = (status or {}).get("state")
+    # A process may have been killed between its first two files, but then no run had ended there.
+    if state not in STATES and (ended or status is not None):
+        said = "is not there" if status is None else f"has the state {state!r}, expected one of {', '.join(STATES)}"
+        raise UserError(f"{folder.path / 'status.json'} {said}: the run is damaged, choose another folder with --out")
+    finished = state == "finished"
+    if finished:
+        if not ended:
+            raise UserError(
+                f"{folder.path} says that it is finished and has no {MANIFEST}, with which a run ends: it is damaged, "
+                "choose another folder with --out"
+            )
+        check_manifest(folder.path)
+        weights = [name for name in AGENTS if name.endswith(".safetensors") and (folder.path / name).exists()]
+        if weights:  # what notebooks do not wait for
+            check_manifest(folder.path, *weights)
+    return finished
+
+
+def _finished_before(recipe: Recipe, folder: RunFolder, config: dict[str, Any], quiet: bool) -> int:
+    was, now = (
+        {key: one.get(key, default) for key, default in DEFAULT_EVALUATION.items()}
+        for one in (folder.config() or {}, config)
+    )
+    if changed := "; ".join(differences(was, now)):
+        print_warning(
+            f"the run is finished and was evaluated otherwise ({changed}): another --out evaluates it anew, and "
+            "trains it again"
+        )
+    return _finish(recipe, folder, quiet, f"{folder.path} is finished:")
+
+
+def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:
+    if not quiet:
+        say(*lines, _summary(recipe, folder))
+    return 0
+
+
+def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
+    """Leave the reason in the folder, and say it; also where an environment has called ``sys.exit``."""
+    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+    try:
+        folder.set_status("failed", reason=reason, timestep=timestep)
+        write_atomically(folder.path / TRACEBACK, "".join(traceback.format_exception(error)))
+        more = f"see {folder.path / TRACEBACK}"
+    except OSError as problem:  # a full disk, or a folder that is gone, may be what stopped the run
+        more = f"nothing can be written to {folder.path} ({problem.strerror})"
+    if not isinstance(error, (Exception, SystemExit)):
+        raise error
+    print_error(f"the run failed at step {timestep}: {type(error).__name__}: {first_line(error)}; {more}")
+    return 1
+
+
+def _interrupted(folder: RunFolder, callback: TrainingCallback, exit_status: int) -> int:
+    """Leave the state in the folder and say how the run goes on; in another thread where this one does not stop."""
+    step, last = callback.step, callback.checkpoints.last_step()
+    # Only where there is a run: a signal may come before its first file, or after its last.
+    with contextlib.suppress(OSError, UserError):
+        if (folder.status() or {}).get("state") == "finished":
+            print(f"interrupted after the end; {folder.path} is finished", file=sys.__stderr__, flush=True)
+            return exit_status
+        if folder.config() is not None:
+            folder.set_status("interrupted", timestep=step)
+    how = ("continues" if step == last else f"continues from step {last}") if last else "begins anew"
+    with contextlib.suppress(OSError):
+        # Past a live display, which may still stand.
+        print(f"interrupted at step {step}; the same command {how}", file=sys.__stderr__, flush=True)
+    return exit_status
+
+
+def _warn_of_lost_heads(times: int) -> None:
+    if times:
+        print_warning(
+            f"{times} output heads became non-finite and were re-cloned from the average: a learning rate or a reward "
+            "is far too large (counted under reclones in heads.csv, with those of heads without weight)"
+        )
+
+
+def _warn_of_skipped_updates(skipped: int, n_updates: int) -> None:
+    if skipped:
+        from alrao_rl.core.optim import NOT_FINITE
+
+        print_warning(
+            f"{skipped:,} of {n_updates:,} updates were skipped, wholly or in part: a loss or its gradient was nan or "
+            f"infinite, {NOT_FINITE}"
+        )
+
+
+def warn_of_time_limits(recipe: Recipe) -> None:
+    """Say what ``optimize_memory_usage`` costs."""
+    if recipe.agent.hyperparameters.get("optimize_memory_usage"):
+        print_warning(
+            "with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended, with "
+            "nothing to gain after it: Stable-Baselines3's buffer cannot tell them apart then"
+        )
+
+
+def limit_threads() -> None:
+    """One torch thread, unless the user asked for more: small networks only lose by sharing work."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _summary(recipe: Recipe, folder: RunFolder) -> str:
+    status, environment = folder.status() or {}, recipe.environment
+    known = {"reference": environment.reference_score, "random": environment.random_score}
+    scores = ", ".join(f"{name} {significant(score)}" for name, score in known.items() if score is not None)
+    trust = " --trust" if ":" in environment.id else ""
+    try:
+        steps, seconds = status["timesteps"], status["wall_seconds"]
+        best, last = status["best_return"], status["last_return"]
+        if best is None:
+            budget = "--eval-budget allowed no whole episode, a larger one does"
+            without = (folder.config() or {}).get("eval_episodes") == 0
+            evaluated = f"not evaluated ({'--eval-episodes 0' if without else budget})"
+        else:
+            of_last = "not evaluated" if last is None else significant(last)
+            evaluated = f"best evaluation {significant(best)} at step {status['best_timestep']:,}, last {of_last}"
+        which = "agent.safetensors is the last agent, as last.safetensors is"
+        if best is not None:
+            which = "agent.safetensors is the best agent, last.safetensors the last"
+        return "\n".join([
+            f"{recipe.agent_name} on {environment.id}: {evaluated} ({scores or 'no reference score'})",
+            f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
+            f"files: {folder.path} ({which})",
+            f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",
+        ])  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder.path / 'status.json'} is not as a finished run leaves it ({first_line(error)}): "
+            "choose another folder with --out"
+        ) from None
