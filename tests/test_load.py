@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from alrao_rl import load_results, stats
 from alrao_rl.errors import UserError
 from alrao_rl.recipes.resolve import resolve
-from alrao_rl.runs.folder import COLUMNS, RunFolder
+from alrao_rl.runs.files import COLUMNS
+from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.results import load_curves, load_heads
 
 CARTPOLE = {"id": "CartPole-v1", "random_score": 22.2, "reference_score": 500.0, "floor": 0.0}

@@ -13,7 +13,8 @@ import pytest
 from alrao_rl.errors import UserError
 from alrao_rl.runs.atomic import write_atomically, write_json
 from alrao_rl.runs.configuration import differences
-from alrao_rl.runs.folder import COLUMNS, RunFolder
+from alrao_rl.runs.files import COLUMNS
+from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.reading import check_manifest, read_json
 
 

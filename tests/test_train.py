@@ -31,7 +31,7 @@ from alrao_rl.recipes.files import load_agent_recipe, load_environment, recipe_n
 from alrao_rl.recipes.resolve import resolve
 from alrao_rl.runs.atomic import write_atomically
 from alrao_rl.runs.checkpoint import Checkpoints
-from alrao_rl.runs.folder import COLUMNS
+from alrao_rl.runs.files import COLUMNS
 from alrao_rl.sweep import command as sweep
 from alrao_rl.train.callback import TrainingCallback
 from alrao_rl.train.command import main, parser

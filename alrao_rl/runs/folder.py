@@ -23,25 +23,9 @@ from typing import Any, TextIO
 
 from alrao_rl.errors import UserError
 from alrao_rl.runs.atomic import as_json, write_atomically, write_json
+from alrao_rl.runs.files import AGENTS, CHECKPOINT, COLUMNS, MANIFEST, PACKED, TENSORBOARD, TRACEBACK, TRACKING
 from alrao_rl.runs.lock import try_lock
 from alrao_rl.runs.reading import read_json, sha256
-
-COLUMNS = {
-    "episodes.csv": ("timestep", "return", "length"),
-    "evaluations.csv": ("timestep", "episodes", "mean_return", "std_return", "min_return", "max_return"),
-    "heads.csv": ("timestep", "layer", "head", "learning_rate", "weight", "reclones"),
-    "timing.csv": ("timestep", "wall_seconds", "steps_per_second"),
-}
-AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))
-STATES = ("queued", "running", "interrupted", "finished", "failed")
-"""Of a run folder."""
-TRACEBACK = "traceback.txt"
-CHECKPOINT = "checkpoint"
-MANIFEST = "sha256.json"
-PACKED = ("config.json", "status.json", MANIFEST, TRACEBACK, *COLUMNS)
-"""What is kept of a run in a zip."""
-TRACKING, TENSORBOARD = "tracking.json", "tensorboard"
-"""Of a run with ``--track``: what it is called at the trackers, and a folder that is one's own."""
 
 
 class RunFolder:

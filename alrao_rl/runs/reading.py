@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alrao_rl.errors import UserError
-from alrao_rl.runs.folder import MANIFEST, PACKED
+from alrao_rl.runs.files import MANIFEST, PACKED
 
 _MOST_BYTES = 2**30
 """No log is longer; a zip may claim anything."""

@@ -18,7 +18,7 @@ from alrao_rl import stats
 from alrao_rl.checks import first_value, is_number
 from alrao_rl.errors import UserError, first_line
 from alrao_rl.runs.configuration import flatten, identity
-from alrao_rl.runs.folder import COLUMNS, STATES
+from alrao_rl.runs.files import COLUMNS, STATES
 from alrao_rl.runs.provenance import PACKAGES, stretches
 from alrao_rl.runs.reading import check_manifest, read_json, read_run_file
 

@@ -14,7 +14,8 @@ import pandas as pd
 from alrao_rl.errors import UserError
 from alrao_rl.runs.checkpoint import Checkpoints
 from alrao_rl.runs.configuration import differences, identity
-from alrao_rl.runs.folder import CHECKPOINT, COLUMNS, RunFolder, packed
+from alrao_rl.runs.files import CHECKPOINT, COLUMNS
+from alrao_rl.runs.folder import RunFolder, packed
 from alrao_rl.runs.provenance import installed, mismatches, stretches
 from alrao_rl.runs.reading import check_manifest
 from alrao_rl.runs.results import load_results

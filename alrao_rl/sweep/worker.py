@@ -22,7 +22,8 @@ from typing import IO, Any
 from alrao_rl.cli.interruption import EXIT_STATUSES
 from alrao_rl.errors import UserError
 from alrao_rl.runs.atomic import write_atomically
-from alrao_rl.runs.folder import TRACEBACK, RunFolder
+from alrao_rl.runs.files import TRACEBACK
+from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.lock import try_lock
 
 ATTEMPTS = 3

@@ -21,7 +21,8 @@ from alrao_rl.numbers import significant
 from alrao_rl.runs import provenance
 from alrao_rl.runs.atomic import write_atomically
 from alrao_rl.runs.configuration import EVALUATION, differences, identity
-from alrao_rl.runs.folder import AGENTS, CHECKPOINT, MANIFEST, STATES, TRACEBACK, RunFolder
+from alrao_rl.runs.files import AGENTS, CHECKPOINT, MANIFEST, STATES, TRACEBACK
+from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.reading import check_manifest
 
 if TYPE_CHECKING:

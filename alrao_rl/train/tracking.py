@@ -31,7 +31,8 @@ from alrao_rl.cli.console import print_warning
 from alrao_rl.errors import UserError, first_line
 from alrao_rl.runs.atomic import write_json
 from alrao_rl.runs.configuration import flatten
-from alrao_rl.runs.folder import TENSORBOARD, TRACKING, RunFolder
+from alrao_rl.runs.files import TENSORBOARD, TRACKING
+from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.reading import read_json
 
 PROJECT = "alrao-rl"
