@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _MARK = b"written by alrao_rl.export"
 """In our files: those may be overwritten."""
-_TO_ONNX = ("DQN", "QRDQN", "A2C", "PPO")
 
 
 def parser() -> CommandLine:
@@ -119,6 +118,7 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
     from stable_baselines3.common.preprocessing import is_image_space
 
     from alrao_rl.agents.file import agent_path, rebuild
+    from alrao_rl.recipes.algorithms import ALGORITHMS
 
     path = agent_path(run)
     target = out or path.with_suffix(".onnx")
@@ -127,8 +127,9 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise UserError("--to onnx needs onnx and onnxscript; install them with: pip install 'alrao-rl[export]'")
     model, statistics = rebuild(path)
-    if (name := type(model).__name__) not in _TO_ONNX:
-        raise UserError(f"--to onnx does not serve {name}, expected {', '.join(_TO_ONNX)}; --to sb3 does")
+    served = [row.cls for row in ALGORITHMS.values() if row.exports_onnx]
+    if (name := type(model).__name__) not in served:
+        raise UserError(f"--to onnx does not serve {name}, expected {', '.join(served)}; --to sb3 does")
     if target.exists() and (not target.is_file() or _MARK not in target.read_bytes()[:200]):
         raise UserError(f"{target} is there already and not an export of alrao-rl: choose another file with --out")
     data, inputs = _graph(model, statistics)

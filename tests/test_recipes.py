@@ -23,7 +23,7 @@ from alrao_rl.core import AlraoConfig
 from alrao_rl.environments import register
 from alrao_rl.environments.make import make_env
 from alrao_rl.errors import UserError, suggest
-from alrao_rl.recipes.algorithms import ALGORITHMS, DEFAULT_TIMESTEPS, HYPERPARAMETERS, POLICY_OPTIONS
+from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.files import MAX_BYTES, load_environment, read_toml, recipe_names
 from alrao_rl.recipes.overrides import parse_env_kwargs, parse_override
 from alrao_rl.recipes.resolve import alrao_options, resolve, sb3_defaults
@@ -79,9 +79,9 @@ def test_every_value_of_an_agent_names_its_source(path):
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_key_that_a_recipe_may_hold_is_a_keyword_of_sb3(algo):
     takes = inspect.signature(algorithm(Agent(algo=algo, policy="stock"))).parameters
-    assert HYPERPARAMETERS[algo].model_fields.keys() <= takes.keys()
+    assert ALGORITHMS[algo].hyperparameters.model_fields.keys() <= takes.keys()
     policy = POLICIES.get(algo, ActorCriticPolicy)
-    assert POLICY_OPTIONS[algo].model_fields.keys() <= inspect.signature(policy).parameters.keys()
+    assert ALGORITHMS[algo].policy_options.model_fields.keys() <= inspect.signature(policy).parameters.keys()
 
 
 def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
@@ -158,7 +158,7 @@ def test_timesteps_and_env_kwargs_of_the_command_line_come_last(mine):
 def test_environment_without_a_file_has_a_stated_budget():
     recipe = resolve("a2c", "FrozenLake-v1")
     assert recipe.environment.id == "FrozenLake-v1"
-    assert recipe.origins["timesteps"] == (DEFAULT_TIMESTEPS["a2c"], "default")
+    assert recipe.origins["timesteps"] == (ALGORITHMS["a2c"].timesteps, "default")
 
 
 def test_alrao_options_are_written_out():
@@ -532,7 +532,7 @@ def test_env_kwargs_that_no_json_holds():
 
 def test_reading_recipes_imports_no_torch():
     code = (
-        "import sys; from alrao_rl.recipes.files import load_agent_recipe; load_agent_recipe('dqn'); "
+        "import sys; from alrao_rl.recipes.files import load_agent_recipe, load_environment; load_agent_recipe('dqn'); "
         "recipes.load_environment('CartPole-v1'); assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

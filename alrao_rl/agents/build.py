@@ -19,7 +19,6 @@ from torch import nn
 import alrao_rl
 from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line, suggest
-from alrao_rl.recipes.algorithms import CLASSES, REPLAY_ALGORITHMS
 from alrao_rl.recipes.resolve import alrao_options
 from alrao_rl.recipes.schema import Agent
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
@@ -43,7 +42,7 @@ def algorithm(agent: Agent) -> type[BaseAlgorithm]:
     Raises:
         UserError: it is one of sb3-contrib's, which is not installed.
     """
-    name = CLASSES[agent.algo]
+    name = agent.algorithm.cls
     if hasattr(stable_baselines3, name):
         return cast(type[BaseAlgorithm], getattr(stable_baselines3, name))
     try:
@@ -54,14 +53,11 @@ def algorithm(agent: Agent) -> type[BaseAlgorithm]:
 
 def policy_class(agent: Agent, observation_space: spaces.Space[Any]) -> Any:
     """The policy for an agent on these observations: plain, image or Dict; Alrao's class or the name of SB3's."""
-    stock, alrao = {
-        "qrdqn": ("{}Policy", "AlraoQRDQN{}Policy"),
-        "recurrent-ppo": ("{}LstmPolicy", "Alrao{}LstmPolicy"),
-        "maskable-ppo": ("{}Policy", "AlraoMaskable{}Policy"),
-    }.get(agent.algo, ("{}Policy", "Alrao{}Policy"))
-    kind = "MultiInput" if isinstance(observation_space, spaces.Dict) else ""
-    kind = "Cnn" if is_image_space(observation_space) else kind
-    return getattr(alrao_rl, alrao.format(kind)) if agent.policy == "alrao" else stock.format(kind or "Mlp")
+    form = "MultiInput" if isinstance(observation_space, spaces.Dict) else ""
+    form = "Cnn" if is_image_space(observation_space) else form
+    if agent.policy == "alrao":
+        return getattr(alrao_rl, agent.algorithm.policies.format(form))
+    return agent.algorithm.stock_policies.format(form or "Mlp")
 
 
 def policy_kwargs(agent: Agent, observation_space: spaces.Space[Any]) -> dict[str, Any]:
@@ -86,16 +82,16 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
     Raises:
         UserError: SB3 or Alrao refuses a value or the environment's spaces, with their reason on one line.
     """
-    name = CLASSES[agent.algo]
-    if agent.algo in REPLAY_ALGORITHMS and not isinstance(env.action_space, spaces.Discrete):
+    name = agent.algorithm.cls
+    if agent.algorithm.learns_from_replay and not isinstance(env.action_space, spaces.Discrete):
         raise UserError(f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use ppo or a2c")
     try:
         refuse_start(name, env.observation_space, env.action_space)
     except ValueError as error:
         raise UserError(str(error)) from None
     kind = algorithm(agent)
-    if agent.algo == "maskable-ppo" and not env.has_attr("action_masks"):
-        raise UserError("maskable-ppo takes environments with a method action_masks(), and this one has none; use ppo")
+    if agent.algorithm.masks_actions and not env.has_attr("action_masks"):
+        raise UserError(f"{agent.algo} takes environments with a method action_masks(), and this one has none; use ppo")
     hyperparameters = dict(agent.hyperparameters)
     for key in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(value := hyperparameters.get(key), str):
@@ -158,6 +154,6 @@ def check_device(device: str, what: str = "device") -> None:
 
 def with_small_buffer(agent: Agent) -> Agent:
     """The same agent without a replay buffer of its training size: it is loaded to act."""
-    if agent.algo not in REPLAY_ALGORITHMS:
+    if not agent.algorithm.learns_from_replay:
         return agent
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})

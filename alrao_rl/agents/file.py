@@ -27,7 +27,6 @@ from alrao_rl.agents.build import build, check_device, with_small_buffer
 from alrao_rl.agents.spaces import decode_space, encode_space
 from alrao_rl.environments.normalization import RunningMeanSquare
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.recipes.algorithms import REPLAY_ALGORITHMS
 from alrao_rl.recipes.resolve import with_defaults
 from alrao_rl.recipes.schema import Agent
 from alrao_rl.recipes.validation import check_agent
@@ -114,7 +113,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
     except Exception as error:  # whatever a foreign file may hold
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
-    if agent.algo in REPLAY_ALGORITHMS:
+    if agent.algorithm.learns_from_replay:
         learner = cast(DQN, model)
         learner.exploration_rate = learner.exploration_final_eps
         default = inspect.signature(type(model)).parameters["buffer_size"].default

@@ -1,23 +1,18 @@
-"""The algorithms that are served: one row each."""
+"""The algorithms that are served, one row each in :data:`ALGORITHMS`, and the tables that such a row names.
+
+An algorithm is added by a row, by the tables for what its class takes, where those of another do not fit, and by a
+policy in ``alrao_rl.sb3``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from alrao_rl.recipes.fields import ClipRange, Count, Finite, Fraction, NotNegative, Positive, Rate, Table, Widths
 
-CLASSES = {
-    "dqn": "DQN", "a2c": "A2C", "ppo": "PPO", "qrdqn": "QRDQN", "recurrent-ppo": "RecurrentPPO",
-    "maskable-ppo": "MaskablePPO",
-}  # fmt: skip
-"""The classes of Stable-Baselines3, and of sb3-contrib, by their names in recipes."""
-ALGORITHMS = tuple(CLASSES)
-REPLAY_ALGORITHMS = ("dqn", "qrdqn")
-"""Algorithms that learn values from a replay buffer."""
-TIMESTEPS_OF = {"qrdqn": "dqn", "recurrent-ppo": "ppo", "maskable-ppo": "ppo"}
-"""Algorithm whose budget applies if the environment file has none for this one."""
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "softplus")
 
 
@@ -80,16 +75,6 @@ class PpoHyperparameters(_GaussianHyperparameters, MaskablePpoHyperparameters):
     """Keywords of ``stable_baselines3.PPO`` and sb3-contrib's RecurrentPPO."""
 
 
-HYPERPARAMETERS: dict[str, type[Table]] = {
-    "dqn": DqnHyperparameters,
-    "a2c": A2cHyperparameters,
-    "ppo": PpoHyperparameters,
-    "qrdqn": DqnHyperparameters,
-    "recurrent-ppo": PpoHyperparameters,
-    "maskable-ppo": MaskablePpoHyperparameters,
-}
-
-
 class DqnPolicyOptions(Table):
     """Keywords of DQN's policy that both stock and Alrao policies take."""
 
@@ -129,13 +114,56 @@ class RecurrentOptions(OnPolicyOptions):
     enable_critic_lstm: bool | None = None
 
 
-POLICY_OPTIONS: dict[str, type[Table]] = {
-    "dqn": DqnPolicyOptions,
-    "a2c": OnPolicyOptions,
-    "ppo": OnPolicyOptions,
-    "qrdqn": QrdqnPolicyOptions,
-    "recurrent-ppo": RecurrentOptions,
-    "maskable-ppo": MaskableOptions,
-}
-DEFAULT_TIMESTEPS = {"dqn": 100_000, "a2c": 500_000, "ppo": 500_000}
-"""Budgets for an environment without a file."""
+@dataclass(frozen=True)
+class Algorithm:
+    """What is to be known of an algorithm.
+
+    Args:
+        name: in recipes, on command lines and in the names of folders.
+        cls: name of its class, in Stable-Baselines3 or sb3-contrib.
+        hyperparameters: keywords of the class.
+        policy_options: keywords of its policy that both stock and Alrao policies take.
+        timesteps: default budget for an environment whose file names none.
+        timesteps_of: algorithm whose budget in an environment's file applies where there is none for this one.
+        policies: names of the Alrao policies in ``alrao_rl``; the braces stand for "", "Cnn" or "MultiInput".
+        stock_policies: SB3's names for its own, likewise, with "Mlp" in place of "".
+        learns_from_replay: it learns values of discrete actions from a replay buffer.
+        masks_actions: its environments have a method ``action_masks()``.
+        exports_onnx: its deterministic action is a function of the observation alone.
+    """
+
+    name: str
+    cls: str
+    hyperparameters: type[Table]
+    policy_options: type[Table]
+    timesteps: int
+    timesteps_of: str = ""
+    policies: str = "Alrao{}Policy"
+    stock_policies: str = "{}Policy"
+    learns_from_replay: bool = False
+    masks_actions: bool = False
+    exports_onnx: bool = False
+
+
+_ROWS = (
+    Algorithm(
+        "dqn", "DQN", DqnHyperparameters, DqnPolicyOptions, 100_000,
+        learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm("a2c", "A2C", A2cHyperparameters, OnPolicyOptions, 500_000, exports_onnx=True),
+    Algorithm("ppo", "PPO", PpoHyperparameters, OnPolicyOptions, 500_000, exports_onnx=True),
+    Algorithm(
+        "qrdqn", "QRDQN", DqnHyperparameters, QrdqnPolicyOptions, 100_000, timesteps_of="dqn",
+        policies="AlraoQRDQN{}Policy", learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm(
+        "recurrent-ppo", "RecurrentPPO", PpoHyperparameters, RecurrentOptions, 500_000, timesteps_of="ppo",
+        policies="Alrao{}LstmPolicy", stock_policies="{}LstmPolicy",
+    ),
+    Algorithm(
+        "maskable-ppo", "MaskablePPO", MaskablePpoHyperparameters, MaskableOptions, 500_000, timesteps_of="ppo",
+        policies="AlraoMaskable{}Policy", masks_actions=True,
+    ),
+)  # fmt: skip
+ALGORITHMS = {row.name: row for row in _ROWS}
+"""By name, in the order in which they are listed to users."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from alrao_rl.errors import UserError, suggest
 from alrao_rl.notation import literal
-from alrao_rl.recipes.algorithms import HYPERPARAMETERS, POLICY_OPTIONS
 from alrao_rl.recipes.files import parse_toml
 from alrao_rl.recipes.schema import NORMALIZATIONS, Agent, AlraoOptions
 from alrao_rl.recipes.validation import FALLING, NO_ALRAO, NO_LEARNING_RATE
@@ -80,8 +79,8 @@ def find_key(key: str, agent: Agent, value: Any = None) -> list[str]:
     Raises:
         UserError: such an agent has no such key, with the nearest one.
     """
-    hyperparameters = list(HYPERPARAMETERS[agent.algo].model_fields)
-    options, alrao = list(POLICY_OPTIONS[agent.algo].model_fields), list(AlraoOptions.model_fields)
+    hyperparameters = list(agent.algorithm.hyperparameters.model_fields)
+    options, alrao = list(agent.algorithm.policy_options.model_fields), list(AlraoOptions.model_fields)
     top = ["n_envs", *NORMALIZATIONS]
     path = key.split(".")
     if len(path) == 1 and key in hyperparameters:

@@ -10,7 +10,6 @@ from typing import Any
 
 from alrao_rl.environments.ids import check_id
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.recipes.algorithms import DEFAULT_TIMESTEPS, HYPERPARAMETERS, REPLAY_ALGORITHMS, TIMESTEPS_OF
 from alrao_rl.recipes.files import check_trust, load_agent_recipe, load_environment, recipe_folder
 from alrao_rl.recipes.overrides import find_key, parse_override
 from alrao_rl.recipes.schema import SCORES, Agent, AlraoOptions, Environment, Recipe
@@ -62,9 +61,9 @@ def resolve(
         _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
     budget, origin = timesteps, "--timesteps"
     if budget is None:
-        like = TIMESTEPS_OF.get(recipe.algo, recipe.algo)
-        known = environment.timesteps.get(recipe.algo, environment.timesteps.get(like))
-        budget, origin = (known, env_origin) if known else (DEFAULT_TIMESTEPS[like], "default")
+        algorithm = recipe.algorithm
+        known = environment.timesteps.get(recipe.algo, environment.timesteps.get(algorithm.timesteps_of))
+        budget, origin = (known, env_origin) if known else (algorithm.timesteps, "default")
     if budget < 1:
         raise UserError(f"--timesteps is {budget}, expected a whole number of at least 1")
     origins["timesteps"] = (budget, origin)
@@ -90,7 +89,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
     from alrao_rl.core.bases import BASES
 
     try:
-        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algo in REPLAY_ALGORITHMS)
+        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algorithm.learns_from_replay)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
     base = {name: one.default for name, one in inspect.signature(BASES[config.base]).parameters.items()}
@@ -103,7 +102,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
 def sb3_defaults(algorithm: type, agent: Agent) -> dict[str, tuple[Any, str]]:
     """SB3's defaults of the keywords that the agent's algorithm takes."""
     parameters = inspect.signature(algorithm).parameters
-    fields = HYPERPARAMETERS[agent.algo].model_fields
+    fields = agent.algorithm.hyperparameters.model_fields
     skip = ("learning_rate",) if agent.policy == "alrao" else ()
     return {
         f"hyperparameters.{name}": (parameters[name].default, "SB3's default") for name in fields if name not in skip

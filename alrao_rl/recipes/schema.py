@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from alrao_rl.recipes.algorithms import ALGORITHMS
+from alrao_rl.recipes.algorithms import ALGORITHMS, Algorithm
 from alrao_rl.recipes.fields import Count, Finite, Options, Table
 
 
@@ -35,7 +35,7 @@ class Agent(Table):
     for false elsewhere, see :func:`alrao_rl.environments.make.settle`.
     """
 
-    algo: Literal[ALGORITHMS]  # type: ignore[valid-type]
+    algo: Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]
     policy: Literal["alrao", "stock"]
     n_envs: Annotated[int, Field(ge=1, le=10_000)] = 1
     normalize_observations: Literal[True, False, "scale", "continuous"] = False
@@ -43,6 +43,11 @@ class Agent(Table):
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     policy_options: dict[str, Any] = Field(default_factory=dict)
     alrao: AlraoOptions = AlraoOptions()
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The row of its algorithm."""
+        return ALGORITHMS[self.algo]
 
     @field_validator("normalize_rewards")
     @classmethod
@@ -62,7 +67,7 @@ class Environment(Table):
     random_score: Finite | None = None
     reference_score: Finite | None = None
     floor: Finite | None = None
-    timesteps: dict[Literal[ALGORITHMS], Count] = Field(default_factory=dict)  # type: ignore[valid-type]
+    timesteps: dict[Literal[tuple(ALGORITHMS)], Count] = Field(default_factory=dict)  # type: ignore[valid-type]
     wrappers: list[Options] = Field(default_factory=list)
     kwargs: Options = Field(default_factory=dict)
 

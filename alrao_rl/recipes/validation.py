@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from alrao_rl.checks import LINEAR
 from alrao_rl.errors import UserError, suggest
-from alrao_rl.recipes.algorithms import ACTIVATIONS, ALGORITHMS, CLASSES, HYPERPARAMETERS, POLICY_OPTIONS
+from alrao_rl.recipes.algorithms import ACTIVATIONS, ALGORITHMS
 from alrao_rl.recipes.fields import Table
 from alrao_rl.recipes.schema import CONTINUOUS, Agent, AlraoOptions
 
@@ -73,9 +73,9 @@ def check_agent(data: Any, where: str) -> Agent:
         UserError: an unknown key, a wrong type, a value out of range.
     """
     agent: Agent = validate(Agent, data, where)
-    takes = f"SB3's {CLASSES[agent.algo]} takes"
-    validate(HYPERPARAMETERS[agent.algo], agent.hyperparameters, where, "hyperparameters.", takes)
-    validate(POLICY_OPTIONS[agent.algo], agent.policy_options, where, "policy_options.", f"{takes} for its policy")
+    takes = f"SB3's {agent.algorithm.cls} takes"
+    validate(agent.algorithm.hyperparameters, agent.hyperparameters, where, "hyperparameters.", takes)
+    validate(agent.algorithm.policy_options, agent.policy_options, where, "policy_options.", f"{takes} for its policy")
     if agent.policy == "alrao" and agent.hyperparameters.get("learning_rate", FALLING) != FALLING:
         raise UserError(f"{where}: hyperparameters.learning_rate: {NO_LEARNING_RATE}")
     if agent.policy == "stock" and agent.alrao != AlraoOptions():

@@ -24,7 +24,7 @@ from alrao_rl.checks import whole
 from alrao_rl.core import OutputHeads
 from alrao_rl.sb3.distributions import LeanCategorical, LeanMultiCategorical
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
-from alrao_rl.sb3.policies import FAMILIES, ActorCriticMixin, Options, QNetworkMixin
+from alrao_rl.sb3.policies import ActorCriticMixin, Options, QNetworkMixin
 
 _MASKED = -1e8
 """Added to the logit of an action that is not allowed: no probability, and a finite gradient.
@@ -47,7 +47,7 @@ class AlraoQRDQNPolicy(QNetworkMixin, QRDQNPolicy):
 
     serves = (QRDQN,)
     stock = QRDQNPolicy
-    family = FAMILIES["QRDQN"]
+    family = "AlraoQRDQN{}Policy"
     q_network = "quantile_net"
 
     def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class AlraoLstmPolicy(ActorCriticMixin, RecurrentActorCriticPolicy):
 
     serves = (RecurrentPPO,)
     stock = RecurrentActorCriticPolicy
-    family = FAMILIES["RecurrentPPO"]
+    family = "Alrao{}LstmPolicy"
 
     def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
         kwargs = super()._take_options(space, alrao, kwargs)
@@ -118,7 +118,7 @@ class AlraoMaskablePolicy(ActorCriticMixin, MaskableActorCriticPolicy):  # type:
 
     serves = (MaskablePPO,)
     stock = MaskableActorCriticPolicy
-    family = FAMILIES["MaskablePPO"]
+    family = "AlraoMaskable{}Policy"
 
     def _policy_output(self) -> dict[str, Any]:
         """As in sb3-contrib a binary action is one of two."""

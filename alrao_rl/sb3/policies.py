@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -440,9 +440,6 @@ class AlraoMultiInputPolicy(AlraoPolicy):
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
-FAMILIES = {"QRDQN": "AlraoQRDQN{}Policy", "RecurrentPPO": "Alrao{}LstmPolicy", "MaskablePPO": "AlraoMaskable{}Policy"}
-"""Algorithms whose policies have another structure, and those that serve them, with Cnn or MultiInput in the name."""
-
 
 def _calling_algorithm() -> BaseAlgorithm | None:
     """The SB3 algorithm that is building this policy, which passes neither itself nor its name; None without one."""
@@ -459,17 +456,24 @@ def _calling_algorithm() -> BaseAlgorithm | None:
 
 def _refuse_algorithm(policy: type, serves: tuple[type[BaseAlgorithm], ...], algorithm: BaseAlgorithm | None) -> None:
     """Refuse an algorithm of another kind, with the policy that serves it."""
+    if algorithm is None or (isinstance(algorithm, serves) and type(algorithm) in (*serves, A2C, PPO)):
+        return
+    # Not above: pydantic, which the table is made of, takes longer to load than all of this package.
+    from alrao_rl.recipes.algorithms import ALGORITHMS
+
+    # Algorithms whose policies have another structure than AlraoPolicy, and those that serve them.
+    families = {row.cls: row.policies for row in ALGORITHMS.values() if row.policies != AlraoPolicyMixin.family}
     names = [base.__name__ for base in type(algorithm).__mro__]
     if "TRPO" in names:
         raise ValueError("TRPO has no Alrao policy: it writes the policy's parameters itself, past the learning rates")
-    other = next((name for name in names if name in FAMILIES), None)
+    other = next((name for name in names if name in families), None)
     mine = [base.__name__ for base in serves]
-    if algorithm is None or (isinstance(algorithm, serves) and (other is None or other in mine)):
+    if isinstance(algorithm, serves) and (other is None or other in mine):
         return
     if other is not None:
         form = next((form for form in ("Cnn", "MultiInput") if form in policy.__name__), "")
         raise ValueError(
-            f"{policy.__name__} does not serve {names[0]}: use {FAMILIES[other].format(form)} from alrao_rl"
+            f"{policy.__name__} does not serve {names[0]}: use {families[other].format(form)} from alrao_rl"
         )
     expected = ", ".join("A2C or PPO" if name == "OnPolicyAlgorithm" else name for name in mine)
     raise ValueError(f"{policy.__name__} does not serve {names[0]}: expected {expected}")

@@ -115,7 +115,7 @@ class Evaluator:
         self._recipe, self._seed = recipe, seed + EVALUATION_SEED_OFFSET
         self._environments: list[gym.Env[Any, Any]] = []
         self._evaluate_policy: Callable[..., Any] = evaluate_policy
-        if recipe.agent.algo == "maskable-ppo":
+        if recipe.agent.algorithm.masks_actions:
             from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_under_masks
 
             self._evaluate_policy = evaluate_under_masks

@@ -11,7 +11,7 @@ import numpy as np
 from alrao_rl import stats
 from alrao_rl.notation import seeds_as_text
 from alrao_rl.numbers import LARGE, SMALL, decimals
-from alrao_rl.recipes.algorithms import CLASSES
+from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.report.study import Study
 
 AMBER, RED = stats.MIN_SEEDS, 5
@@ -90,7 +90,7 @@ def rate(value: float) -> str:
 
 def algorithm(name: str) -> str:
     """An algorithm by the name of its class."""
-    return CLASSES.get(name, name)
+    return ALGORITHMS[name].cls if name in ALGORITHMS else name
 
 
 def plural(count: int | str, noun: str) -> str:
