@@ -36,8 +36,7 @@ from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, Timer, load
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.provenance import continued, mismatches, stretches, versions
 from alrao_rl.train import state as snapshot
-from alrao_rl.train.command import main, parser
-from alrao_rl.train.options import configuration, from_arguments
+from alrao_rl.train.command import from_arguments, main, parser
 
 TREE = {
     "numbers": [1, -2.5, float("inf"), 2**100, True, None, "é"],
@@ -579,8 +578,8 @@ def test_versions_of_what_own_files_import(install):
 def test_another_engine(tmp_path, capfd):
     """A run begun on one is not continued on another; the sweep's own check is tested with the sweeps."""
     args = ["--algo", "a2c", "--env", "LunarLander-v3", "--timesteps", "60", *FAST, *HEADS]
-    given = parser().parse_args(args)
-    config = configuration(from_arguments(given), given)
+    options, _ = from_arguments(parser().parse_args(args))
+    config = options.configuration(options.recipe())
     made_with = {"versions": versions() | {"Box2D": "2.3.8"}, "device": "cpu", "loops": kernels.LOOPS}
     with contextlib.closing(RunFolder(tmp_path)) as folder:
         folder.open()

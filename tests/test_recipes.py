@@ -30,6 +30,7 @@ from alrao_rl.recipes.resolve import alrao_options, resolve, sb3_defaults
 from alrao_rl.recipes.schema import Agent, AlraoOptions
 from alrao_rl.recipes.validation import FALLING
 from alrao_rl.sweep.plan import parse_grid
+from alrao_rl.train.options import RunOptions
 
 ROOT = Path(__file__).parent.parent
 AGENT_FILES = sorted((ROOT / "agents").glob("*.toml"))
@@ -43,7 +44,7 @@ PPO = 'algo = "ppo"\npolicy = "alrao"\n'
 
 def refused(agent="dqn", env="CartPole-v1", *overrides, **kwargs):
     with pytest.raises(UserError) as error:
-        resolve(str(agent), str(env), overrides, **kwargs)
+        RunOptions(str(agent), str(env), overrides=overrides, **kwargs).recipe()
     message = str(error.value)
     assert len(message.splitlines()) == 1
     return message

@@ -114,7 +114,8 @@ def test_import_is_light():
 def test_start_loads_no_compiler(algo):
     """Torch's compiler and its computer algebra take longer to load than all of SB3."""
     script = (
-        f"import sys; from alrao_rl.train.command import main; main(['--algo', '{algo}', '--env', 'CartPole-v1', '--dry-run']);"
+        "import sys; from alrao_rl.train.command import main;"
+        f"main(['--algo', '{algo}', '--env', 'CartPole-v1', '--dry-run']);"
         "heavy = {'sympy', 'torch._dynamo', 'pandas', 'scipy'} & set(sys.modules); assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

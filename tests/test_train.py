@@ -34,9 +34,8 @@ from alrao_rl.runs.checkpoint import Checkpoints
 from alrao_rl.runs.files import COLUMNS
 from alrao_rl.sweep import command as sweep
 from alrao_rl.train.callback import TrainingCallback
-from alrao_rl.train.command import main, parser
+from alrao_rl.train.command import from_arguments, main, parser
 from alrao_rl.train.display import bar_chart
-from alrao_rl.train.options import configuration, from_arguments
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "status.json", "sha256.json", ".lock", *COLUMNS} | {
@@ -129,8 +128,8 @@ def rows(path):
 
 def configuration_of(args):
     """What ``config.json`` says of a command, its provenance apart."""
-    parsed = parser().parse_args(args)
-    return configuration(from_arguments(parsed), parsed)
+    options, _ = from_arguments(parser().parse_args(args))
+    return options.configuration(options.recipe())
 
 
 def refused(capfd, *args):

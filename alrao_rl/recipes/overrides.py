@@ -13,13 +13,13 @@ from alrao_rl.recipes.schema import NORMALIZATIONS, Agent, AlraoOptions
 from alrao_rl.recipes.validation import FALLING, NO_ALRAO, NO_LEARNING_RATE
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``KEY=TOML``; what is no TOML value and a bare word is a string."""
+def parse_override(text: str, flag: str = "--set") -> tuple[str, Any]:
+    """Split ``KEY=TOML``, given by a ``flag``; what is no TOML value and a bare word is a string."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise UserError(f"--set {text!r}: expected KEY=VALUE, such as batch_size=64 or alrao.n_heads=20")
-    return key, parse_value(value.strip(), f"--set {key}")
+        raise UserError(f"{flag} {text!r}: expected KEY=VALUE, such as batch_size=64 or alrao.n_heads=20")
+    return key, parse_value(value.strip(), f"{flag} {key}")
 
 
 _PYTHON_BOOLEANS = {"True": True, "False": False}
@@ -71,8 +71,8 @@ def _as_toml(found: re.Match[str]) -> str:
     return f"={literal(value)}" if isinstance(value, (str, bool)) else found[0]
 
 
-def find_key(key: str, agent: Agent, value: Any = None) -> list[str]:
-    """Where a key of ``--set`` belongs: hyperparameters and policy options may be given without their table.
+def find_key(key: str, agent: Agent, value: Any = None, flag: str = "--set") -> list[str]:
+    """Where a key, given by a ``flag``, belongs: hyperparameters and policy options may be given without their table.
 
     Of Alrao's ``learning_rate`` it depends on the value whether there is such a key.
 
@@ -89,14 +89,14 @@ def find_key(key: str, agent: Agent, value: Any = None) -> list[str]:
         path = ["policy_options", key]
     valid = [*top, *(f"alrao.{name}" for name in alrao), *hyperparameters, *options]
     if key in ("alrao", "hyperparameters", "policy_options"):
-        raise UserError(f"--set {key}: it is a table, set one of its keys, such as alrao.n_heads=20 or batch_size=64")
+        raise UserError(f"{flag} {key}: it is a table, set one of its keys, such as alrao.n_heads=20 or batch_size=64")
     known = {"hyperparameters": hyperparameters, "policy_options": options, "alrao": alrao}
     nested = len(path) == 3 and path[0] == "alrao" and path[1] in ("base_kwargs", "value_averaging", "policy_averaging")
     if not (key in top or (len(path) == 2 and path[1] in known.get(path[0], ())) or nested):
         hint = suggest(key, valid, 0.6) or suggest(path[-1], valid, 0.6) or f", expected one of {', '.join(valid)}"
-        raise UserError(f"--set {key}: no such key for {agent.algo}{hint}")
+        raise UserError(f"{flag} {key}: no such key for {agent.algo}{hint}")
     if path[-1] == "learning_rate" and agent.policy == "alrao" and value != FALLING:
-        raise UserError(f"--set learning_rate: {NO_LEARNING_RATE}")
+        raise UserError(f"{flag} learning_rate: {NO_LEARNING_RATE}")
     if path[0] == "alrao" and agent.policy == "stock":
-        raise UserError(f"--set {key}: {NO_ALRAO}")
+        raise UserError(f"{flag} {key}: {NO_ALRAO}")
     return path

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alrao_rl.environments.ids import check_id
 from alrao_rl.errors import UserError, first_line
 from alrao_rl.recipes.files import check_trust, load_agent_recipe, load_environment, recipe_folder
 from alrao_rl.recipes.overrides import find_key, parse_override
@@ -23,10 +22,18 @@ def resolve(
     timesteps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     trust: bool = False,
+    flag: str = "--set",
 ) -> Recipe:
     """Merge an agent, an environment and ``KEY=TOML`` overrides into one checked recipe.
 
-    With ``trust`` the environment may be one of a package that a file names, which is imported where it is made.
+    Args:
+        agent: name or ``.toml`` file.
+        env: name, id or ``.toml`` file; whether there is an environment of that id is not looked at.
+        overrides: of the agent's values.
+        timesteps: in place of the environment's.
+        env_kwargs: beside those of the environment's file.
+        trust: the environment may be one of a package that a file names, which is imported where it is made.
+        flag: what the user has given the overrides by.
 
     Raises:
         UserError: one line with the file or flag, the key and the nearest valid choice.
@@ -35,20 +42,19 @@ def resolve(
     environment, env_origin = load_environment(env)
     if env_origin != "--env" and not Path(env_origin).is_relative_to(recipe_folder() / "envs"):
         check_trust(environment.id, env_origin, trust)
-    check_id(environment.id)
     data = recipe.model_dump(exclude_none=True)
     origins: dict[str, tuple[Any, str]] = {}
     with_defaults(recipe, agent_origin)
     _trace(origins, data, agent_origin)
     _trace(origins, {"env": environment.model_dump(exclude_none=True, exclude={"timesteps"})}, env_origin)
     for override in overrides:
-        key, value = parse_override(override)
-        path = find_key(key, recipe, value)
-        _insert(data, path, value, f"--set {override}")
+        key, value = parse_override(override, flag)
+        path = find_key(key, recipe, value, flag)
+        _insert(data, path, value, f"{flag} {override}")
         # What is set replaces a whole table, if there was one.
         origins = {old: origin for old, origin in origins.items() if not old.startswith(f"{'.'.join(path)}.")}
-        _trace(origins, _nest(path, value), f"--set {override}")
-    recipe = with_defaults(check_agent(data, "--set"), "--set")
+        _trace(origins, _nest(path, value), f"{flag} {override}")
+    recipe = with_defaults(check_agent(data, flag), flag)
     for option, value in recipe.alrao.model_dump(exclude_none=True).items():
         if not any(key == f"alrao.{option}" or key.startswith(f"alrao.{option}.") for key in origins):
             _trace(origins, {"alrao": {option: value}}, "Alrao's default")

@@ -1,11 +1,13 @@
-"""What the folder of a run is called after."""
+"""What a run is called: environment, agent, setting and seed, and the folder ``ENV/AGENT@SETTING/seed-N``."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from alrao_rl.errors import UserError
@@ -14,6 +16,51 @@ from alrao_rl.notation import literal
 MAX_NAME = 255
 """Bytes of a file's name: no common file system takes more."""
 _DIGITS = 12
+
+
+@dataclass(frozen=True)
+class RunName:
+    """The name of a run, in a study or by itself.
+
+    Args:
+        env: id of the environment; of a name that was parsed, as the folder has it.
+        agent: name of the agent.
+        setting: what distinguishes it from other settings of the agent, see :func:`setting_name`; empty if nothing.
+        seed: of the run; None in a name that has none.
+    """
+
+    env: str
+    agent: str
+    setting: str = ""
+    seed: int | None = None
+
+    @property
+    def cell(self) -> str:
+        """Agent and setting: ``dqn-adam@learning_rate=0.001``."""
+        return f"{self.agent}@{self.setting}" if self.setting else self.agent
+
+    @property
+    def group(self) -> str:
+        """What its seeds have in common, ``ENV/AGENT@SETTING``."""
+        return f"{self.env.replace(':', '-').replace('/', '-')}/{self.cell}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the run, in that of its study."""
+        return Path(self.group, f"seed-{self.seed}")
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        return f"{self.cell} on {self.env}, seed {self.seed}"
+
+    @classmethod
+    def parse(cls, path: str | Path) -> RunName:
+        """The name that a run folder, or its zip, has."""
+        path = Path(path).absolute()
+        agent, _, setting = path.parent.name.partition("@")
+        found = re.fullmatch(r"seed-([0-9]{1,18})(?:\.zip)?", path.name)
+        return cls(path.parent.parent.name, agent, setting, int(found[1]) if found else None)
 
 
 def setting_name(values: Mapping[str, Any], agent: str = "") -> str:

@@ -23,24 +23,15 @@ from alrao_rl.errors import UserError, first_line
 from alrao_rl.notation import parse_seeds, seeds_as_text
 from alrao_rl.runs.configuration import EVALUATION
 from alrao_rl.runs.names import is_cut
-from alrao_rl.train import command
-from alrao_rl.train.options import (
-    add_checkpoint_options,
-    add_evaluation_options,
-    add_track,
-    add_trust,
-    check_checkpoint_interval,
-    check_evaluation,
-    check_track,
-)
+from alrao_rl.sweep.cluster import SchedulerGoneError, connect, local_cluster
+from alrao_rl.sweep.folder import locked, refuse_if_locked
+from alrao_rl.sweep.run import drive
+from alrao_rl.train.options import Execution, add_shared_options, execution, given_evaluation
 from alrao_rl.train.run import prepare
 
 if TYPE_CHECKING:
     from alrao_rl.sweep.plan import Cell, Run, Sweep
     from alrao_rl.sweep.states import Speeds, State
-from alrao_rl.sweep.cluster import SchedulerGoneError, connect, local_cluster
-from alrao_rl.sweep.folder import locked, refuse_if_locked
-from alrao_rl.sweep.run import drive
 
 LIMIT = 14.0
 """Seconds after Ctrl-C or SIGTERM until the command ends, whatever its runs and workers do."""
@@ -72,7 +63,6 @@ def parser() -> CommandLine:
         "--timesteps", type=parse_count, metavar="N", help="environment steps of every run, such as 50000, 5e4 or 50k"
     )
     length.add_argument("--budget", type=float, metavar="X", help="times the environment's own timesteps (default 1)")
-    add_evaluation_options(p)
     where = p.add_mutually_exclusive_group()
     where.add_argument(
         "-j", "--jobs", type=int, metavar="N", help="runs at a time on this machine (default: its cores)"
@@ -81,9 +71,7 @@ def parser() -> CommandLine:
     p.add_argument("--name", help="name of the sweep (default: the file's, else sweep)")
     p.add_argument("--out", type=Path, metavar="DIR", help="its folder (default results/NAME)")
     p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
-    add_checkpoint_options(p)
-    add_track(p)
-    add_trust(p)
+    add_shared_options(p)
     p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
     return p
@@ -121,7 +109,7 @@ def sweep(args: argparse.Namespace) -> int:
     Raises:
         UserError: nothing can be run so; nothing was started or written.
     """
-    _check(args)
+    how = _check(args)
     given = from_arguments(args)
     if args.envs is None:
         _check_trust(given.get("envs"), args)
@@ -170,20 +158,20 @@ def sweep(args: argparse.Namespace) -> int:
                 survey.keep(root, run, state, table)
         if todo:
             client = client or stack.enter_context(local_cluster(min(args.jobs, len(todo))))
-            drive(client, root, todo, states, table, speeds, args)
+            drive(client, root, todo, states, table, speeds, how, args.run_timeout)
     return _conclude(root, states)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> Execution:
+    """Refuse what cannot be; how the runs are carried out."""
     if args.jobs is None:
         args.jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not 1 <= args.jobs <= 1024:
         raise UserError(f"-j is {args.jobs}, expected a whole number from 1 to 1024")
     if args.run_timeout is not None and not 0 < args.run_timeout < float("inf"):
         raise UserError(f"--run-timeout is {args.run_timeout}, expected seconds above 0")
-    check_evaluation(args)
-    check_checkpoint_interval(args)
-    check_track(args)
+    given_evaluation(args)
+    return execution(args)
 
 
 def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -273,7 +261,7 @@ def _check_cells(cells: list[Cell], here: bool) -> None:
         for cell in of:
             recipe = cell.recipe if here else replace(cell.recipe, agent=with_small_buffer(cell.recipe.agent))
             try:
-                prepare(recipe, command.parser().parse_args(cell.arguments), partial(Shared, env))
+                prepare(recipe, cell.options.seed, make=partial(Shared, env))
             except UserError as error:
                 close(env)
                 raise UserError(f"{cell.label}: {error}".replace("--set", "--grid", 1)) from None
@@ -305,7 +293,7 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
 
 def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
     """What is to be said of a cell; which seeds, where it is not all of them."""
-    if is_cut(cell.folder.name):
+    if is_cut(cell.name().cell):
         yield f"its folder's name is cut, the setting is {cell.setting}"
     if cell.inert:
         yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"

@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -27,9 +28,8 @@ from alrao_rl.recipes.schema import Agent, Recipe
 from alrao_rl.recipes.validation import validate
 from alrao_rl.runs.atomic import write_atomically
 from alrao_rl.runs.configuration import EVALUATION, differences, flatten, identity
-from alrao_rl.runs.names import setting_name
-from alrao_rl.train.command import parser
-from alrao_rl.train.options import configuration, env_folder, from_arguments
+from alrao_rl.runs.names import RunName, setting_name
+from alrao_rl.train.options import RunOptions
 
 MAX_RUNS = 100_000
 FILE = "sweep.toml"
@@ -182,16 +182,29 @@ def write(path: Path, sweep: Sweep) -> None:
 class Cell:
     """An agent at one setting on one environment.
 
-    ``setting`` names the values of the grid as ``load_results`` does, ``inert`` the keys that do nothing to this agent,
-    ``arguments`` is the command line of ``alrao_rl.train`` but for seed and folder, ``folder`` lies in the sweep's.
+    Args:
+        options: of its runs, but for the seed.
+        recipe: that of the options.
+        values: of the grid, by its keys; those that do nothing to this agent are left out.
+        inert: these keys.
     """
 
+    options: RunOptions
     recipe: Recipe
-    setting: str
+    values: Mapping[str, Any]
     inert: tuple[str, ...]
-    arguments: tuple[str, ...]
-    folder: Path
-    config: Mapping[str, Any]
+
+    def name(self, seed: int | None = None) -> RunName:
+        """That of its run at a seed."""
+        agent = self.recipe.agent_name
+        setting = setting_name(self.values, agent) if self.values else ""
+        return RunName(self.recipe.environment.id, agent, setting, seed)
+
+    @property
+    def setting(self) -> str:
+        """The values of the grid, written as ``load_results`` does."""
+        agent = self.recipe.agent
+        return ", ".join(f"{'.'.join(find_key(key, agent))}={json.dumps(value)}" for key, value in self.values.items())
 
     @property
     def env(self) -> str:
@@ -206,7 +219,12 @@ class Cell:
     @property
     def label(self) -> str:
         """What people read: agent with its setting, environment."""
-        return f"{self.folder.name} on {self.env}"
+        return f"{self.name().cell} on {self.env}"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` of its runs will hold, but for seed and provenance."""
+        return self.options.configuration(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -217,19 +235,29 @@ class Run:
     seed: int
 
     @property
+    def options(self) -> RunOptions:
+        """What ``alrao_rl.train`` is asked for."""
+        return replace(self.cell.options, seed=self.seed)
+
+    @property
     def key(self) -> tuple[str, str, str, str]:
         """What tells the run from every other of the sweep: environment, agent, setting, seed."""
         return self.cell.env, self.cell.agent, self.cell.setting, str(self.seed)
 
+    @cached_property
+    def name(self) -> RunName:
+        """What it is called."""
+        return self.cell.name(self.seed)
+
     @property
     def folder(self) -> Path:
         """Its folder in that of the sweep."""
-        return self.cell.folder / f"seed-{self.seed}"
+        return self.name.folder
 
     @property
     def label(self) -> str:
         """What people read."""
-        return f"{self.cell.label}, seed {self.seed}"
+        return self.name.label
 
     @property
     def config(self) -> dict[str, Any]:
@@ -262,11 +290,12 @@ def cells(sweep: Sweep, trust: bool = False) -> list[Cell]:
         for agent in sweep.agents
         for values in _settings(agent, sweep.grid)
     ]
-    by_folder: dict[Path, Cell] = {}
+    by_group: dict[str, Cell] = {}
     for cell in found:
-        other = by_folder.setdefault(cell.folder, cell)
+        other = by_group.setdefault(cell.name().group, cell)
         if other is not cell:
-            raise UserError(f"{cell.label} is in the sweep twice, as {other.arguments} and as {cell.arguments}")
+            one, two = (" ".join(of.options.arguments()) for of in (other, cell))
+            raise UserError(f"{cell.label} is in the sweep twice, as {one} and as {two}")
     return found
 
 
@@ -275,7 +304,7 @@ def _settings(agent: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, A
     recipe = load_agent_recipe(agent)[1]
     for key in grid:
         if not any(_has(other, key) for other in _every_kind()):
-            _refuse(key, recipe)
+            find_key(key, recipe, flag="--grid")  # which says what is wrong
     keys = [key for key in grid if _has(recipe, key)]
     placed = [tuple(find_key(key, recipe)) for key in keys]
     if len(set(placed)) < len(placed):
@@ -297,44 +326,17 @@ def _has(agent: Agent, key: str) -> bool:
     return True
 
 
-def _refuse(key: str, agent: Agent) -> None:
-    try:
-        find_key(key, agent)
-    except UserError as error:
-        raise UserError(str(error).replace("--set", "--grid", 1)) from None
-
-
 def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: bool) -> Cell:
-    arguments = ["--agent", agent, "--env", env, *(["--trust"] if trust else [])]
-    for key in EVALUATION:
-        if (given := getattr(sweep, key)) is not None:
-            arguments += [f"--{key.replace('_', '-')}", str(given)]
-    for key, value in values.items():
-        arguments += ["--set", f"{key}={literal(value)}"]
-    try:
-        recipe = _parsed(arguments)[1]
-        steps = sweep.timesteps or max(round(recipe.timesteps * (sweep.budget or 1)), 1)
-        arguments += ["--timesteps", str(steps)]
-        args, recipe = _parsed(arguments)
-    except UserError as error:
-        raise UserError(str(error).replace("--set", "--grid", 1)) from None
-    name = recipe.agent_name
-    if values:
-        name += f"@{setting_name(values, name)}"
-    setting = [f"{'.'.join(find_key(key, recipe.agent))}={json.dumps(value)}" for key, value in values.items()]
-    return Cell(
-        recipe,
-        setting=", ".join(setting),
-        inert=tuple(key for key in sweep.grid if key not in values),
-        arguments=tuple(arguments),
-        folder=Path(env_folder(recipe), name),
-        config=configuration(recipe, args),
-    )
-
-
-def _parsed(arguments: Sequence[str]) -> tuple[Any, Recipe]:
-    args = parser().parse_args(arguments)
-    return args, from_arguments(args)
+    evaluation = {key: value for key in EVALUATION if (value := getattr(sweep, key)) is not None}
+    overrides = tuple(f"{key}={literal(value)}" for key, value in values.items())
+    options = RunOptions(agent, env, overrides=overrides, timesteps=sweep.timesteps, trust=trust, **evaluation)
+    options.check()
+    recipe = options.recipe("--grid")
+    if sweep.budget is not None:
+        recipe = replace(recipe, timesteps=max(round(recipe.timesteps * sweep.budget), 1))
+    options = replace(options, timesteps=recipe.timesteps)
+    options.check()
+    return Cell(options, recipe, values, inert=tuple(key for key in sweep.grid if key not in values))
 
 
 def runs(sweep: Sweep, of: Sequence[Cell]) -> list[Run]:

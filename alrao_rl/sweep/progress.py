@@ -126,7 +126,7 @@ class Progress:
         returns = [value for value in returns if value == value]
         return [
             Text(cell.env),  # as it is: a name is no markup
-            Text(cell.folder.name),
+            Text(cell.name().cell),
             f"{names.count('finished')} of {len(runs)}",
             ", ".join(f"{min(share, 1):.0%}" for share in shares),
             str(names.count("failed") or ""),

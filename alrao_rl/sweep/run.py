@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
 import traceback
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alrao_rl.errors import first_line
+from alrao_rl.sweep.cluster import SchedulerGoneError, give_out
 
 if TYPE_CHECKING:
     from alrao_rl.sweep.plan import Run
     from alrao_rl.sweep.runs_csv import Rows
     from alrao_rl.sweep.states import Speeds, State
-from alrao_rl.sweep.cluster import SchedulerGoneError, give_out
+    from alrao_rl.train.options import Execution
 
 _TICK = 0.2
 
@@ -29,20 +29,18 @@ def drive(
     states: dict[Run, State],
     table: Rows,
     speeds: Speeds,
-    args: argparse.Namespace,
+    how: Execution,
+    timeout: float | None,
 ) -> None:
     """Give out the runs and wait for them; each one that is over gets its row at once. An interrupt lets all stop."""
     from alrao_rl.sweep import worker
     from alrao_rl.sweep.progress import Progress
 
     call, cwd = uuid.uuid4().hex, str(Path.cwd())
-    more = ["--checkpoint-interval", str(args.checkpoint_interval)]
-    more += ["--allow-mismatch"] if args.allow_mismatch else []
-    more += ["--track", *args.track] if args.track else []
     tasks = [
         worker.Task(
-            call, (*run.cell.arguments, "--seed", str(run.seed), *more), run.config,
-            str((root / run.folder).absolute()), cwd, args.run_timeout,
+            call, (*run.options.arguments(), *how.arguments()), run.config,
+            str((root / run.folder).absolute()), cwd, timeout,
         )
         for run in todo
     ]  # fmt: skip

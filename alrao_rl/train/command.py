@@ -8,23 +8,16 @@ from typing import TYPE_CHECKING
 
 from alrao_rl.cli.arguments import parse_count, parse_seed
 from alrao_rl.cli.console import CommandLine, print_error, say
-from alrao_rl.errors import UserError
+from alrao_rl.errors import UserError, suggest
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.files import load_agent_recipe, load_environment, recipe_names
+from alrao_rl.recipes.overrides import parse_env_kwargs
 from alrao_rl.recipes.resolve import sb3_defaults
+from alrao_rl.train.options import Execution, RunOptions, add_shared_options, execution, given_evaluation
+from alrao_rl.train.run import prepare, train, warn_of_time_limits
 
 if TYPE_CHECKING:
     from alrao_rl.recipes.schema import Recipe
-from alrao_rl.train.options import (
-    DEFAULT_EVALUATION,
-    add_checkpoint_options,
-    add_evaluation_options,
-    add_track,
-    add_trust,
-    from_arguments,
-    run_folder,
-)
-from alrao_rl.train.run import prepare, train, warn_of_time_limits
 
 
 def parser() -> CommandLine:
@@ -53,10 +46,7 @@ def parser() -> CommandLine:
     )  # fmt: skip
     p.add_argument("--out", type=Path, metavar="DIR", help="the run folder itself")
     p.add_argument("--device", default="cpu", metavar="DEV", help="cpu (default), cuda, cuda:1 or auto")
-    add_evaluation_options(p, DEFAULT_EVALUATION)
-    add_checkpoint_options(p)
-    add_track(p)
-    add_trust(p)
+    add_shared_options(p)
     p.add_argument("--dry-run", action="store_true", help="print every value with its origin and stop")
     p.add_argument("--list", action="store_true", help="list agents and environments and stop")
     p.add_argument("--quiet", action="store_true", help="print errors and warnings only")
@@ -73,16 +63,38 @@ def main(argv: list[str] | None = None) -> int:
         if args.list:
             print_list()
             return 0
-        recipe = from_arguments(args)
+        options, how = from_arguments(args)
+        recipe = options.recipe()
         if args.dry_run:
-            print_plan(recipe, args)
+            print_plan(options, recipe, how)
             return 0
-        return train(recipe, args)
+        return train(options, recipe, how)
     except UserError as error:
         print_error(error)
         return 2
     except KeyboardInterrupt:  # before there was a run
         return 130
+
+
+def from_arguments(args: argparse.Namespace) -> tuple[RunOptions, Execution]:
+    """What the arguments ask for, checked.
+
+    Raises:
+        UserError: one line with the option, its value and the nearest valid choice.
+    """
+    if args.algo is not None and args.algo not in ALGORITHMS:
+        hint = suggest(args.algo, ALGORITHMS)
+        raise UserError(f"--algo is {args.algo!r}, expected one of {', '.join(ALGORITHMS)}{hint}")
+    agent = args.algo or args.agent
+    if agent is None or args.env is None:
+        missing = "--algo (or --agent)" if agent is None else "--env"
+        raise UserError(f"{missing} is missing: python -m alrao_rl.train --algo dqn --env CartPole-v1")
+    options = RunOptions(
+        agent, args.env, args.seed, tuple(args.overrides), args.timesteps, parse_env_kwargs(args.env_kwargs),
+        trust=args.trust, **given_evaluation(args),
+    )  # fmt: skip
+    options.check()
+    return options, execution(args, out=args.out, device=args.device, quiet=args.quiet)
 
 
 def print_list() -> None:
@@ -103,11 +115,11 @@ def print_list() -> None:
         say(f"  {name:<26} steps: {steps}; {scores}")
 
 
-def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
+def print_plan(options: RunOptions, recipe: Recipe, how: Execution) -> None:
     """Print every value and where it comes from."""
     from alrao_rl.agents.build import algorithm, timesteps_of
 
-    env, model = prepare(recipe, args)
+    env, model = prepare(recipe, options.seed, how.device)
     env.close()
     warn_of_time_limits(recipe)
     origins = sb3_defaults(algorithm(recipe.agent), recipe.agent) | recipe.origins
@@ -116,4 +128,4 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     width = max(len(key) for key in origins)
     for key, (value, origin) in origins.items():
         say(f"{key:<{width}} = {value!s:<22} {origin}")
-    say(f"run folder: {run_folder(recipe, args)}")
+    say(f"run folder: {how.folder(options, recipe)}")

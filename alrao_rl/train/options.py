@@ -1,33 +1,208 @@
-"""What a run is asked to be."""
+"""What a run is asked to be, and how it is carried out: a command line names one, a sweep many."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alrao_rl.cli.arguments import parse_count
+from alrao_rl.environments.ids import check_id
 from alrao_rl.errors import UserError, suggest
-from alrao_rl.recipes.algorithms import ALGORITHMS
+from alrao_rl.notation import literal
 from alrao_rl.recipes.fields import MAX_COUNT
-from alrao_rl.recipes.overrides import parse_env_kwargs
 from alrao_rl.recipes.resolve import resolve
 from alrao_rl.runs.configuration import EVALUATION
+from alrao_rl.runs.names import RunName
 
 if TYPE_CHECKING:
     from alrao_rl.recipes.schema import Recipe
 
-
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """What ``--track`` takes; each is the name of its package."""
-DEFAULT_EVALUATION: dict[str, Any] = {"eval_episodes": 20, "eval_freq": None, "eval_budget": 0.1}
-"""Of the agent while it trains; no freq is a fiftieth of the timesteps."""
 
 
-def add_evaluation_options(p: argparse.ArgumentParser, defaults: Mapping[str, Any] | None = None) -> None:
-    """Add ``--eval-freq``, ``--eval-episodes`` and ``--eval-budget``, which a sweep hands on to its runs."""
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked to be. Two runs of the same options are the same, bit for bit.
+
+    Args:
+        agent: name of an agent recipe, or the path of a ``.toml`` file.
+        env: environment: a recipe, a Gymnasium id, ``package:Id``, or a ``.toml`` file.
+        seed: of everything.
+        overrides: ``KEY=TOML``, in the order in which they count.
+        timesteps: environment steps; None for the environment's budget.
+        env_kwargs: arguments of the environment, beside those of its recipe.
+        eval_episodes: episodes an evaluation; 0 for no evaluations.
+        eval_freq: timesteps between evaluations; None for a fiftieth of the run.
+        eval_budget: steps of evaluation for each timestep of training, at most.
+        trust: import the package of an environment that a file names.
+    """
+
+    agent: str
+    env: str
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    timesteps: int | None = None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    eval_episodes: int = 20
+    eval_freq: int | None = None
+    eval_budget: float = 0.1
+    trust: bool = False
+
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
+
+        Raises:
+            UserError: with the option and its value.
+        """
+        if self.timesteps is not None and not 1 <= self.timesteps <= MAX_COUNT:
+            raise UserError(f"--timesteps is {self.timesteps}, expected a whole number from 1 to {MAX_COUNT:,}")
+        check_evaluation(**self.evaluation)
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed is {self.seed}, expected a whole number from 0 to {2**31 - 1}")
+
+    def recipe(self, flag: str = "--set") -> Recipe:
+        """The recipe that the options name; where that depends on the environment's actions, it is made for it.
+
+        Args:
+            flag: what the user has given overrides by, for errors.
+
+        Raises:
+            UserError: one line with the file or flag, the key and the nearest valid choice.
+        """
+        recipe = resolve(self.agent, self.env, self.overrides, self.timesteps, self.env_kwargs, self.trust, flag)
+        check_id(recipe.environment.id)
+        if recipe.is_settled:
+            return recipe
+        from alrao_rl.environments.make import settle  # here, not above: it is of SB3, and of torch
+
+        return settle(recipe)
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Of :data:`~alrao_rl.runs.configuration.EVALUATION`."""
+        return {key: getattr(self, key) for key in EVALUATION}
+
+    def configuration(self, recipe: Recipe) -> dict[str, Any]:
+        """What ``config.json`` holds: what decides on the result of a run, and how it is evaluated on the way.
+
+        Of the evaluation, which decides on no score, the number of episodes is always there.
+        """
+        evaluation = {key: value for key, value in self.evaluation.items() if value != DEFAULT_EVALUATION[key]}
+        return {**recipe.as_dict(), "seed": self.seed, "eval_episodes": self.eval_episodes, **evaluation}
+
+    def name(self, recipe: Recipe) -> RunName:
+        """What the run is called; with what was set, as a sweep calls it too."""
+        return RunName(recipe.environment.id, recipe.agent_name, ",".join(self.overrides), self.seed)
+
+    def arguments(self) -> tuple[str, ...]:
+        """The command line of ``alrao_rl.train`` that asks for this."""
+        arguments = ["--agent", self.agent, "--env", self.env, *(["--trust"] if self.trust else [])]
+        if self.env_kwargs:
+            arguments += ["--env-kwargs", literal(self.env_kwargs)]
+        for key, value in self.evaluation.items():
+            if value != DEFAULT_EVALUATION[key]:
+                arguments += [_flag(key), str(value)]
+        for override in self.overrides:
+            arguments += ["--set", override]
+        arguments += [] if self.timesteps is None else ["--timesteps", str(self.timesteps)]
+        return (*arguments, "--seed", str(self.seed))
+
+
+DEFAULT_EVALUATION: dict[str, Any] = {
+    option.name: option.default for option in fields(RunOptions) if option.name in EVALUATION
+}
+"""Of the agent while it trains."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out, on which no result depends but for rounding on another device.
+
+    Args:
+        out: the run folder; None for its place under ``results/train``.
+        device: torch device.
+        checkpoint_interval: wall seconds between checkpoints; 0 for none.
+        allow_mismatch: continue from a checkpoint that was made with something else.
+        track: trackers to log to.
+        quiet: print errors and warnings only.
+    """
+
+    out: Path | None = None
+    device: str = "cpu"
+    checkpoint_interval: float = 60.0
+    allow_mismatch: bool = False
+    track: tuple[str, ...] = ()
+    quiet: bool = False
+
+    def check(self) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            UserError: with the option and its value.
+        """
+        if not 0 <= self.checkpoint_interval < float("inf"):
+            raise UserError(
+                f"--checkpoint-interval is {self.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
+            )
+        for name in self.track:
+            _check_tracker(name)
+
+    def folder(self, options: RunOptions, recipe: Recipe) -> Path:
+        """Where the run is written; overrides are no part of its default, so that they are not forgotten silently."""
+        place = RunName(recipe.environment.id, recipe.agent_name, "", options.seed).folder
+        return Path("results", "train", place) if self.out is None else self.out
+
+    def arguments(self) -> tuple[str, ...]:
+        """Those of the command line, but for the folder, the device and ``--quiet``, that a sweep hands on."""
+        arguments = ["--checkpoint-interval", str(self.checkpoint_interval)]
+        arguments += ["--allow-mismatch"] if self.allow_mismatch else []
+        return (*arguments, *(["--track", *self.track] if self.track else []))
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def check_evaluation(
+    eval_episodes: int | None = None, eval_freq: int | None = None, eval_budget: float | None = None
+) -> None:
+    """Refuse what cannot be evaluated by; None is what was not given.
+
+    Raises:
+        UserError: with the value.
+    """
+    if eval_episodes is not None and not 0 <= eval_episodes <= MAX_COUNT:
+        raise UserError(f"--eval-episodes is {eval_episodes}, expected a whole number from 1, or 0 for none")
+    if eval_freq is not None and not 1 <= eval_freq <= MAX_COUNT:
+        raise UserError(f"--eval-freq is {eval_freq}, expected a whole number of timesteps, at least 1")
+    if eval_budget is not None and not 0 <= eval_budget <= MAX_COUNT:
+        raise UserError(
+            f"--eval-budget is {eval_budget}, expected a number of at least 0, such as 0.1 for a step of "
+            "evaluation every ten timesteps"
+        )
+
+
+def _check_tracker(name: str) -> None:
+    """Refuse an unknown tracker, and one whose package is missing."""
+    if name not in TRACKERS:
+        hint = suggest(name, TRACKERS)
+        raise UserError(f"--track is {name!r}, expected one of {', '.join(TRACKERS)}{hint}")
+    spec = importlib.util.find_spec(name)
+    # A folder of that name, as W&B leaves them, is no package.
+    if spec is None or spec.origin is None:
+        raise UserError(f"--track {name} needs {name}: pip install 'alrao-rl[tracking]'")
+
+
+# --- options of train that a sweep has too --------------------------------------------------------------------------
+
+
+def add_shared_options(p: argparse.ArgumentParser) -> None:
+    """Add what a sweep hands on to its runs: evaluations, checkpoints, trackers, ``--trust``."""
     p.add_argument(
         "--eval-freq",
         type=parse_count,
@@ -43,128 +218,42 @@ def add_evaluation_options(p: argparse.ArgumentParser, defaults: Mapping[str, An
         "--eval-budget", type=float, metavar="X",
         help="at most X steps of evaluation for every timestep of training (default 0.1)",
     )  # fmt: skip
-    p.set_defaults(**(defaults or {}))
-
-
-def add_checkpoint_options(p: argparse.ArgumentParser) -> None:
-    """Add ``--checkpoint-interval`` and ``--allow-mismatch``, which a sweep hands on to its runs."""
     p.add_argument(
         "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
         help="between checkpoints (default 60; 0: none), more where one takes long; results do not depend on it",
     )  # fmt: skip
     p.add_argument(
         "--allow-mismatch", action="store_true",
-        help="continue from a checkpoint that other versions, another device or other loops made, and note it in "
+        help="continue from a checkpoint that other versions, another device or another backend made, and note it in "
         "config.json; never from one of another configuration, which would be neither run",
     )  # fmt: skip
-
-
-def add_trust(p: argparse.ArgumentParser) -> None:
-    """Add ``--trust``."""
-    p.add_argument("--trust", action="store_true", help="import the package of an environment that a file names")
-
-
-def check_evaluation(args: argparse.Namespace) -> None:
-    """Refuse what cannot be evaluated by.
-
-    Raises:
-        UserError: with the value.
-    """
-    if args.eval_episodes is not None and not 0 <= args.eval_episodes <= MAX_COUNT:
-        raise UserError(f"--eval-episodes is {args.eval_episodes}, expected a whole number from 1, or 0 for none")
-    if args.eval_freq is not None and not 1 <= args.eval_freq <= MAX_COUNT:
-        raise UserError(f"--eval-freq is {args.eval_freq}, expected a whole number of timesteps, at least 1")
-    if args.eval_budget is not None and not 0 <= args.eval_budget <= MAX_COUNT:
-        raise UserError(
-            f"--eval-budget is {args.eval_budget}, expected a number of at least 0, such as 0.1 for a step of "
-            "evaluation every ten timesteps"
-        )
-
-
-def check_checkpoint_interval(args: argparse.Namespace) -> None:
-    """Refuse what is no number of seconds.
-
-    Raises:
-        UserError: with the value.
-    """
-    if not 0 <= args.checkpoint_interval < float("inf"):
-        raise UserError(
-            f"--checkpoint-interval is {args.checkpoint_interval}, expected seconds, or 0 for no checkpoints"
-        )
-
-
-def add_track(p: argparse.ArgumentParser) -> None:
-    """Add ``--track``, which a sweep hands on to its runs."""
     p.add_argument(
         "--track", nargs="+", action="extend", default=[], metavar="TRACKER",
         help=f"log to {', '.join(TRACKERS)} too; results do not depend on it",
     )  # fmt: skip
+    p.add_argument("--trust", action="store_true", help="import the package of an environment that a file names")
 
 
-def check_track(args: argparse.Namespace) -> None:
-    """Refuse an unknown tracker, and one whose package is missing.
+def given_evaluation(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the evaluation's options that are given, checked.
 
     Raises:
-        UserError: with what to do about it.
+        UserError: with the value.
     """
-    for name in args.track:
-        if name not in TRACKERS:
-            hint = suggest(name, TRACKERS)
-            raise UserError(f"--track is {name!r}, expected one of {', '.join(TRACKERS)}{hint}")
-        spec = importlib.util.find_spec(name)
-        # A folder of that name, as W&B leaves them, is no package.
-        if spec is None or spec.origin is None:
-            raise UserError(f"--track {name} needs {name}: pip install 'alrao-rl[tracking]'")
-    args.track = list(dict.fromkeys(args.track))
+    given = {key: value for key in EVALUATION if (value := getattr(args, key)) is not None}
+    check_evaluation(**given)
+    return given
 
 
-def from_arguments(args: argparse.Namespace) -> Recipe:
-    """Resolve the recipe that the arguments name; where that depends on the environment's actions, make it."""
-    if args.algo is not None and args.algo not in ALGORITHMS:
-        hint = suggest(args.algo, ALGORITHMS)
-        raise UserError(f"--algo is {args.algo!r}, expected one of {', '.join(ALGORITHMS)}{hint}")
-    agent = args.algo or args.agent
-    if agent is None or args.env is None:
-        missing = "--algo (or --agent)" if agent is None else "--env"
-        raise UserError(f"{missing} is missing: python -m alrao_rl.train --algo dqn --env CartPole-v1")
-    if args.timesteps is not None and not 1 <= args.timesteps <= MAX_COUNT:
-        raise UserError(f"--timesteps is {args.timesteps}, expected a whole number from 1 to {MAX_COUNT:,}")
-    check_evaluation(args)
-    check_checkpoint_interval(args)
-    check_track(args)
-    if not 0 <= args.seed < 2**31:
-        raise UserError(f"--seed is {args.seed}, expected a whole number from 0 to {2**31 - 1}")
-    kwargs = parse_env_kwargs(args.env_kwargs)
-    recipe = resolve(agent, args.env, args.overrides, args.timesteps, kwargs, args.trust)
-    if recipe.is_settled:
-        return recipe
-    from alrao_rl.environments.make import settle  # here, not above: it is of SB3, and of torch
+def execution(args: argparse.Namespace, **more: Any) -> Execution:
+    """How the parsed arguments of either command want runs to be carried out, checked.
 
-    return settle(recipe)
-
-
-def run_folder(recipe: Recipe, args: argparse.Namespace) -> Path:
-    """Where the run is written: ``--out``, or results/train/ENV/AGENT/seed-N."""
-    if args.out is not None:
-        return Path(args.out)
-    return Path("results", "train", env_folder(recipe), recipe.agent_name, f"seed-{args.seed}")
-
-
-def env_folder(recipe: Recipe) -> str:
-    """What the folder of an environment is called."""
-    return recipe.environment.id.replace(":", "-").replace("/", "-")
-
-
-def label(recipe: Recipe, args: argparse.Namespace) -> str:
-    """The agent with what was set, as a sweep calls it too."""
-    return recipe.agent_name + ("@" + ",".join(args.overrides) if args.overrides else "")
-
-
-def configuration(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
-    """What ``config.json`` holds: what decides on the result of a run, and how it is evaluated on the way.
-
-    Of :data:`~alrao_rl.runs.configuration.EVALUATION`, which decides on no score, the first key is always there.
+    Raises:
+        UserError: with the option and its value.
     """
-    given = {key: getattr(args, key) for key in EVALUATION}
-    evaluation = {key: value for key, value in given.items() if value != DEFAULT_EVALUATION[key]}
-    return {**recipe.as_dict(), "seed": args.seed, "eval_episodes": args.eval_episodes, **evaluation}
+    track = tuple(dict.fromkeys(args.track))
+    how = Execution(
+        checkpoint_interval=args.checkpoint_interval, allow_mismatch=args.allow_mismatch, track=track, **more
+    )
+    how.check()
+    return how

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -20,10 +19,11 @@ from alrao_rl.errors import UserError, first_line
 from alrao_rl.numbers import significant
 from alrao_rl.runs import provenance
 from alrao_rl.runs.atomic import write_atomically
-from alrao_rl.runs.configuration import EVALUATION, differences, identity
+from alrao_rl.runs.configuration import differences, identity
 from alrao_rl.runs.files import AGENTS, CHECKPOINT, MANIFEST, STATES, TRACEBACK
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.reading import check_manifest
+from alrao_rl.train.options import DEFAULT_EVALUATION, Execution, RunOptions
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -33,14 +33,13 @@ if TYPE_CHECKING:
     from alrao_rl.recipes.schema import Recipe
     from alrao_rl.runs.checkpoint import Checkpoints, Saved
     from alrao_rl.train.callback import TrainingCallback
-from alrao_rl.train.options import DEFAULT_EVALUATION, configuration, env_folder, label, run_folder
 
 PATIENCE, LIMIT = 6.0, 8.5
 """Seconds after Ctrl-C or SIGTERM: how long a checkpoint is waited for, and until the process ends."""
 
 
 def prepare(
-    recipe: Recipe, args: argparse.Namespace, make: Callable[[], gym.Env[Any, Any]] | None = None
+    recipe: Recipe, seed: int, device: str = "cpu", make: Callable[[], gym.Env[Any, Any]] | None = None
 ) -> tuple[VecEnv, BaseAlgorithm]:
     """The training environments and the model on them: whatever cannot be trained is refused here.
 
@@ -52,20 +51,25 @@ def prepare(
     from alrao_rl.agents.build import build, check_device, refuse_no_update
     from alrao_rl.environments.make import make_env
 
-    check_device(args.device, "--device")
-    env = make_env(recipe, args.seed, training=True, make=make)
-    model = build(recipe.agent, env, args.seed, args.device)
+    check_device(device, "--device")
+    env = make_env(recipe, seed, training=True, make=make)
+    model = build(recipe.agent, env, seed, device)
     refuse_no_update(model, recipe.timesteps)
     return env, model
 
 
-def train(recipe: Recipe, args: argparse.Namespace) -> int:
+def train(options: RunOptions, recipe: Recipe, how: Execution) -> int:
     """Train into the run folder, from its last checkpoint on if there is one.
 
     A finished run prints its summary, another configuration there is refused. So are, unless ``--allow-mismatch`` is
-    given, other versions, device and loops than the checkpoint was made with. A configuration is never changed on the
+    given, other versions, device and backend than the checkpoint was made with. A configuration is never changed on the
     way, but for evaluations, of which training knows nothing: schedules are fractions of the timesteps, and the run
     would be neither the one nor the other.
+
+    Args:
+        options: what the run is to be.
+        recipe: that of the options.
+        how: how it is carried out.
 
     Returns:
         0, 1 for a run that failed, whose folder then holds the reason and the traceback, or 130 and 143.
@@ -73,12 +77,12 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     Raises:
         UserError: nothing can be trained so; no file is left behind.
     """
-    folder = RunFolder(run_folder(recipe, args))
-    config = configuration(recipe, args)
+    folder = RunFolder(how.folder(options, recipe))
+    config = options.configuration(recipe)
     if _is_finished(folder, config):
         # A process may have been killed between its last two acts.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
-        return _finished_before(recipe, folder, config, args.quiet)
+        return _finished_before(recipe, folder, config, how.quiet)
     from alrao_rl.core.optim import SkippedUpdateWarning
     from alrao_rl.environments.make import classes, close
     from alrao_rl.fast import kernels
@@ -86,7 +90,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
     from alrao_rl.train.tracking import Subject, tracked
 
     limit_threads()
-    env, model = prepare(recipe, args)
+    env, model = prepare(recipe, options.seed, how.device)
     warn_of_time_limits(recipe)
     made_with = provenance.current(
         shlex.join(["python", "-m", "alrao_rl.train", *sys.argv[1:]]),
@@ -96,9 +100,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         *classes(env),
     )
     interruption = Interruption(PATIENCE, LIMIT, lambda: _interrupted(folder, callback, interruption.exit_status))
-    evaluation = {key: getattr(args, key) for key in EVALUATION}
     callback = TrainingCallback(
-        recipe, folder, args.seed, evaluation, args.quiet, config, args.checkpoint_interval, interruption
+        recipe, folder, options.seed, options.evaluation, how.quiet, config, how.checkpoint_interval, interruption
     )
     process, begun = os.getpid(), False
     with interruption:
@@ -106,11 +109,11 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
         try:
             # Another process may have finished it since.
             if _is_finished(folder, config):
-                return _finished_before(recipe, folder, config, args.quiet)
-            callback.saved = _begin(folder, callback.checkpoints, config, made_with, args.allow_mismatch)
+                return _finished_before(recipe, folder, config, how.quiet)
+            callback.saved = _begin(folder, callback.checkpoints, config, made_with, how.allow_mismatch)
             begun = True
-            subject = Subject(folder, env_folder(recipe), label(recipe, args), args.seed, args.quiet)
-            with contextlib.closing(callback), tracked(model, args.track, subject), warnings.catch_warnings():
+            subject = Subject(folder, options.name(recipe), how.quiet)
+            with contextlib.closing(callback), tracked(model, how.track, subject), warnings.catch_warnings():
                 warnings.simplefilter("ignore", SkippedUpdateWarning)  # said at the end
                 model.learn(recipe.timesteps, callback=callback)
             # What is asked for from here on, or was on the last steps, comes too late.
@@ -130,7 +133,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> int:
             callback.checkpoints.remove()
             _warn_of_lost_heads(callback.lost_heads())
             _warn_of_skipped_updates(*callback.updates())
-            return _finish(recipe, folder, args.quiet)
+            return _finish(recipe, folder, how.quiet)
         finally:
             folder.close()
             close(env)

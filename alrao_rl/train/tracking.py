@@ -18,7 +18,7 @@ import random
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from alrao_rl.runs.atomic import write_json
 from alrao_rl.runs.configuration import flatten
 from alrao_rl.runs.files import TENSORBOARD, TRACKING
 from alrao_rl.runs.folder import RunFolder
+from alrao_rl.runs.names import RunName
 from alrao_rl.runs.reading import read_json
 
 PROJECT = "alrao-rl"
@@ -49,27 +50,13 @@ class Subject:
 
     Args:
         folder: its folder, open, with ``config.json`` in it.
-        env: environment.
-        agent: agent, with what was set.
-        seed: seed.
+        name: its name, with what was set.
         quiet: print nothing.
     """
 
     folder: RunFolder
-    env: str
-    agent: str
-    seed: int
+    name: RunName
     quiet: bool
-
-    @property
-    def group(self) -> str:
-        """What its seeds have in common."""
-        return f"{self.env}/{self.agent}"
-
-    @property
-    def name(self) -> str:
-        """Of this run."""
-        return f"{self.group}/seed-{self.seed}"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -78,7 +65,7 @@ class Subject:
 
 
 @contextlib.contextmanager
-def tracked(model: BaseAlgorithm, trackers: list[str], subject: Subject) -> Iterator[None]:
+def tracked(model: BaseAlgorithm, trackers: Sequence[str], subject: Subject) -> Iterator[None]:
     """While this lasts the model's logger writes to these trackers, and nowhere else."""
     path = subject.folder.path / TRACKING
     notes: dict[str, Any] = {}
@@ -171,7 +158,8 @@ class _Wandb(KVWriter):
             finish_timeout_raises=True,
         )  # fmt: skip
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), group=subject.group[:128], name=subject.name[:128],
+            project=os.environ.get("WANDB_PROJECT", PROJECT), group=subject.name.group[:128],
+            name=subject.name.folder.as_posix()[:128],
             config=subject.config, id=self.id, resume="allow", dir=subject.folder.path, settings=settings,
         )  # fmt: skip
 
@@ -201,8 +189,8 @@ class _Mlflow(KVWriter):
             self.id = known
             self._client.update_run(known, status="RUNNING")
             return
-        tags = {"env": subject.env, "agent": subject.agent, "seed": str(subject.seed)}
-        run = self._client.create_run(experiment.experiment_id, tags=tags, run_name=subject.name)
+        tags = {"env": subject.name.env, "agent": subject.name.cell, "seed": str(subject.name.seed)}
+        run = self._client.create_run(experiment.experiment_id, tags=tags, run_name=subject.name.folder.as_posix())
         self.id = run.info.run_id
         params = [mlflow.entities.Param(key, str(value)) for key, value in flatten(subject.config)]
         for first in range(0, len(params), _PARAMS):
