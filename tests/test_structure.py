@@ -5,58 +5,26 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alrao_rl"
-# What a folder may import besides the standard library; of alrao_rl, the listed parts only.
-ALLOWED = {
-    "errors.py": set(),
-    "numbers.py": set(),
-    "notation.py": {"alrao_rl.errors"},
-    "interruption.py": set(),
-    "provenance.py": {"alrao_rl.__version__"},
-    "checks.py": {"alrao_rl.errors"},
-    # Formats and records know nothing of what they hold.
-    "ring.py": {"numpy"},
-    "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors", "alrao_rl.ring"},
-    "recorder.py": {"gymnasium", "numpy", "stable_baselines3", "alrao_rl.errors"},
-    # Every worker of a sweep loads it.
-    "worker.py": {"alrao_rl.errors", "alrao_rl.interruption", "alrao_rl.runs"},
-    "tether.py": set(),
-    "rows.py": {"alrao_rl.errors", "alrao_rl.runs"},
-    "tracking.py": {"numpy", "stable_baselines3", "alrao_rl.errors", "alrao_rl.runs"},
-    "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder", "alrao_rl.ring"},
-    "core": {"torch", "typing_extensions", "alrao_rl.checks", "alrao_rl.core"},
-    "fast": {"torch", "alrao_rl.core", "alrao_rl.fast"},
-    "plain.py": {"torch", "alrao_rl.core"},
-    "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
-    "load.py": {
-        "numpy",
-        "pandas",
-        *(f"alrao_rl.{name}" for name in ("checks", "errors", "provenance", "runs", "stats")),
-    },
-    "report.py": {"pandas", *(f"alrao_rl.{name}" for name in ("errors", "load", "runs", "_report"))},
-    "_report": {
-        *("numpy", "pandas", "matplotlib", "jinja2"),
-        *(
-            f"alrao_rl.{name}"
-            for name in ("checks", "errors", "load", "notation", "numbers", "provenance", "runs", "stats", "_report")
-        ),
-    },
-    "sb3": {
-        *("torch", "gymnasium", "numpy", "stable_baselines3", "sb3_contrib"),
-        *(f"alrao_rl.{name}" for name in ("checks", "plain", "core", "fast", "sb3")),
-    },
-}
-# Modules in the order of the imports: none imports one to its right.
-ORDER = [
-    "errors", "notation", "interruption", "provenance", "runs", "stats", "load", "report", "registry", "recipes",
-    "recorder", "atari", "minatar", "supported", "envs", "agent", "ring", "checkpoint", "snapshot", "tracking",
-    "evaluation", "training", "train", "plan", "rows", "survey", "progress", "worker", "sweep", "export",
-]  # fmt: skip
+# A room is a folder, or a file beside them; it imports rooms of the floors below and nothing else.
+FLOORS = [
+    {"errors", "numbers"},
+    {"checks", "notation"},
+    {"cli", "core", "stats"},
+    {"fast", "plain", "recipes", "runs"},
+    {"sb3", "environments"},
+    {"agents", "envs", "registry", "report"},
+    {"train", "enjoy", "export"},
+    {"sweep"},
+]
+# What else these may import, besides the standard library.
+ONLY = {"core": {"torch", "typing_extensions"}, "fast": {"torch"}, "stats": {"numpy", "scipy", "pandas"}}
 
 
 def imports(path):
@@ -69,25 +37,38 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("folder", ALLOWED)
-def test_imports_point_one_way(folder):
-    place = PACKAGE / folder
-    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
-    assert len(files) >= (1 if place.is_file() else 3)
-    for path in files:
+def module_name(path):
+    """``alrao_rl.core.heads`` of its file, ``alrao_rl.core`` of the folder's ``__init__.py``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module):
+    return module.split(".")[1]
+
+
+def test_imports_point_down():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    modules = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.name != "__init__.py"]
+    assert {room(module_name(path)) for path in modules} == set(floor)
+    for path in modules:
+        here = room(module_name(path))
         for name in imports(path):
-            standard = name.split(".")[0] in sys.stdlib_module_names
-            assert standard or any(f"{name}.".startswith(f"{ok}.") for ok in ALLOWED[folder]), (
-                f"{path.name} imports {name}"
-            )
+            top = name.partition(".")[0]
+            # The package itself has the version, and all public names for whoever builds by name.
+            if top == "alrao_rl" and name not in ("alrao_rl", "alrao_rl.__version__"):
+                assert room(name) == here or floor[room(name)] < floor[here], f"{path} imports {name}"
+            elif here in ONLY and top not in sys.stdlib_module_names:
+                assert top in ONLY[here], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_nothing_imports_a_later_module(module):
-    later = {f"alrao_rl.{name}" for name in [*ORDER[ORDER.index(module) + 1 :], "enjoy"]}
-    names = list(imports(PACKAGE / f"{module}.py"))
-    assert names
-    assert not any(f"{name}.".startswith(f"{one}.") for name in names for one in later)
+def test_no_circle():
+    """Not even inside of a room, nor by imports in functions."""
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    edges = {}
+    for module, path in paths.items():
+        found = {name if name in paths else name.rpartition(".")[0] for name in imports(path)}
+        edges[module] = (found & paths.keys()) - {module, "alrao_rl"}
+    TopologicalSorter(edges).prepare()
 
 
 @pytest.mark.parametrize("folder", ["agents", "envs"])
