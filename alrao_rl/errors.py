@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in what the user gave; commands print it as one line and exit with status 2."""
 
 
+class FolderError(UserError):
+    """A folder that cannot be used, where another would do: the command says how another is chosen."""
+
+
 ALIASES = {
     "lr": "learning_rate", "step_size": "learning_rate", "discount": "gamma", "discount_factor": "gamma",
     "lambda": "gae_lambda", "entropy_coef": "ent_coef", "entropy_coefficient": "ent_coef", "value_coef": "vf_coef",

@@ -262,6 +262,6 @@ def test_evaluations_make_no_other_run():
     assert [other.config[key] for key in ("eval_episodes", "eval_freq", "eval_budget")] == [0, 10, 0.5]
     assert identity(default.config) == identity(other.config)
     assert default.digests[0] == other.digests[0]
-    assert other.cell.arguments[-8:-2] == (
+    assert other.options.arguments()[-10:-4] == (
         "--eval-episodes", "0", "--eval-freq", "10", "--eval-budget", "0.5",
     )  # fmt: skip

@@ -387,7 +387,7 @@ def test_onnx_refuses_what_it_cannot_do(tmp_path, capfd, monkeypatch):
     assert "--to onnx needs onnx and onnxscript; install them with: pip install" in capfd.readouterr().err
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: object())
     assert main([str(tmp_path), "--to", "onnx"]) == 2
-    assert "--to onnx does not serve RecurrentPPO, expected DQN, QRDQN, A2C, PPO" in capfd.readouterr().err
+    assert "--to onnx does not serve RecurrentPPO, expected DQN, A2C, PPO, QRDQN" in capfd.readouterr().err
     agent = make_agent("ppo")
     save_agent(make_model(agent, RAW, ACTIONS["discrete"], steps=0), agent, tmp_path / "agent", timestep=0)
     (tmp_path / "agent.onnx").write_bytes(b"mine")

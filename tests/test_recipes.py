@@ -534,7 +534,7 @@ def test_env_kwargs_that_no_json_holds():
 def test_reading_recipes_imports_no_torch():
     code = (
         "import sys; from alrao_rl.recipes.files import load_agent_recipe, load_environment; load_agent_recipe('dqn'); "
-        "recipes.load_environment('CartPole-v1'); assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
+        "load_environment('CartPole-v1'); assert not {'torch', 'stable_baselines3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -360,7 +360,7 @@ def test_cells_of_two_keys():
         "dqn@gamma=0.9", "dqn@gamma=0.99", "ppo-adam@gamma=0.9,clip_range=0.1", "ppo-adam@gamma=0.99,clip_range=0.1",
     ]  # fmt: skip
     assert found[0].inert == ("clip_range",)
-    assert found[2].arguments[-2:] == ("--timesteps", "7")
+    assert found[2].options.arguments()[-4:-2] == ("--timesteps", "7")
 
 
 @pytest.mark.parametrize(

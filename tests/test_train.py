@@ -22,6 +22,8 @@ from common import one_error
 from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.registration import EnvSpec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alrao_rl.agents.build import algorithm
 from alrao_rl.environments.make import make_env, make_one
@@ -36,6 +38,7 @@ from alrao_rl.sweep import command as sweep
 from alrao_rl.train.callback import TrainingCallback
 from alrao_rl.train.command import from_arguments, main, parser
 from alrao_rl.train.display import bar_chart
+from alrao_rl.train.options import RunOptions
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "status.json", "sha256.json", ".lock", *COLUMNS} | {
@@ -322,7 +325,7 @@ def test_run_folder_of_another_configuration(finished, capfd, more, difference):
     folder, _ = finished
     before = contents(folder)
     message = refused(capfd, *CARTPOLE, *more, "--out", folder)
-    assert f"{folder} holds a run of another configuration {difference}: choose another folder with --out" in message
+    assert f"{folder} holds a run of another configuration {difference}; choose another folder with --out" in message
     assert contents(folder) == before
 
 
@@ -383,7 +386,7 @@ def test_status_that_was_edited(finished, tmp_path, capfd, edit):
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (None, "status.json is not there: the run is damaged, choose another folder with --out"),
+        (None, "status.json is not there: the run is damaged; choose another folder with --out"),
         ('{"a": 1}', "status.json has the state None, expected one of queued, running, "),
         ('{"state": "finshed"}', "status.json has the state 'finshed', expected one of queued, running, "),
     ],
@@ -937,7 +940,7 @@ def test_a_signal_after_the_end_leaves_a_finished_run_finished(tiny, tmp_path):
 
 
 def test_a_full_disk_behind_the_output_ends_the_printing_and_not_the_run():
-    code = "from alrao_rl.errors import print_warning as w, say; say('a'); w('b'); say('c'); w('d')"
+    code = "from alrao_rl.cli.console import print_warning as w, say; say('a'); w('b'); say('c'); w('d')"
     line = f"{sys.executable} -c {shlex.quote(code)} > /dev/full 2> /dev/full"
     assert subprocess.run(["bash", "-c", line], cwd=ROOT).returncode == 0
 
@@ -1085,3 +1088,28 @@ def test_a_finished_run_that_is_damaged_is_told(finished, tmp_path, capfd, name)
     (tmp_path / "run" / name).write_bytes(data)
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     assert f"{name} is damaged" in capfd.readouterr().err
+
+
+@given(
+    st.builds(
+        RunOptions,
+        agent=st.sampled_from(["dqn", "mine/agent.toml"]),
+        env=st.sampled_from(["CartPole-v1", "json:X-v0", "env.toml"]),
+        seed=st.integers(0, 2**31 - 1),
+        overrides=st.lists(st.sampled_from(["gamma=0.9", "net_arch=[3, 4]", 'activation_fn="re lu"', "n_envs=2"])).map(
+            tuple
+        ),
+        timesteps=st.none() | st.integers(1, 10**12),
+        env_kwargs=st.dictionaries(
+            st.text("abc_é-", min_size=1),
+            st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        ),
+        eval_episodes=st.integers(0, 99),
+        eval_freq=st.none() | st.integers(1, 99),
+        eval_budget=st.floats(0, 9),
+        trust=st.booleans(),
+    )
+)
+def test_a_command_line_asks_for_what_its_options_are(options):
+    """A sweep hands its options to the process of a run so."""
+    assert from_arguments(parser().parse_args(options.arguments()))[0] == options

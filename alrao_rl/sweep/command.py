@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from alrao_rl.cli.arguments import parse_count
 from alrao_rl.cli.console import CommandLine, print_error, print_warning, say
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.errors import UserError, first_line
+from alrao_rl.errors import FolderError, UserError, first_line
 from alrao_rl.notation import parse_seeds, seeds_as_text
 from alrao_rl.runs.configuration import EVALUATION
 from alrao_rl.runs.names import is_cut
@@ -86,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     with Interruption(0.0, LIMIT) as interruption:
         try:
             return sweep(parser().parse_args(argv))
+        except FolderError as error:
+            print_error(f"{error}; choose another --name or --out")
+            return 2
         except UserError as error:
             print_error(error)
             return 2
@@ -218,7 +221,7 @@ def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:
             )
         root = Path("results", name)
     if root.exists() and not root.is_dir():
-        raise UserError(f"{root} is no folder: choose another --name or --out")
+        raise FolderError(f"{root} is no folder")
     return root
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alrao_rl.errors import UserError
+from alrao_rl.errors import FolderError
 from alrao_rl.runs.lock import try_lock
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def locked(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         file = _lock_file(root).open("a+")
     except OSError as error:
-        raise UserError(f"cannot write to {root}: {error.strerror or error}; choose another --out") from None
+        raise FolderError(f"cannot write to {root}: {error.strerror or error}") from None
     with file:
         if not try_lock(file):
             file.seek(0)
             by = f" (process {file.read(20).strip()})"
-            raise UserError(f"another sweep{by} is at work in {root}: wait for it or choose another --name")
+            raise FolderError(f"another sweep{by} is at work in {root}: wait for it")
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from alrao_rl.errors import UserError
+from alrao_rl.errors import FolderError, UserError
 from alrao_rl.notation import MAX_SEEDS, literal, parse_seeds, toml_key
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.fields import MAX_COUNT, Count, Table, json_value
@@ -153,7 +153,7 @@ def extended(kept: Sweep, call: Sweep, where: str) -> Sweep:
     """
     old, new = (_meaning(sweep) for sweep in (kept, call))
     if changed := list(differences(old, new)):
-        raise UserError(f"{where} is another sweep ({'; '.join(changed[:3])}): choose another --name")
+        raise FolderError(f"{where} is another sweep ({'; '.join(changed[:3])})")
     lists = {key: _union(getattr(kept, key), getattr(call, key)) for key in ("agents", "envs", "seeds", "tuning_seeds")}
     grid = {key: _union(values, call.grid[key]) for key, values in kept.grid.items()}
     return checked(call.model_dump() | lists | {"grid": grid, "name": kept.name}, where)

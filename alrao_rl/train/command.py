@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from alrao_rl.cli.arguments import parse_count, parse_seed
 from alrao_rl.cli.console import CommandLine, print_error, say
-from alrao_rl.errors import UserError, suggest
+from alrao_rl.errors import FolderError, UserError, suggest
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.files import load_agent_recipe, load_environment, recipe_names
 from alrao_rl.recipes.overrides import parse_env_kwargs
@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
             print_plan(options, recipe, how)
             return 0
         return train(options, recipe, how)
+    except FolderError as error:
+        print_error(f"{error}; choose another folder with --out")
+        return 2
     except UserError as error:
         print_error(error)
         return 2

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from alrao_rl.cli.console import print_error, print_warning, python, say
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.errors import UserError, first_line
+from alrao_rl.errors import FolderError, UserError, first_line
 from alrao_rl.numbers import significant
 from alrao_rl.runs import provenance
 from alrao_rl.runs.atomic import write_atomically
@@ -170,9 +170,9 @@ def _begin(
     begun, step = (folder.config() or {}).get("provenance"), saved.state["step"]
     if changed := ", ".join(provenance.mismatches(begun, step, made_with)):
         if not allow_mismatch:
-            raise UserError(
+            raise FolderError(
                 f"{saved.path} was made with something else ({changed}): --allow-mismatch continues from it all the "
-                "same; or choose another folder with --out"
+                "same"
             )
         print_warning(f"continued from step {step} with something else ({changed}): the run may end otherwise")
     agents = {name: saved.read(name) for name in AGENTS if name in saved.files}
@@ -194,22 +194,18 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     changed = list(differences(identity(old), identity(config)))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UserError(
-            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
-            "choose another folder with --out"
-        )
+        raise FolderError(f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more})")
     status, ended = folder.status(), (folder.path / MANIFEST).is_file()
     state = (status or {}).get("state")
     # A process may have been killed between its first two files, but then no run had ended there.
     if state not in STATES and (ended or status is not None):
         said = "is not there" if status is None else f"has the state {state!r}, expected one of {', '.join(STATES)}"
-        raise UserError(f"{folder.path / 'status.json'} {said}: the run is damaged, choose another folder with --out")
+        raise FolderError(f"{folder.path / 'status.json'} {said}: the run is damaged")
     finished = state == "finished"
     if finished:
         if not ended:
-            raise UserError(
-                f"{folder.path} says that it is finished and has no {MANIFEST}, with which a run ends: it is damaged, "
-                "choose another folder with --out"
+            raise FolderError(
+                f"{folder.path} says that it is finished and has no {MANIFEST}, with which a run ends: it is damaged"
             )
         check_manifest(folder.path)
         weights = [name for name in AGENTS if name.endswith(".safetensors") and (folder.path / name).exists()]
@@ -329,7 +325,6 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
             f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",
         ])  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder.path / 'status.json'} is not as a finished run leaves it ({first_line(error)}): "
-            "choose another folder with --out"
+        raise FolderError(
+            f"{folder.path / 'status.json'} is not as a finished run leaves it ({first_line(error)})"
         ) from None
