@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 from alrao_rl import load_agent
 from alrao_rl.agents.build import build
 from alrao_rl.environments.make import make_env, settle
+from alrao_rl.environments.normalization import RunningMeanSquare
 from alrao_rl.recipes.files import load_agent_recipe
 from alrao_rl.recipes.resolve import resolve
 from alrao_rl.recipes.schema import NORMALIZATIONS
@@ -182,3 +184,8 @@ def test_statistics_of_rewards_are_part_of_a_checkpoint():
     assert one.returns.tolist() == two.returns.tolist()
     assert one.returns.any()
     assert dict(bits(snapshot.take(other))) == dict(bits(state))
+
+
+def test_the_class_of_statistics_is_where_exported_agents_look_for_it():
+    """Pickles name it by the module it was in when it was written."""
+    assert pickle.loads(b"calrao_rl.envs\nRunningMeanSquare\n.") is RunningMeanSquare

@@ -90,7 +90,7 @@ def soak(n_runs: int, place: Path) -> Result:
             try:
                 below = driver.children(recursive=True)
                 seen.update(below)
-                lasting = [one for one in below if "alrao_rl.t" not in (line := " ".join(one.cmdline())) and line]
+                lasting = [one for one in below if "alrao_rl.train" not in (line := " ".join(one.cmdline())) and line]
                 for one in [driver, *lasting]:
                     point = (n, one.memory_info().rss / 2**20, one.num_fds())
                     samples.setdefault(f"{'driver' if one is driver else 'worker'} {one.pid}", []).append(point)
