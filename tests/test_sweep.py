@@ -291,7 +291,7 @@ def test_cells_of_a_grid():
         data(agents=["dqn", "dqn-adam"], grid={"learning_rate": [1e-4, 1e-3]}, tuning_seeds=[100], budget=0.5), "test"
     )
     found = plan.cells(one)
-    assert [str(cell.folder) for cell in found] == [
+    assert [cell.name().group for cell in found] == [
         "CartPole-v1/dqn",
         "CartPole-v1/dqn-adam@learning_rate=0.0001",
         "CartPole-v1/dqn-adam@learning_rate=0.001",
@@ -356,7 +356,7 @@ def test_dry_run_names_a_setting_whose_folder_is_cut(place, capfd):
 
 def test_cells_of_two_keys():
     found = cells(agents=["dqn", "ppo-adam"], grid={"gamma": [0.9, 0.99], "clip_range": [0.1]}, timesteps=7)
-    assert [cell.folder.name for cell in found] == [
+    assert [cell.name().cell for cell in found] == [
         "dqn@gamma=0.9", "dqn@gamma=0.99", "ppo-adam@gamma=0.9,clip_range=0.1", "ppo-adam@gamma=0.99,clip_range=0.1",
     ]  # fmt: skip
     assert found[0].inert == ("clip_range",)
@@ -692,7 +692,7 @@ def test_unreachable_scheduler(place, capfd):
 
 def test_help_is_light():
     script = (
-        "import sys, alrao_rl.sweep as s;"
+        "import sys, alrao_rl.sweep.command as s;"
         "heavy = {'torch', 'distributed', 'pandas', 'gymnasium'} & set(sys.modules); assert not heavy, heavy;"
         "s.main(['--help'])"
     )
