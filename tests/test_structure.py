@@ -18,7 +18,7 @@ ALLOWED = {
     "notation.py": {"alrao_rl.errors"},
     "interruption.py": set(),
     "provenance.py": {"alrao_rl.__version__"},
-    "checks.py": {"alrao_rl.errors"},
+    "checks.py": {"torch", "alrao_rl.errors"},
     # Formats and records know nothing of what they hold.
     "ring.py": {"numpy"},
     "checkpoint.py": {"torch", "numpy", "safetensors", "alrao_rl.errors", "alrao_rl.ring"},
@@ -30,7 +30,7 @@ ALLOWED = {
     "tracking.py": {"numpy", "stable_baselines3", "alrao_rl.errors", "alrao_rl.runs"},
     "snapshot.py": {"torch", "numpy", "stable_baselines3", "alrao_rl.recorder", "alrao_rl.ring"},
     "core": {"torch", "typing_extensions", "alrao_rl.checks", "alrao_rl.core"},
-    "fast": {"torch", "alrao_rl.core", "alrao_rl.fast"},
+    "fast": {"torch", "alrao_rl.checks", "alrao_rl.core", "alrao_rl.fast"},
     "plain.py": {"torch", "alrao_rl.core"},
     "stats.py": {"numpy", "scipy", "pandas", "alrao_rl.checks"},
     "load.py": {

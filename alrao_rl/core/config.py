@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from alrao_rl.checks import construct, is_number, number, one_of, whole
-from alrao_rl.core.averaging import make_rule, rule_name
+from alrao_rl.checks import construct, interval, number, one_of, whole
+from alrao_rl.core.averaging import RULES, make_rule
 from alrao_rl.core.bases import BASES, BaseUpdate
 
 
@@ -26,11 +26,11 @@ class AlraoConfig:
         value_averaging: averaging rule of values: ``switch``, ``whiteness``, ``bayes``, ``exponentiated-gradient``,
             ``uniform``, or a dict with the name under ``rule`` and its options beside it. ``"auto"`` is whiteness for
             values learned from replay (DQN), switch otherwise. Replayed batches are drawn independently, so that the
-            correlation of successive gradients tells of the rate alone, but their labels are the network's own
+            correlation of successive gradients depends on the rate alone, but their labels are the network's own
             guesses, which flatter slow heads. With fresh data (A2C, PPO) it is the other way round: labels are
             returns, and successive rollouts resemble each other at any rate.
-        policy_averaging: averaging rule of policies, given in the same way. A policy has no label, so ``switch`` and
-            ``bayes`` do not serve it.
+        policy_averaging: averaging rule of policies, given in the same way. A policy has no label, so rules that
+            judge by losses (``switch``, ``bayes``) do not serve it.
         head_max_grad_norm: every head's gradient is clipped to this norm by itself; None leaves it. ``"auto"`` is the
             algorithm's own ``max_grad_norm``, as if each head alone were the output (None outside of SB3).
         reclone_interval: every so many updates, heads with a weight below 0.1/J are re-cloned from the average; 0
@@ -61,21 +61,21 @@ class AlraoConfig:
             if name != "seed" or self.seed is not None
         }
         if self.lr_range is not None:
-            checked["lr_range"] = _interval(self.lr_range)
+            checked["lr_range"] = interval("alrao.lr_range", self.lr_range)
         if self.head_max_grad_norm is not None and self.head_max_grad_norm != "auto":
-            name = "alrao.head_max_grad_norm"
-            checked["head_max_grad_norm"] = number(
-                name, self.head_max_grad_norm, 0, also="None (in TOML 'none'), 'auto' or "
-            )
+            name, also = "alrao.head_max_grad_norm", "None (in TOML 'none'), 'auto' or "
+            checked["head_max_grad_norm"] = number(name, self.head_max_grad_norm, 0, also=also)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        # Made here and thrown away, so that a mistake in their options shows before any training.
         self.make_base()
         make_rule(self.resolve(replay=False).value_averaging, torch.ones(1), "alrao.value_averaging")
-        make_rule(self.policy_averaging, torch.ones(1), "alrao.policy_averaging")
-        if (name := rule_name(self.policy_averaging)) in ("switch", "bayes"):
+        policy_rule = make_rule(self.policy_averaging, torch.ones(1), "alrao.policy_averaging")
+        if policy_rule.uses == "losses":
+            serve = " or ".join(repr(name) for name, rule in RULES.items() if rule.uses != "losses")
             raise ValueError(
-                f"alrao.policy_averaging is {name!r}, which needs labels that a policy has not: expected "
-                "'exponentiated-gradient', 'whiteness' or 'uniform'"
+                f"alrao.policy_averaging is {self.policy_averaging!r}, which needs labels that a policy does not have: "
+                f"expected {serve}"
             )
 
     @classmethod
@@ -106,16 +106,3 @@ class AlraoConfig:
         one_of("alrao.base", self.base, BASES)
         base: BaseUpdate = construct("alrao.base_kwargs of", BASES, self.base, self.base_kwargs)
         return base
-
-
-def _interval(value: Any) -> tuple[float, float]:
-    expected = "expected two numbers 0 < lr_min <= lr_max, such as (1e-6, 0.1)"
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(is_number, value)):
-        raise ValueError(f"alrao.lr_range is {value!r}, {expected}")
-    low, high = map(float, value)
-    if not 0 < low <= high:
-        hint = f" (did you mean {(high, low)}?)" if 0 < high < low else ""
-        raise ValueError(f"alrao.lr_range is {value!r}, {expected}{hint}")
-    if low < 1e-30 or high > 1e30:
-        raise ValueError(f"alrao.lr_range is {value!r}, expected rates from 1e-30 to 1e30, which 32 bits can hold")
-    return low, high

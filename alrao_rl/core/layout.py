@@ -43,10 +43,15 @@ class Layout:
         return list(counts[..., 1:].split([layer.n_heads for layer in self.layers], -1))
 
     def rates(self, feature_rates: Tensor) -> Tensor:
-        """The learning rate of every entry, ``[…, N]``, from those of the trunk's features, ``[…, n_features]``."""
+        """The learning rate of every entry, ``[…, N]``, from those of the trunk's features, ``[…, n_features]``.
+
+        In float32 at least, and the optimizer's state and arithmetic with it.
+        """
+        # In bfloat16, 0.999 v rounds to v, so that a running mean of squares would never decay.
         trunk = [feature_rates[..., self._index(parameter).to(feature_rates.device)] for parameter in self.trunk]
         heads = [layer.rates[:, None].expand_as(layer.theta).reshape(-1) for layer in self.layers]
-        return torch.cat([*trunk, *(rates.expand(*feature_rates.shape[:-1], -1) for rates in heads)], -1)
+        rates = torch.cat([*trunk, *(rates.expand(*feature_rates.shape[:-1], -1) for rates in heads)], -1)
+        return rates.to(torch.promote_types(rates.dtype, torch.float32))
 
     def _index(self, parameter: nn.Parameter) -> Tensor:
         return self.features.index[parameter].expand(parameter.shape).reshape(-1)

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alrao_rl.checks import MANY_PASSES, warn_of_unused_passes
 from alrao_rl.core import heads as core
 from alrao_rl.core.averaging import Evidence
-from alrao_rl.core.heads import LINEAR, MANY_PASSES, make_distribution, warn_of_passes, without_lost
-from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
+from alrao_rl.core.heads import LINEAR, make_distribution, without_lost
+from alrao_rl.core.mixtures import log_softmax, mix_bernoulli, mix_logits
 from alrao_rl.fast.averaging import make_rule
 from alrao_rl.fast.branches import Branches, Kernel
 from alrao_rl.fast.headwise import HeadwiseTensor
@@ -48,6 +49,11 @@ class OutputHeads(core.OutputHeads):
         return weights @ theta
 
     # --- forward ----------------------------------------------------------------------------------------------------
+
+    def with_extra(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The averaged outputs, ``[B, I]`` to ``[B, O]``, and :meth:`averaged_extra`, checking parameters once."""
+        parameters = self._finite_heads()
+        return self._forward(features, None, *parameters), self._averaged_extra(*parameters)
 
     def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
         kernel = self._kernel if offset is None and self._is_held(theta) else None
@@ -94,18 +100,12 @@ class OutputHeads(core.OutputHeads):
         logits = self._products(x, *matrix, offset)
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights)
-        if len(self.splits) == 1:
-            return mix_logits(logits, weights)
-        return torch.cat([mix_logits(part, weights) for part in logits.split(self.splits, 1)])
+        return mix_logits(logits, weights, self.splits)
 
     def _own(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
         own = self._products(x, self._leaves[0], self._leaves[1] if self._has_bias else None, offset)
-        if self.kind != "categorical":
-            return own
-        if len(self.splits) == 1:
-            return own.log_softmax(1)
-        return torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
+        return log_softmax(own, self.splits) if self.kind == "categorical" else own
 
     def _products(self, x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None) -> Tensor:
         """``[B, I]`` to ``[J, O, B]`` by weight and bias of :meth:`_joint` rows, ``[J · O, …]`` or ``[J, O, …]``."""
@@ -129,7 +129,7 @@ class OutputHeads(core.OutputHeads):
             gradient = self._leaves[0].grad
             if gradient is not None and gradient._version >= MANY_PASSES and not self._warned:
                 self._warned = True
-                warn_of_passes()
+                warn_of_unused_passes(MANY_PASSES)
             return
         make_distribution(self)
         if not self.theta.is_contiguous():
@@ -173,10 +173,10 @@ class OutputHeads(core.OutputHeads):
             return True
         return not isinstance(self._parameters["theta"], nn.Parameter)
 
-    def _usable(self) -> tuple[Tensor, Tensor]:
+    def _finite_heads(self) -> tuple[Tensor, Tensor]:
         """θ, held, and averaging weights, heads that are not finite masked out; a leaf if the rule needs ∂ℓ/∂a."""
         if self._is_function():  # to which an alias would be a constant
-            return super()._usable()
+            return super()._finite_heads()
         self._refresh_leaves()
         theta, weights = self._held
         decides = self.rule.uses == "gains" and torch.is_grad_enabled()

@@ -16,7 +16,6 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from alrao_rl.core import optim as core
 from alrao_rl.core.bases import RmsProp, State
-from alrao_rl.core.optim import COUNTS
 from alrao_rl.fast.addresses import Addresses
 from alrao_rl.fast.heads import OutputHeads
 from alrao_rl.fast.memory import all_finite
@@ -84,10 +83,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
             self._views = self._layout.views(self._flat)
         state: State = self.state[self.param_groups[0]["params"][0]]
         if not state:
-            for name in self._base.buffers:
-                state[name] = torch.zeros_like(self._rates)
-            for name in COUNTS:
-                state[name] = torch.zeros(len(self._layout.sizes), device=feature_rates.device)
+            self._make_state(state)
         if type(self._base) is RmsProp:
             flat = [self._rates, *[state[name] for name in self._base.buffers]]
             places = [(x.data_ptr(), x.numel(), x.is_contiguous()) for x in (*self._layout.parameters, *flat)]
