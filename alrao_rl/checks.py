@@ -86,6 +86,15 @@ def construct(what: str, classes: Mapping[str, type], name: Any, options: Any, *
         raise ValueError(f"{what} {name!r}: {error}") from None
 
 
+def known_options(name: str, options: Any, known: Iterable[str]) -> dict[str, Any]:
+    """Return ``options``, a dict or None, as a dict; refuse one that is not ``known``."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"{name} is {options!r}, expected a dict of options such as dict(n_heads=20)")
+    for option in options or {}:
+        one_of(f"{name} option", option, known)
+    return dict(options or {})
+
+
 def interval(name: str, value: Any) -> tuple[float, float]:
     """Return the interval of learning rates ``value``, two numbers 0 < low <= high that 32 bits can hold."""
     expected = "expected two numbers 0 < lr_min <= lr_max, such as (1e-6, 0.1)"
@@ -209,3 +218,24 @@ def no_grad_scaler(found_inf: object) -> None:
             "an AlraoOptimizer takes no GradScaler, which does not reach the heads' gradients: call loss.backward() "
             "and optimizer.step() without it; autocast to bfloat16 needs none"
         )
+
+
+NOT_FINITE = (
+    "as where advantages are normalised over a single step (normalize_advantage with n_steps=1 in one environment), or "
+    "a reward, an observation or a learning rate is far too large"
+)
+"""Usual causes of a gradient that is not finite."""
+
+
+class SkippedUpdateWarning(UserWarning):
+    """An update was skipped, because its gradient was not finite."""
+
+
+def warn_of_skipped_update(n: int) -> None:
+    """Warn that update ``n`` was skipped, the first one."""
+    warnings.warn(
+        f"update {n} was skipped: its loss or the gradient is nan or infinite, {NOT_FINITE}; later ones are only "
+        "counted",
+        SkippedUpdateWarning,
+        stacklevel=7,
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from alrao_rl.checks import construct, interval, number, one_of, whole
+from alrao_rl.checks import construct, interval, known_options, number, one_of, whole
 from alrao_rl.core.averaging import RULES, make_rule
 from alrao_rl.core.bases import BASES, BaseUpdate
 
@@ -83,12 +83,7 @@ class AlraoConfig:
         """Make a configuration of a dict of options; an unknown one is an error that names the nearest."""
         if isinstance(options, AlraoConfig):
             return options
-        if options is not None and not isinstance(options, Mapping):
-            raise TypeError(f"alrao is {options!r}, expected a dict of options such as dict(n_heads=20)")
-        options = dict(options or {})
-        for name in options:
-            one_of("alrao option", name, [f.name for f in fields(cls)])
-        return cls(**options)
+        return cls(**known_options("alrao", options, [option.name for option in fields(cls)]))
 
     def resolve(self, replay: bool) -> AlraoConfig:
         """The same with ``value_averaging`` decided, for values learned from replay or not."""

@@ -9,39 +9,17 @@ and train it as before. Nothing else changes: the output of the network is the a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from alrao_rl.checks import one_of, optional, output_layers, sizes
+from alrao_rl.checks import output_layers
 from alrao_rl.core.config import AlraoConfig
-from alrao_rl.core.heads import KINDS, OutputHeads
+from alrao_rl.core.heads import KINDS, Output, OutputHeads
 from alrao_rl.core.rates import FeatureMap
-
-
-@dataclass(frozen=True)
-class Output:
-    """How one output layer is averaged: arguments of :class:`~alrao_rl.core.heads.OutputHeads`, which explains them.
-
-    ``rule`` None takes the configuration's ``value_averaging`` for ``kind="values"`` and its ``policy_averaging``
-    otherwise.
-    """
-
-    kind: str = "values"
-    rule: str | Mapping[str, Any] | None = None
-    splits: Sequence[int] | None = None
-    init: Callable[[nn.Linear], object] | None = None
-    extra: Tensor | None = None
-    clamp_average_only: bool = False
-
-    def __post_init__(self) -> None:
-        one_of("kind", self.kind, KINDS)
-        sizes("splits", self.splits)
-        optional("init", self.init, Callable, "a function of a Linear layer")
-        optional("extra", self.extra, Tensor, "a tensor")
 
 
 def convert(

@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from alrao_rl.checks import one_of, warn_of_unused_passes
+from alrao_rl.checks import one_of, optional, sizes, warn_of_unused_passes
 from alrao_rl.core.averaging import AveragingRule, Evidence, make_rule
-from alrao_rl.core.headwise import HeadwiseTensor
+from alrao_rl.core.headwise import HeadwiseTensor, Losses
 from alrao_rl.core.mixtures import log_softmax, mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
 
@@ -62,6 +62,40 @@ def without_lost(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite.unsqueeze(-1), theta, 0.0), kept.clamp_min(torch.finfo(kept.dtype).tiny)
 
 
+@dataclass(frozen=True)
+class Output:
+    """How one output layer is averaged.
+
+    Args:
+        kind: ``"values"`` and ``"mean"`` average outputs (``"mean"`` is the location of a policy, ``"values"`` an
+            estimate of a label), ``"categorical"`` averages probabilities, giving log-probabilities, ``"bernoulli"``
+            averages the probability of each component, giving logits.
+        rule: averaging rule, see :func:`~alrao_rl.core.averaging.make_rule`; None takes the configuration's
+            ``value_averaging`` for ``kind="values"`` and its ``policy_averaging`` otherwise.
+        splits: sizes of the independent categorical components of the output (default: one of all outputs).
+        init: initialises a fresh copy of the layer in place (default: the layer's own ``reset_parameters``).
+        extra: further parameters of the output that each head has a copy of, such as a Gaussian policy's log_std.
+        clamp_average_only: ``clamp`` leaves the heads' branches, as PPO's ``clip_range_vf`` needs: its band moves with
+            the average, so that a head outside of it would never have a gradient again.
+
+    Raises:
+        ValueError, TypeError: an argument is not one of these.
+    """
+
+    kind: str = "values"
+    rule: str | Mapping[str, Any] | None = None
+    splits: Sequence[int] | None = None
+    init: Callable[[nn.Linear], object] | None = None
+    extra: Tensor | None = None
+    clamp_average_only: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, KINDS)
+        sizes("splits", self.splits)
+        optional("init", self.init, Callable, "a function of a Linear layer")
+        optional("extra", self.extra, Tensor, "a tensor")
+
+
 class OutputHeads(nn.Module):
     """J copies of an output ``Linear`` as one parameter θ, ``[J, P]``, and their average.
 
@@ -74,15 +108,7 @@ class OutputHeads(nn.Module):
         layer: the layer to duplicate; head 1 keeps its weights.
         n_heads: J.
         lr_range: (η_min, η_max).
-        kind: how heads are averaged: ``"values"`` and ``"mean"`` average outputs (``"mean"`` is the location of a
-            policy, ``"values"`` an estimate of a label), ``"categorical"`` averages probabilities, giving
-            log-probabilities, ``"bernoulli"`` averages the probability of each component, giving logits.
-        rule: averaging rule, see :func:`~alrao_rl.core.averaging.make_rule`.
-        splits: sizes of the independent categorical components of the output (default: one of all outputs).
-        init: initialises a fresh copy of the layer in place (default: the layer's own ``reset_parameters``).
-        extra: further parameters of the output that each head has a copy of, such as a Gaussian policy's log_std.
-        clamp_average_only: ``clamp`` leaves the heads' branches, as PPO's ``clip_range_vf`` needs: its band moves with
-            the average, so that a head outside of it would never have a gradient again.
+        kind, options: how they are averaged, the arguments of :class:`Output`; ``rule`` is ``"switch"`` by default.
 
     Raises:
         ValueError: an unknown kind or rule, or ``splits`` that do not add up to the outputs.
@@ -99,36 +125,28 @@ class OutputHeads(nn.Module):
     """η_j, ``[J]``."""
 
     def __init__(
-        self,
-        layer: nn.Linear,
-        n_heads: int,
-        lr_range: tuple[float, float],
-        kind: str = "values",
-        rule: str | Mapping[str, Any] = "switch",
-        splits: Sequence[int] | None = None,
-        init: Callable[[nn.Linear], object] | None = None,
-        extra: Tensor | None = None,
-        clamp_average_only: bool = False,
+        self, layer: nn.Linear, n_heads: int, lr_range: tuple[float, float], kind: str = "values", **options: Any
     ) -> None:
         super().__init__()
-        one_of("kind", kind, KINDS)
-        self.n_heads, self.kind, self.clamp_average_only = n_heads, kind, clamp_average_only
+        output = Output(kind, **options)
+        self.n_heads, self.kind, self.clamp_average_only = n_heads, kind, output.clamp_average_only
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.splits = list(splits) if splits is not None else [layer.out_features]
+        self.splits = list(output.splits or [layer.out_features])
         if sum(self.splits) != layer.out_features:
             raise ValueError(f"splits are {self.splits}, expected sizes that add up to {layer.out_features} outputs")
-        self._extra_shape = None if extra is None else extra.shape
+        extra = torch.empty(0) if output.extra is None else output.extra
+        self._extra_shape = None if output.extra is None else extra.shape
         self._has_bias = layer.bias is not None
         self._columns = self.in_features + self._has_bias
         self._n_matrix = self.out_features * self._columns
-        copies = [layer, *(_fresh(layer, init) for _ in range(n_heads - 1))]
-        own = [torch.cat([_matrix(copy).flatten(), *([] if extra is None else [extra.flatten()])]) for copy in copies]
+        copies = [layer, *(_fresh(layer, output.init) for _ in range(n_heads - 1))]
+        own = [torch.cat([_matrix(copy).flatten(), extra.to(layer.weight).flatten()]) for copy in copies]
         # One parameter for all heads, so that one product gives all outputs and one row is all there is of a head.
         self.theta = nn.Parameter(torch.stack(own).detach())
         # A parameter, though nothing trains it by gradient descent: target networks copy parameters, not buffers.
         self.averaging_weights = nn.Parameter(torch.full((n_heads,), 1.0 / n_heads), requires_grad=False)
         self.register_buffer("rates", head_rates(n_heads, lr_range))
-        self.rule = self.make_rule(rule, self.rates)
+        self.rule = self.make_rule("switch" if output.rule is None else output.rule, self.rates)
         self.rule.prepare(self.theta.shape[1])
         self.to(layer.weight)
         self.register_load_state_dict_post_hook(make_distribution)
@@ -290,14 +308,13 @@ class OutputHeads(nn.Module):
         self._passes += 1
         warn_of_unused_passes(self._passes)
 
-    def watch(
-        self, branches: Tensor, losses: Tensor | Callable[[Tensor], Tensor | None], is_likelihood: bool = False
-    ) -> None:
+    def watch(self, branches: Tensor, losses: Losses, is_likelihood: bool = False) -> None:
         """Record ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``.
 
         Args:
             branches: the branches of a loss, ``[1 + J, …]``.
-            losses: the losses, or a function that makes them of the gradient that arrives at ``branches``.
+            losses: the losses, or a function that makes them of the gradient that arrives at ``branches``; None of
+                it is no evidence.
             is_likelihood: whether they are negative log-likelihoods, and not mean squared residuals.
         """
         if not branches.requires_grad:

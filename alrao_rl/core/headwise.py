@@ -18,7 +18,7 @@ to each of these branches (``torch.vmap``), so whatever loss an algorithm comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -36,6 +36,10 @@ class HeadwiseError(RuntimeError):
     """
 
 
+Losses = Tensor | Callable[[Tensor], Tensor | None]
+"""Losses of all branches, ``[1 + J]``, or what makes them of the gradient that arrives at the branches of a loss."""
+
+
 class OutputLayer(Protocol):
     """What a headwise tensor knows of the layer that it comes from, an :class:`~alrao_rl.core.heads.OutputHeads`."""
 
@@ -45,9 +49,7 @@ class OutputLayer(Protocol):
     def rule(self) -> AveragingRule:
         """What moves its averaging weights: a rule that uses ``"losses"`` is to see each branch's loss."""
 
-    def watch(
-        self, branches: Tensor, losses: Tensor | Callable[[Tensor], Tensor | None], is_likelihood: bool = False
-    ) -> None:
+    def watch(self, branches: Tensor, losses: Losses, is_likelihood: bool = False) -> None:
         """Record ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
 
     def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
@@ -106,10 +108,9 @@ class HeadwiseTensor(torch.Tensor):
         if _writes(name):
             if (on_write := getattr(args[0], "on_write", None)) is not None:
                 return on_write(func, args, kwargs)
-            if name not in ("__set__", "__setitem__"):
-                return _in_place(func, args, kwargs)
+            return _in_place(func, args, kwargs)
         # By name: an operator, a method and its torch.* twin are the same operation.
-        if name in READS or (not torch.is_grad_enabled() and name not in ("__setitem__", "backward", "grad")):
+        if name in READS or (not torch.is_grad_enabled() and name not in ("backward", "grad")):
             return func(*tree_map(average_of, args), **tree_map(average_of, kwargs))
         return RULES.get(name, every_branch)(func, args, kwargs)
 
@@ -167,10 +168,7 @@ def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseT
     Raises:
         HeadwiseError: two layers' operands both require a gradient.
     """
-    found = list(_headwise((*args, *kwargs.values())))
-    first = found[0]
-    if all(other.layers == first.layers for other in found):
-        return args, kwargs, first
+    found = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, HeadwiseTensor)]
     # Head j of a policy and head j of its values have nothing in common: a detached value (an advantage, a baseline)
     # enters the other layer's branches as its average, like a label.
     leaders = [value for value in found if value.branches.requires_grad] or found[:1]
@@ -184,15 +182,9 @@ def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseT
     def plain(value: Any) -> Any:
         return value.average if isinstance(value, HeadwiseTensor) and value.layers != first.layers else value
 
-    return tree_map(plain, args), tree_map(plain, kwargs), first
-
-
-def _headwise(values: Any) -> Iterator[HeadwiseTensor]:
-    for value in values:
-        if isinstance(value, HeadwiseTensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _headwise(value)
+    if any(other.layers != first.layers for other in found):
+        args, kwargs = tree_map(plain, (args, kwargs))
+    return args, kwargs, first
 
 
 def _varies(value: Any) -> bool:
@@ -233,47 +225,43 @@ def _writes(name: str) -> bool:
 
 
 def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    """An operation and its result in the place of the first operand."""
+    """The operation that returns a new value, and its result in the place of the first operand."""
     target, name = args[0], func.__name__
     if not isinstance(target, HeadwiseTensor):
-        raise HeadwiseError(f"{name}() cannot write the outputs of Alrao heads into a plain tensor in place")
-    if not torch.is_grad_enabled():
+        raise HeadwiseError(
+            f"{name}() cannot write the outputs of Alrao heads into a plain tensor in place; use torch.where"
+        )
+    if not torch.is_grad_enabled() and name != "__setitem__":
         raise HeadwiseError(f"{name}() cannot change the outputs of Alrao heads under no_grad: detach() them first")
     pure = getattr(Tensor, f"__{name[3:]}" if name.startswith("__i") else name[:-1], None)
+    pure = _with_item if name == "__setitem__" else pure
     if not callable(pure):
         return every_branch(func, args, kwargs)
     # A part is overwritten where it lies, and backward may need what was there: so the operation gets a copy of it.
     before = type(target).wrap(target.branches.clone() if target.is_part else target.branches, target.layers)
     result = pure(*(before if value is target else value for value in args), **kwargs)
-    target.layers = result.layers
-    return _overwrite(target, result.branches)
-
-
-def _overwrite(x: HeadwiseTensor, branches: Tensor) -> HeadwiseTensor:
-    if x.is_part:
-        x.branches.copy_(branches)  # in place, so that autograd knows of it in the value that this is a part of
+    if target.is_part:
+        target.branches.copy_(result.branches)  # autograd knows of it in the value that this is a part of
     else:
-        x.branches = branches
-    return x
+        target.branches = result.branches
+    target.layers = result.layers
+    return target
 
 
-def _set_item(func: Any, args: Any, kwargs: Any) -> None:
-    """Write a number or a label into every branch, or a number where a mask of the heads' own is true."""
-    x, index, value = args
-    known = isinstance(x, HeadwiseTensor) and not isinstance(value, HeadwiseTensor)
-    masked = isinstance(index, HeadwiseTensor) and index.dtype is torch.bool and not isinstance(value, Tensor)
-    parts = index if isinstance(index, tuple) else (index,)
-    if not known or (not masked and any(isinstance(part, HeadwiseTensor) for part in parts)):
-        raise HeadwiseError("__setitem__() cannot write the outputs of Alrao heads, or where they say; use torch.where")
+def _with_item(x: HeadwiseTensor, index: Any, value: Any) -> Any:
+    """A copy of ``x`` in which ``x[index]`` is ``value``."""
+
+    def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
+        return x.masked_fill(mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim())), value)
 
     def written(x: Tensor, index: Any, value: Any) -> Tensor:
-        if masked:  # masks that differ from branch to branch select different numbers of entries
-            return x.masked_fill(index.reshape(*index.shape, *[1] * (x.dim() - index.dim())), value)
         x = x.clone()
         x[index] = value
         return x
 
-    _overwrite(x, every_branch(written, args, {}).branches)
+    # Masks of the heads' own, as in torch's KL divergence, select another number of entries in each branch.
+    has_masks = isinstance(index, HeadwiseTensor) and index.dtype is torch.bool
+    return every_branch(masked if has_masks else written, (x, index, value), {})
 
 
 def _deepcopy(func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -364,7 +352,7 @@ def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
     return record(result, total, is_likelihood=True)
 
 
-def record(loss: HeadwiseTensor, found: Any, is_likelihood: bool = False) -> HeadwiseTensor:
+def record(loss: HeadwiseTensor, found: Losses, is_likelihood: bool = False) -> HeadwiseTensor:
     """Pass evidence of a loss to the layers whose rules use it: see :meth:`OutputLayer.watch`."""
     for layer in loss.layers:
         if layer.rule.uses == "losses":
@@ -416,15 +404,12 @@ def _backward_from(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any
 
 def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
     """torch.autograd.grad: of the sum of all branches."""
-
-    def gradients(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        if rest or options.pop("grad_outputs", None) is not None:
-            raise HeadwiseError("grad() with grad_outputs is not implemented for the outputs of Alrao heads")
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        plain = [value.branches.sum() if isinstance(value, HeadwiseTensor) else value for value in outputs]
-        return torch.autograd.grad(plain, inputs, **options)
-
-    return gradients(*args, **kwargs)
+    outputs, inputs = args
+    if kwargs.pop("grad_outputs", None) is not None:
+        raise HeadwiseError("grad() with grad_outputs is not implemented for the outputs of Alrao heads")
+    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+    sums = [value.branches.sum() if isinstance(value, HeadwiseTensor) else value for value in outputs]
+    return torch.autograd.grad(sums, inputs, **kwargs)
 
 
 RULES: dict[str, Callable[[Any, Any, Any], Any]] = {}
@@ -436,7 +421,6 @@ for _rule, _names in {
     _cast: "to type_as",
     _detach: "detach",
     _deepcopy: "__deepcopy__",
-    _set_item: "__setitem__",
     _regression_loss: "mse_loss smooth_l1_loss huber_loss l1_loss",
     _likelihood_loss: "cross_entropy nll_loss",
     _backward: "backward",

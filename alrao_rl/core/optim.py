@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from alrao_rl.checks import learning_rate_changed, no_grad_scaler, number, optimizer_state
+from alrao_rl.checks import NOT_FINITE as NOT_FINITE
+from alrao_rl.checks import SkippedUpdateWarning as SkippedUpdateWarning
+from alrao_rl.checks import learning_rate_changed, no_grad_scaler, number, optimizer_state, warn_of_skipped_update
 from alrao_rl.core.bases import BaseUpdate, State
 from alrao_rl.core.heads import OutputHeads
 from alrao_rl.core.layout import Layout
@@ -28,15 +30,6 @@ if TYPE_CHECKING:
 COUNTS = ("steps", "reclones", "lost")
 """Numbers for each segment, ``[S]``: updates since it was made or last re-cloned; how often it was re-cloned; how often
 because it was not finite. For the trunk, which is never re-cloned, ``lost`` counts skipped updates."""
-NOT_FINITE = (
-    "as where advantages are normalised over a single step (normalize_advantage with n_steps=1 in one environment), or "
-    "a reward, an observation or a learning rate is far too large"
-)
-"""Usual causes of a gradient that is not finite."""
-
-
-class SkippedUpdateWarning(UserWarning):
-    """An update was skipped, because its gradient was not finite."""
 
 
 class AlraoOptimizer(torch.optim.Optimizer):
@@ -71,12 +64,12 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
         self._layout = Layout(network, self._layers)
         self._base: BaseUpdate = self.config.make_base()
-        self._refuse_half()
+        self._check_precision()
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
         lr = number("lr", lr, 0, ends="[)")
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
 
-    def _refuse_half(self) -> None:
+    def _check_precision(self) -> None:
         if hasattr(self._base, "eps") and any(p.dtype is torch.float16 for p in self._layout.parameters):
             raise ValueError(f"{self.config.base!r} divides by squares, 0 in float16: expected float32 or bfloat16")
 
@@ -91,10 +84,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a copy of what ``state_dict()`` gave; ValueError if it is of another base update or network."""
-        numbers = dict.fromkeys(self._base.buffers, self._layout.numel)
-        expected = numbers | dict.fromkeys(COUNTS, len(self._layout.sizes))
         for held in state_dict["state"].values():
-            optimizer_state({name: len(values) for name, values in held.items()}, expected, self.config.base)
+            optimizer_state({name: len(values) for name, values in held.items()}, self._lengths(), self.config.base)
         super().load_state_dict(state_dict)
         # Torch's own shares the tensors with the optimizer they come from, and rounds them to the parameters' dtype.
         for mine, given in zip(self.state.values(), state_dict["state"].values(), strict=True):
@@ -155,19 +146,21 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def _prepare(self) -> State:
         """Return the state, and make the rates of all entries, ``[N]``: anew, as a network may have moved."""
-        self._refuse_half()
+        self._check_precision()
         self._rates = self._layout.rates(self._network.get_buffer("alrao_rates"))
         state: State = self.state[self.param_groups[0]["params"][0]]
         if not state:
-            self._make_state(state)
+            state.update(self._new_state())
         return state
 
-    def _make_state(self, state: State) -> None:
-        """Zeros: the base's buffers, ``[N]`` in the precision of the rates, and the counts, ``[S]``."""
-        for name in self._base.buffers:
-            state[name] = torch.zeros_like(self._rates)
-        for name in COUNTS:
-            state[name] = torch.zeros(len(self._layout.sizes), device=self._rates.device)
+    def _new_state(self) -> State:
+        """Zeros, in the precision of the rates."""
+        return {name: self._rates.new_zeros(length) for name, length in self._lengths().items()}
+
+    def _lengths(self) -> dict[str, int]:
+        """Names and lengths of the state's vectors: N for what the base keeps of every entry, S for the counts."""
+        n, n_segments = self._layout.numel, len(self._layout.sizes)
+        return dict.fromkeys(self._base.buffers, n) | dict.fromkeys(COUNTS, n_segments)
 
     def _scale(self) -> float:
         """s, the ratio of ``lr`` to its first non-zero value; 1 before there is one."""
@@ -185,7 +178,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """
         dense, present = self._dense_gradients()
         g = torch.cat([gradient.reshape(-1) for gradient in dense]).to(self._rates.dtype)
-        return g, *self._without_lost(g, present, state)
+        of_heads, broken = self._without_lost(g, state)
+        return g, of_heads, present, broken
 
     def _dense_gradients(self) -> tuple[list[Tensor], list[bool]]:
         """The gradient of every parameter, zeros where it received none; which of them received one."""
@@ -197,10 +191,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
         ]
         return dense, [gradient is not None for gradient in given]
 
-    def _without_lost(
-        self, g: Tensor, present: list[bool], state: State
-    ) -> tuple[list[Tensor], list[bool], list[Tensor]]:
-        """Set numbers in ``g`` that are not finite to 0, and all of a head with one: they move nothing, and no state."""
+    def _without_lost(self, g: Tensor, state: State) -> tuple[list[Tensor], list[Tensor]]:
+        """Set numbers in ``g`` that are not finite to 0, and all of a head with one: they move nothing, and no state.
+
+        Returns the views of heads and which are broken, as :meth:`_gather` does.
+        """
         # The square counts, which the bases take: 1e20 is finite in float32, its square is not, and a running mean that
         # is infinite once stays so.
         of_heads, wrong, broken = self._layout.heads(g), ~g.square().isfinite(), []
@@ -214,13 +209,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         g.masked_fill_(wrong, 0.0)
         state["lost"][0] += skipped
         if skipped and state["lost"][0] == 1:
-            warnings.warn(
-                f"update {self.param_groups[0]['n_updates']} was skipped: its loss or the gradient is nan or "
-                f"infinite, {NOT_FINITE}; later ones are only counted",
-                SkippedUpdateWarning,
-                stacklevel=6,
-            )
-        return of_heads, present, broken
+            warn_of_skipped_update(self.param_groups[0]["n_updates"])
+        return of_heads, broken
 
     def _clip(self, gradient: Tensor) -> None:
         """Clip the gradient of every head, ``[J, P]``, to a norm of its own."""

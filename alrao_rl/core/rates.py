@@ -125,11 +125,7 @@ def head_rates(n_heads: int, lr_range: tuple[float | Tensor, float | Tensor]) ->
         n_heads: J.
         lr_range: (η_min, η_max), two numbers, or two tensors ``[…]``.
     """
-    if isinstance(lr_range[0], Tensor) or isinstance(lr_range[1], Tensor):
-        low, high = torch.broadcast_tensors(*map(torch.as_tensor, lr_range))
-        rows = [head_rates(n_heads, ends) for ends in zip(low.flatten().tolist(), high.flatten().tolist(), strict=True)]
-        return torch.stack(rows).view(*low.shape, n_heads)
-    low, high = math.log(lr_range[0]), math.log(lr_range[1])
-    if n_heads == 1:
-        return torch.tensor([math.exp((low + high) / 2)])
-    return torch.exp(torch.linspace(low, high, n_heads, dtype=torch.float64)).float()
+    low, high = (torch.as_tensor(end, dtype=torch.float64).log().unsqueeze(-1) for end in lr_range)
+    # One head has the middle of the interval, not an end of it.
+    fractions = torch.linspace(0, 1, n_heads, dtype=torch.float64) if n_heads > 1 else torch.tensor([0.5])
+    return torch.exp(low + (high - low) * fractions).float()

@@ -76,14 +76,14 @@ class AlraoOptimizer(core.AlraoOptimizer):
             rates: Tensor = layer._buffers["rates"]  # type: ignore[assignment]
             version.append((rates.data_ptr(), rates._version))
         if version != self._version or not self._rates.numel():
-            self._refuse_half()
+            self._check_precision()
             self._version = version
             self._rates = self._layout.rates(feature_rates)
             self._flat = torch.empty_like(self._rates)
             self._views = self._layout.views(self._flat)
         state: State = self.state[self.param_groups[0]["params"][0]]
         if not state:
-            self._make_state(state)
+            state.update(self._new_state())
         if type(self._base) is RmsProp:
             flat = [self._rates, *[state[name] for name in self._base.buffers]]
             places = [(x.data_ptr(), x.numel(), x.is_contiguous()) for x in (*self._layout.parameters, *flat)]
@@ -100,7 +100,8 @@ class AlraoOptimizer(core.AlraoOptimizer):
         g = _flatten_dense_tensors(dense).to(self._flat.dtype)
         if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
             return g, self._layout.heads(g), present, None
-        return g, *self._without_lost(g, present, state)
+        of_heads, broken = self._without_lost(g, state)
+        return g, of_heads, present, broken
 
     def _clip(self, gradient: Tensor) -> None:
         limit = self.config.head_max_grad_norm
