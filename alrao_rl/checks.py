@@ -109,6 +109,37 @@ def interval(name: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
+def alrao_numbers(config: Any) -> dict[str, Any]:
+    """The numbers among the options of Alrao, by name, of the types that they should have.
+
+    ``config`` has them as attributes, see :class:`~alrao_rl.core.config.AlraoConfig`.
+    """
+    checked: dict[str, Any] = {
+        name: whole(f"alrao.{name}", getattr(config, name), low)
+        for name, low in {"n_heads": 1, "reclone_interval": 0, "iterate_window": 1, "seed": 0}.items()
+        if name != "seed" or config.seed is not None
+    }
+    if config.lr_range is not None:
+        checked["lr_range"] = interval("alrao.lr_range", config.lr_range)
+    if config.head_max_grad_norm is not None and config.head_max_grad_norm != "auto":
+        name, also = "alrao.head_max_grad_norm", "None (in TOML 'none'), 'auto' or "
+        checked["head_max_grad_norm"] = number(name, config.head_max_grad_norm, 0, also=also)
+    return checked
+
+
+def policy_rule(spec: str | Mapping[str, Any], evidence: Mapping[str, str]) -> None:
+    """Refuse an averaging rule that judges by losses: a policy has none to be judged by.
+
+    ``evidence`` says what each rule uses, by name.
+    """
+    name = spec if isinstance(spec, str) else spec["rule"]
+    if evidence[name] == "losses":
+        serve = " or ".join(repr(other) for other, used in evidence.items() if used != "losses")
+        raise ValueError(
+            f"alrao.policy_averaging is {name!r}, which needs labels that a policy does not have: expected {serve}"
+        )
+
+
 def sizes(name: str, value: Any) -> None:
     """Refuse what is neither None nor a list of positive whole numbers."""
     if value is None:
@@ -123,11 +154,15 @@ def optional(name: str, value: Any, kind: Any, expected: str) -> None:
         raise TypeError(f"{name} is {value!r}, expected {expected}")
 
 
-def output_layers(network: nn.Module, outputs: Mapping[str, Any]) -> dict[str, nn.Linear]:
+def output_layers(
+    network: nn.Module, outputs: Mapping[str, Any], settings: type, kinds: Iterable[str]
+) -> dict[str, nn.Linear]:
     """Return the layers of ``network`` that ``outputs`` names; refuse those that cannot be duplicated.
 
+    What ``outputs`` says of each has to be a string, one of ``kinds``, or an object of the class ``settings``.
+
     Raises:
-        TypeError: ``network`` is not a module.
+        TypeError: ``network`` is not a module, or an output of another type.
         ValueError: it is converted already; or no such layer, not a ``Linear``, or one whose copies would be another.
     """
     from torch import nn
@@ -138,6 +173,10 @@ def output_layers(network: nn.Module, outputs: Mapping[str, Any]) -> dict[str, n
         raise ValueError(f"{type(network).__name__} is an Alrao network already")
     if not isinstance(outputs, Mapping) or not outputs:
         raise ValueError(f"outputs is {outputs!r}, expected a dict such as {{'head': 'values'}}, one entry a layer")
+    for name, output in outputs.items():
+        if not isinstance(output, (str, settings)):
+            expected = f"expected an {settings.__name__} or one of {', '.join(kinds)}"
+            raise TypeError(f"output layer {name!r} is {output!r}, {expected}")
     modules = dict(network.named_modules(remove_duplicate=False))
     return {name: _output_layer(name, modules) for name in outputs}
 

@@ -59,10 +59,6 @@ class Evidence:
         """The loss of every branch, ``[…, 1 + J]``: a likelihood if known, else residuals, else any other loss."""
         return next((losses for losses in (self.nll, self.residual, self.loss) if losses is not None), None)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.residual = self.nll = self.loss = self.gains = self.gradient = None
-
     def add(self, name: str, value: Tensor) -> None:
         """Add ``value`` to the field ``name``: one step may follow several losses, or several backward passes."""
         before = getattr(self, name)
@@ -347,6 +343,8 @@ class Whiteness(AveragingRule):
         self.previous.masked_fill_(lost.unsqueeze(-1), 0.0)
 
 
+Spec = str | Mapping[str, Any]
+"""A name of :data:`RULES`, or a dict with the name under ``rule`` and the rule's options beside it."""
 RULES: dict[str, type[AveragingRule]] = {
     "switch": Switch,
     "bayes": Bayes,
@@ -356,21 +354,18 @@ RULES: dict[str, type[AveragingRule]] = {
 }
 
 
-def rule_name(spec: str | Mapping[str, Any]) -> str:
+def rule_name(spec: Spec) -> str:
     """The name of an averaging rule given as a name or as a dict."""
     return spec if isinstance(spec, str) else str(spec["rule"])
 
 
 def make_rule(
-    spec: str | Mapping[str, Any],
-    rates: Tensor,
-    what: str = "averaging rule",
-    rules: Mapping[str, type[AveragingRule]] = RULES,
+    spec: Spec, rates: Tensor, what: str = "averaging rule", rules: Mapping[str, type[AveragingRule]] = RULES
 ) -> AveragingRule:
     """Make an averaging rule for heads with the given ``rates``, ``[…, J]``.
 
     Args:
-        spec: a name of :data:`RULES`, or a dict with the name under ``rule`` and the rule's options beside it.
+        spec: which rule, with which options, see :data:`Spec`.
         rates: learning rates of the heads, ascending.
         what: what to call it in errors.
         rules: the classes by name.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from alrao_rl.checks import construct, interval, known_options, number, one_of, whole
-from alrao_rl.core.averaging import RULES, make_rule
+from alrao_rl.checks import alrao_numbers, construct, known_options, one_of, policy_rule
+from alrao_rl.core.averaging import RULES, Spec, make_rule
 from alrao_rl.core.bases import BASES, BaseUpdate
 
 
@@ -47,36 +47,21 @@ class AlraoConfig:
     lr_range: tuple[float, float] | None = None
     base: str = "rmsprop"
     base_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    value_averaging: str | Mapping[str, Any] = "auto"
-    policy_averaging: str | Mapping[str, Any] = "exponentiated-gradient"
+    value_averaging: Spec = "auto"
+    policy_averaging: Spec = "exponentiated-gradient"
     head_max_grad_norm: float | str | None = "auto"
     reclone_interval: int = 100
     iterate_window: int = 1000
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {
-            name: whole(f"alrao.{name}", getattr(self, name), low)
-            for name, low in {"n_heads": 1, "reclone_interval": 0, "iterate_window": 1, "seed": 0}.items()
-            if name != "seed" or self.seed is not None
-        }
-        if self.lr_range is not None:
-            checked["lr_range"] = interval("alrao.lr_range", self.lr_range)
-        if self.head_max_grad_norm is not None and self.head_max_grad_norm != "auto":
-            name, also = "alrao.head_max_grad_norm", "None (in TOML 'none'), 'auto' or "
-            checked["head_max_grad_norm"] = number(name, self.head_max_grad_norm, 0, also=also)
-        for name, value in checked.items():
+        for name, value in alrao_numbers(self).items():
             object.__setattr__(self, name, value)
         # Made here and thrown away, so that a mistake in their options shows before any training.
         self.make_base()
         make_rule(self.resolve(replay=False).value_averaging, torch.ones(1), "alrao.value_averaging")
-        policy_rule = make_rule(self.policy_averaging, torch.ones(1), "alrao.policy_averaging")
-        if policy_rule.uses == "losses":
-            serve = " or ".join(repr(name) for name, rule in RULES.items() if rule.uses != "losses")
-            raise ValueError(
-                f"alrao.policy_averaging is {self.policy_averaging!r}, which needs labels that a policy does not have: "
-                f"expected {serve}"
-            )
+        make_rule(self.policy_averaging, torch.ones(1), "alrao.policy_averaging")
+        policy_rule(self.policy_averaging, {name: rule.uses for name, rule in RULES.items()})
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | AlraoConfig | None) -> AlraoConfig:
@@ -87,9 +72,8 @@ class AlraoConfig:
 
     def resolve(self, replay: bool) -> AlraoConfig:
         """The same with ``value_averaging`` decided, for values learned from replay or not."""
-        if self.value_averaging != "auto":
-            return self
-        return replace(self, value_averaging="whiteness" if replay else "switch")
+        rule = "whiteness" if replay else "switch"
+        return replace(self, value_averaging=rule) if self.value_averaging == "auto" else self
 
     @property
     def interval(self) -> tuple[float, float]:

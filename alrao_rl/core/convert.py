@@ -45,8 +45,8 @@ def convert(
         ValueError: no such layer, a layer that cannot be duplicated, or a network converted before.
     """
     config = AlraoConfig.from_options(config).resolve(replay=False)
-    layers = output_layers(network, outputs)
-    settings = {name: _resolved(name, output, config) for name, output in outputs.items()}
+    layers = output_layers(network, outputs, Output, KINDS)
+    settings = {name: _resolved(output, config) for name, output in outputs.items()}
     seed = _seed(config)
     devices = sorted({p.device.index or 0 for p in network.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
@@ -68,10 +68,8 @@ def convert(
     return network
 
 
-def _resolved(name: str, output: Output | str, config: AlraoConfig) -> Output:
+def _resolved(output: Output | str, config: AlraoConfig) -> Output:
     """``output`` with the rule of the configuration where it has none of its own."""
-    if not isinstance(output, (str, Output)):
-        raise TypeError(f"output layer {name!r} is {output!r}, expected an Output or one of {', '.join(KINDS)}")
     output = Output(output) if isinstance(output, str) else output
     default = config.value_averaging if output.kind == "values" else config.policy_averaging
     return output if output.rule is not None else replace(output, rule=default)

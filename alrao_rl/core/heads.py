@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from alrao_rl.checks import one_of, optional, sizes, warn_of_unused_passes
-from alrao_rl.core.averaging import AveragingRule, Evidence, make_rule
+from alrao_rl.core.averaging import AveragingRule, Evidence, Spec, make_rule
 from alrao_rl.core.headwise import HeadwiseTensor, Losses
 from alrao_rl.core.mixtures import log_softmax, mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
@@ -83,7 +83,7 @@ class Output:
     """
 
     kind: str = "values"
-    rule: str | Mapping[str, Any] | None = None
+    rule: Spec | None = None
     splits: Sequence[int] | None = None
     init: Callable[[nn.Linear], object] | None = None
     extra: Tensor | None = None
@@ -108,7 +108,7 @@ class OutputHeads(nn.Module):
         layer: the layer to duplicate; head 1 keeps its weights.
         n_heads: J.
         lr_range: (η_min, η_max).
-        kind, options: how they are averaged, the arguments of :class:`Output`; ``rule`` is ``"switch"`` by default.
+        args, kwargs: how they are averaged, the arguments of :class:`Output`; ``rule`` is ``"switch"`` by default.
 
     Raises:
         ValueError: an unknown kind or rule, or ``splits`` that do not add up to the outputs.
@@ -125,11 +125,11 @@ class OutputHeads(nn.Module):
     """η_j, ``[J]``."""
 
     def __init__(
-        self, layer: nn.Linear, n_heads: int, lr_range: tuple[float, float], kind: str = "values", **options: Any
+        self, layer: nn.Linear, n_heads: int, lr_range: tuple[float, float], *args: Any, **kwargs: Any
     ) -> None:
         super().__init__()
-        output = Output(kind, **options)
-        self.n_heads, self.kind, self.clamp_average_only = n_heads, kind, output.clamp_average_only
+        output = Output(*args, **kwargs)
+        self.n_heads, self.kind, self.clamp_average_only = n_heads, output.kind, output.clamp_average_only
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.splits = list(output.splits or [layer.out_features])
         if sum(self.splits) != layer.out_features:
@@ -272,9 +272,8 @@ class OutputHeads(nn.Module):
         theta: Tensor = self.theta
         if self._is_function():
             # No branch on values, which a trace does not have.
-            finite = theta.isfinite().all()
             kept, weights = without_lost(theta, self.averaging_weights)
-            return kept, torch.where(finite, self.averaging_weights, weights)
+            return kept, torch.where(theta.isfinite().all(), self.averaging_weights, weights)
         # Here and not in __init__: copies of a network lose their hooks.
         if theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
@@ -308,18 +307,17 @@ class OutputHeads(nn.Module):
         self._passes += 1
         warn_of_unused_passes(self._passes)
 
-    def watch(self, branches: Tensor, losses: Losses, is_likelihood: bool = False) -> None:
-        """Record ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``.
+    def watch(self, branches: Tensor, losses: Losses, name: str = "residual") -> None:
+        """Record ``losses`` as evidence once a backward pass runs through ``branches``.
 
         Args:
             branches: the branches of a loss, ``[1 + J, …]``.
-            losses: the losses, or a function that makes them of the gradient that arrives at ``branches``; None of
-                it is no evidence.
-            is_likelihood: whether they are negative log-likelihoods, and not mean squared residuals.
+            losses: ``[1 + J]``, or a function that makes them of the gradient that arrives at ``branches``; None of it
+                is no evidence.
+            name: which field of :class:`~alrao_rl.core.averaging.Evidence` they are.
         """
         if not branches.requires_grad:
             return
-        name = "nll" if is_likelihood else "residual"
 
         def take(gradient: Tensor) -> None:
             found = losses if isinstance(losses, Tensor) else losses(gradient)
@@ -329,13 +327,9 @@ class OutputHeads(nn.Module):
         # Only with the backward pass: a loss that is logged and not learned from is no evidence.
         branches.register_hook(take)
 
-    def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
-        """Record ``losses``, ``[1 + J, …]``, weighted by ``gradient`` as they enter the final loss, as evidence."""
-        self._evidence.add("loss", (losses * gradient).reshape(len(losses), -1).sum(1).to(self.theta.dtype))
-
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
-        self._evidence.clear()
+        self._evidence = Evidence()
         self._passes = 0
 
     # --- updates ----------------------------------------------------------------------------------------------------
@@ -356,16 +350,6 @@ class OutputHeads(nn.Module):
         theta, weights = without_lost(self.theta, self.averaging_weights)
         self.theta.copy_(torch.where(lost[:, None], self._mean(theta, weights), self.theta))
         self.rule.forget(lost)
-
-    def stats(self) -> dict[str, Any]:
-        """Weights and rates ``[J]``, the entropy of the weights in nats, the effective learning rate Π_j η_j^{a_j}."""
-        weights, rates = self.averaging_weights.detach().double().cpu(), self.rates.double().cpu()
-        return {
-            "weights": weights.numpy(),
-            "rates": rates.numpy(),
-            "entropy": float(torch.special.entr(weights).sum()),
-            "effective_lr": float(torch.exp((weights * rates.log()).sum())),
-        }
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from alrao_rl.core.averaging import AveragingRule
 
@@ -49,11 +49,8 @@ class OutputLayer(Protocol):
     def rule(self) -> AveragingRule:
         """What moves its averaging weights: a rule that uses ``"losses"`` is to see each branch's loss."""
 
-    def watch(self, branches: Tensor, losses: Losses, is_likelihood: bool = False) -> None:
-        """Record ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``."""
-
-    def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
-        """Record ``losses``, ``[1 + J, …]``, weighted as they enter the final loss."""
+    def watch(self, branches: Tensor, losses: Losses, name: str = "residual") -> None:
+        """Record ``losses`` as the evidence ``name`` once a backward pass runs through ``branches``, ``[1 + J, …]``."""
 
 
 class HeadwiseTensor(torch.Tensor):
@@ -111,7 +108,7 @@ class HeadwiseTensor(torch.Tensor):
             return _in_place(func, args, kwargs)
         # By name: an operator, a method and its torch.* twin are the same operation.
         if name in READS or (not torch.is_grad_enabled() and name not in ("backward", "grad")):
-            return func(*tree_map(average_of, args), **tree_map(average_of, kwargs))
+            return _on_average(func, args, kwargs)
         return RULES.get(name, every_branch)(func, args, kwargs)
 
 
@@ -120,12 +117,17 @@ def average_of(value: Any) -> Any:
     return value.average if isinstance(value, HeadwiseTensor) else value
 
 
+def _on_average(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*tree_map(average_of, args), **tree_map(average_of, kwargs))
+
+
 def on_branches(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """``function``, which looks at the last dimensions only, in one go for all branches of values of one layer."""
+    """Apply ``function`` to all branches at once: it looks at the last dimensions only.
+
+    ``values`` are of one layer; without gradients, or for plain tensors, the result is plain.
+    """
     first = values[0]
-    if not isinstance(first, HeadwiseTensor):
-        return function(*values)
-    if not torch.is_grad_enabled():
+    if not isinstance(first, HeadwiseTensor) or not torch.is_grad_enabled():
         return function(*map(average_of, values))
     return type(first).wrap(function(*[value.branches for value in values]), first.layers)  # type: ignore[attr-defined]
 
@@ -137,29 +139,23 @@ def every_branch(func: Any, args: Any, kwargs: Any) -> Any:
         HeadwiseError: torch cannot vectorise it, or its operands belong to different layers.
     """
     args, kwargs, first = of_one_layer(func, args, kwargs)
-    leaves, structure = tree_flatten((args, kwargs))
     n = len(first.branches)
-    varying = {i: _branches(leaf, n) for i, leaf in enumerate(leaves) if _varies(leaf)}  # [1 + J, …] each
-
-    def one_branch(*values: Tensor) -> Any:
-        here = dict(zip(varying, values, strict=True))
-        args, kwargs = tree_unflatten([here.get(i, leaf) for i, leaf in enumerate(leaves)], structure)
-        return func(*args, **kwargs)
-
+    dims = tree_map(lambda leaf: 0 if _varies(leaf) else None, (args, kwargs))
+    # The same random numbers for all branches: they are to differ by their head and nothing else.
+    vectorised = torch.vmap(lambda args, kwargs: func(*args, **kwargs), dims, randomness="same")
     try:
-        # The same random numbers for all branches: they are to differ by their head and nothing else.
-        result = torch.vmap(one_branch, randomness="same")(*varying.values())
-    except Exception as error:
-        try:
-            func(*tree_map(average_of, args), **tree_map(average_of, kwargs))
-        except Exception as mistake:
-            raise mistake from None  # a mistake with plain tensors, too: torch's own message says it best
-        name, words = getattr(func, "__name__", str(func)), str(error).strip().splitlines() or ["no message"]
-        raise HeadwiseError(
-            f"{name}() cannot be applied to the output of Alrao heads ({type(error).__name__}: {words[0]}); "
-            "use the plain average with .detach().average, or compute under torch.no_grad()"
-        ) from error
-    return tree_map(lambda value: first.like(value) if isinstance(value, Tensor) else value, result)
+        result = vectorised(*tree_map(lambda leaf: _branches(leaf, n) if _varies(leaf) else leaf, (args, kwargs)))
+    except Exception as refused:
+        error = refused
+    else:
+        return tree_map(lambda value: first.like(value) if isinstance(value, Tensor) else value, result)
+    # What torch refuses of a plain tensor, too, it explains best itself.
+    _on_average(func, args, kwargs)
+    name, words = getattr(func, "__name__", str(func)), str(error).strip().splitlines() or ["no message"]
+    raise HeadwiseError(
+        f"{name}() cannot be applied to the output of Alrao heads ({type(error).__name__}: {words[0]}); "
+        "use the plain average with .detach().average, or compute under torch.no_grad()"
+    ) from error
 
 
 def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTensor]:
@@ -182,9 +178,7 @@ def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseT
     def plain(value: Any) -> Any:
         return value.average if isinstance(value, HeadwiseTensor) and value.layers != first.layers else value
 
-    if any(other.layers != first.layers for other in found):
-        args, kwargs = tree_map(plain, (args, kwargs))
-    return args, kwargs, first
+    return tree_map(plain, args), tree_map(plain, kwargs), first
 
 
 def _varies(value: Any) -> bool:
@@ -271,11 +265,8 @@ def _deepcopy(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _cast(func: Any, args: Any, kwargs: Any) -> Any:
     """to and type_as: another tensor only names a dtype and a device, and a plain one stays plain."""
-
-    def branches(value: Any) -> Any:
-        return value.branches if isinstance(value, HeadwiseTensor) else value
-
-    result = func(*map(branches, args), **{key: branches(value) for key, value in kwargs.items()})
+    all_args = tree_map(lambda value: value.branches if isinstance(value, HeadwiseTensor) else value, (args, kwargs))
+    result = func(*all_args[0], **all_args[1])
     return args[0].like(result) if isinstance(args[0], HeadwiseTensor) else result
 
 
@@ -302,14 +293,11 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def watch_term(loss: HeadwiseTensor) -> None:
-    """Record what one term of a sum of losses contributes, as evidence for the layer that it is of."""
+    """Record what a loss, or one term of a sum of them, contributes, unless the layer has better evidence of it."""
+    # To first order, if the term is not a loss but an output. A sum over several layers is no evidence for any of them:
+    # its terms have been recorded one by one.
     if len(loss.layers) == 1 and not loss.evidence_recorded:
-        (layer,), losses = loss.layers, loss.branches.detach()
-        # The gradient that comes back contains what is done to the sum later: its sign, its scale, its reduction. If
-        # more is done, as to a sum of outputs, this is the contribution to first order.
-        if layer.rule.uses == "losses":
-            loss.evidence_recorded = True
-            loss.branches.register_hook(lambda gradient: layer.watch_loss(losses, gradient))
+        record(loss, partial(_contributed, loss.branches.detach()), "loss")
 
 
 def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
@@ -347,16 +335,16 @@ def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
     if not any(layer.rule.uses == "losses" for layer in result.layers):
         return result
     if kwargs.get("reduction") == "none":
-        return record(result, partial(_counted, result.branches.detach()), is_likelihood=True)
+        return record(result, partial(_counted, result.branches.detach()), "nll")
     total = every_branch(func, args, {**kwargs, "reduction": "sum"}).branches.detach()
-    return record(result, total, is_likelihood=True)
+    return record(result, total, "nll")
 
 
-def record(loss: HeadwiseTensor, found: Losses, is_likelihood: bool = False) -> HeadwiseTensor:
+def record(loss: HeadwiseTensor, found: Losses, name: str = "residual") -> HeadwiseTensor:
     """Pass evidence of a loss to the layers whose rules use it: see :meth:`OutputLayer.watch`."""
     for layer in loss.layers:
         if layer.rule.uses == "losses":
-            layer.watch(loss.branches, found, is_likelihood)
+            layer.watch(loss.branches, found, name)
             loss.evidence_recorded = True
     return loss
 
@@ -373,6 +361,14 @@ def _counted(values: Tensor, gradient: Tensor) -> Tensor:
     """Sum over each branch of those of ``values``, ``[1 + J, …]``, that enter the final loss."""
     # Not weighted: a log-likelihood is in nats, and a scale of the loss does not make data more likely.
     return (values * (gradient[0] != 0)).reshape(len(values), -1).sum(1)
+
+
+def _contributed(values: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over each branch of ``values``, ``[1 + J, …]``, times the gradient at them.
+
+    It knows what was done to them since: their sign, their scale, their reduction.
+    """
+    return (values * gradient).reshape(len(values), -1).sum(1)
 
 
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
@@ -394,11 +390,8 @@ def _backward_from(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any
         gradient = torch.ones_like(x.branches)
     else:
         gradient = average_of(gradient).expand_as(x.branches)
-    # A loss that no loss function made, a policy gradient's for example, is its own evidence; the terms of a sum have
-    # been recorded when it was made.
-    for layer in x.layers if len(x.layers) == 1 and not x.evidence_recorded else ():
-        if layer.rule.uses == "losses":
-            layer.watch_loss(x.branches.detach(), gradient)
+    # A loss that no loss function made, such as a policy gradient's, is its own evidence.
+    watch_term(x)
     x.branches.backward(gradient, *rest, **options)
 
 
@@ -407,7 +400,6 @@ def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
     outputs, inputs = args
     if kwargs.pop("grad_outputs", None) is not None:
         raise HeadwiseError("grad() with grad_outputs is not implemented for the outputs of Alrao heads")
-    outputs = [outputs] if isinstance(outputs, Tensor) else outputs
     sums = [value.branches.sum() if isinstance(value, HeadwiseTensor) else value for value in outputs]
     return torch.autograd.grad(sums, inputs, **kwargs)
 

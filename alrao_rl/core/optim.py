@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,9 @@ from alrao_rl.checks import NOT_FINITE as NOT_FINITE
 from alrao_rl.checks import SkippedUpdateWarning as SkippedUpdateWarning
 from alrao_rl.checks import learning_rate_changed, no_grad_scaler, number, optimizer_state, warn_of_skipped_update
 from alrao_rl.core.bases import BaseUpdate, State
+from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.heads import OutputHeads
 from alrao_rl.core.layout import Layout
-
-if TYPE_CHECKING:
-    from alrao_rl.core.config import AlraoConfig
 
 COUNTS = ("steps", "reclones", "lost")
 """Numbers for each segment, ``[S]``: updates since it was made or last re-cloned; how often it was re-cloned; how often
@@ -137,7 +135,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
                 self._clip(gradient)
         # Direction × rate, then re-clone what diverged by it.
         self._move(g, present, state, scale)
-        self._reclone(state, broken)
+        interval = self.config.reclone_interval
+        self._reclone(state, broken, bool(interval) and self.param_groups[0]["n_updates"] % interval == 0)
         for layer in self._layers:
             layer.drop_evidence()
         if self.after_step is not None:
@@ -235,17 +234,11 @@ class AlraoOptimizer(torch.optim.Optimizer):
         for name, old in before.items():
             state[name].copy_(torch.where(absent, old, state[name]))
 
-    def _is_due(self) -> bool:
-        """Whether heads without weight are re-cloned in this step."""
-        interval = self.config.reclone_interval
-        return bool(interval) and self.param_groups[0]["n_updates"] % interval == 0
-
-    def _reclone(self, state: State, broken: list[Tensor] | None) -> None:
-        """Replace heads that broke in this step, and every ``reclone_interval`` steps those without weight."""
+    def _reclone(self, state: State, broken: list[Tensor] | None, due: bool) -> None:
+        """Replace heads that broke in this step, and if ``due`` those without weight."""
         # In the same step: a target network that copies a number that is not finite keeps it, as mixing (Polyak
         # averages) does not remove it. Without weight, because the best head early may be the worst one late: all must
         # be fit to come back (docs/method.md, "What is averaged").
-        due = self._is_due()
         buffers = [self._layout.heads(state[name]) for name in self._base.buffers]
         steps, reclones, losses = (self._layout.segments(state[name]) for name in COUNTS)
         for k, layer in enumerate(self._layers):

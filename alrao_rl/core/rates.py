@@ -34,45 +34,28 @@ def features_of(module: nn.Module) -> Iterator[tuple[int, dict[str, Tensor]]]:
         # The weight is [in, out / groups, ...]: input channels of group g feed the output channels of group g.
         per_group = module.out_channels // module.groups
         group = torch.arange(module.in_channels) // (module.in_channels // module.groups)
-        index = group[:, None] * per_group + torch.arange(per_group)
-        spatial = (1,) * len(module.kernel_size)
-        yield module.out_channels, {"weight": index.reshape(*index.shape, *spatial), "bias": _rows(module.out_channels)}
+        index = (group[:, None] * per_group + torch.arange(per_group))[(..., *[None] * len(module.kernel_size))]
+        yield module.out_channels, {"weight": index, "bias": torch.arange(module.out_channels)}
     elif isinstance(module, _ROWS):
         n = module.weight.shape[0]
-        yield n, {"weight": _rows(n).reshape(n, *(1,) * (module.weight.dim() - 1)), "bias": _rows(n)}
+        yield n, {"weight": torch.arange(n).reshape(n, *(1,) * (module.weight.dim() - 1)), "bias": torch.arange(n)}
     elif isinstance(module, _EMBEDDINGS):
-        yield module.embedding_dim, {"weight": _rows(module.embedding_dim)}
+        yield module.embedding_dim, {"weight": torch.arange(module.embedding_dim)}
     elif isinstance(module, _NORMS):
         scale = getattr(module, "weight", None)
         if scale is not None:
-            index = _rows(scale.numel()).reshape(scale.shape)
+            index = torch.arange(scale.numel()).reshape(scale.shape)
             yield scale.numel(), {"weight": index, "bias": index}
-    elif isinstance(module, nn.RNNBase):
-        for suffix in _recurrent_suffixes(module):
-            yield _hidden_units(module, suffix, module.hidden_size)
-            if module.proj_size:
-                yield module.proj_size, {f"weight_hr{suffix}": _rows(module.proj_size)[:, None]}
-    elif isinstance(module, nn.RNNCellBase):
-        yield _hidden_units(module, "", module.hidden_size)
-
-
-def _rows(n: int) -> Tensor:
-    return torch.arange(n)
-
-
-def _recurrent_suffixes(module: nn.RNNBase) -> Iterator[str]:
-    for layer in range(module.num_layers):
-        yield f"_l{layer}"
-        if module.bidirectional:
-            yield f"_l{layer}_reverse"
-
-
-def _hidden_units(module: nn.Module, suffix: str, hidden_size: int) -> tuple[int, dict[str, Tensor]]:
-    """One feature per hidden unit: its rows in every gate of both weights and both biases."""
-    n_gates = getattr(module, f"weight_hh{suffix}").shape[0] // hidden_size
-    index = _rows(hidden_size).repeat(n_gates)
-    names = {f"weight_{side}{suffix}": index[:, None] for side in ("ih", "hh")}
-    return hidden_size, names | {f"bias_{side}{suffix}": index for side in ("ih", "hh")}
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        # One feature per hidden unit of each layer and direction: its rows in every gate, in both weights and biases.
+        for names in getattr(module, "_all_weights", [["weight_ih", "weight_hh"]]):
+            suffix = names[1].removeprefix("weight_hh")
+            n_gates = getattr(module, f"weight_hh{suffix}").shape[0] // module.hidden_size
+            index = torch.arange(module.hidden_size).repeat(n_gates)
+            weights = {f"weight_{side}{suffix}": index[:, None] for side in ("ih", "hh")}
+            yield module.hidden_size, weights | {f"bias_{side}{suffix}": index for side in ("ih", "hh")}
+            if n_projected := getattr(module, "proj_size", 0):
+                yield n_projected, {f"weight_hr{suffix}": torch.arange(n_projected)[:, None]}
 
 
 class FeatureMap:

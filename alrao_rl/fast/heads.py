@@ -248,7 +248,7 @@ class OutputHeads(core.OutputHeads):
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
-        self._evidence.clear()
+        self._evidence = Evidence()
         if self._place:
             for leaf in (*self._leaves, self._weights):
                 leaf.grad = None

@@ -6,7 +6,7 @@ A subclass of :class:`alrao_rl.core.headwise.HeadwiseTensor`, which serves all t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,6 @@ from alrao_rl.core.headwise import (
     OutputLayer,
     average_of,
     every_branch,
-    of_one_layer,
     watch_term,
     weighted,
 )
@@ -73,6 +72,22 @@ def _like(branches: Tensor, source: core.HeadwiseTensor) -> HeadwiseTensor:
 
 
 # --- operands -------------------------------------------------------------------------------------------------------
+
+
+def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, core.HeadwiseTensor]:
+    """As the plain function of this name, past its walk through all arguments where there is one layer anyway."""
+    found = list(_headwise((*args, *kwargs.values())))
+    if all([other.layers == found[0].layers for other in found]):
+        return args, kwargs, found[0]
+    return core.of_one_layer(func, args, kwargs)
+
+
+def _headwise(values: Any) -> Iterator[core.HeadwiseTensor]:
+    for value in values:
+        if isinstance(value, core.HeadwiseTensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _headwise(value)
 
 
 def _promote(value: Tensor, n_branches: int) -> Tensor:

@@ -140,13 +140,13 @@ class AlraoOptimizer(core.AlraoOptimizer):
         )
         return moved
 
-    def _reclone(self, state: State, broken: list[Tensor] | None) -> None:
+    def _reclone(self, state: State, broken: list[Tensor] | None, due: bool) -> None:
         """See :meth:`alrao_rl.core.optim.AlraoOptimizer._reclone`; without a look where there is nothing to find."""
-        if self._all_well and broken is None and not self._is_due() and len(self._finite) == len(self._layers):
+        if self._all_well and broken is None and not due and len(self._finite) == len(self._layers):
             for layer in self._finite:
                 layer.mark_finite()
         else:
-            super()._reclone(state, broken)
+            super()._reclone(state, broken, due)
 
     def _thaw(self) -> None:
         self._rates = torch.empty(0)
