@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from alrao_rl.errors import suggest
 
@@ -250,13 +250,12 @@ def optimizer_state(given: Mapping[str, int], expected: Mapping[str, int], base:
         )
 
 
-def no_grad_scaler(found_inf: object) -> None:
-    """Refuse a step that a gradient scaler made, which is known by what it sets."""
-    if found_inf is not None:
-        raise RuntimeError(
-            "an AlraoOptimizer takes no GradScaler, which does not reach the heads' gradients: call loss.backward() "
-            "and optimizer.step() without it; autocast to bfloat16 needs none"
-        )
+def refuse_grad_scaler() -> NoReturn:
+    """Refuse a step that a gradient scaler made."""
+    raise RuntimeError(
+        "an AlraoOptimizer takes no GradScaler, which does not reach the heads' gradients: call loss.backward() and "
+        "optimizer.step() without it; autocast to bfloat16 needs none"
+    )
 
 
 NOT_FINITE = (

@@ -59,6 +59,10 @@ class Evidence:
         """The loss of every branch, ``[…, 1 + J]``: a likelihood if known, else residuals, else any other loss."""
         return next((losses for losses in (self.nll, self.residual, self.loss) if losses is not None), None)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.residual = self.nll = self.loss = self.gains = self.gradient = None
+
     def add(self, name: str, value: Tensor) -> None:
         """Add ``value`` to the field ``name``: one step may follow several losses, or several backward passes."""
         before = getattr(self, name)

@@ -329,7 +329,7 @@ class OutputHeads(nn.Module):
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
-        self._evidence = Evidence()
+        self._evidence.clear()
         self._passes = 0
 
     # --- updates ----------------------------------------------------------------------------------------------------

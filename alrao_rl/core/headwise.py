@@ -372,18 +372,16 @@ def _contributed(values: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
-    if isinstance(args[0], (list, tuple)):  # torch.autograd.backward
-        options = {key: value for key, value in kwargs.items() if value is not None}
-        if len(args) > 1 or "grad_tensors" in options:
-            raise HeadwiseError("backward() with grad_tensors is not implemented for Alrao heads: call loss.backward()")
-        for loss in args[0]:
-            loss.backward(**options)
-    else:
-        _backward_from(*args, **kwargs)
-
-
-def _backward_from(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any, **options: Any) -> None:
     """Start from the sum of all branches: ``gradient``, of the visible shape, arrives at each of them."""
+    x, *rest = args
+    if isinstance(x, (list, tuple)):  # torch.autograd.backward
+        options = {key: value for key, value in kwargs.items() if value is not None}
+        if rest or "grad_tensors" in options:
+            raise HeadwiseError("backward() with grad_tensors is not implemented for Alrao heads: call loss.backward()")
+        for loss in x:
+            loss.backward(**options)
+        return
+    gradient = rest.pop(0) if rest else kwargs.pop("gradient", None)
     if gradient is None:
         if x.branches.dim() != 1:
             raise RuntimeError("grad can be implicitly created only for scalar outputs")
@@ -392,7 +390,7 @@ def _backward_from(x: HeadwiseTensor, gradient: Tensor | None = None, *rest: Any
         gradient = average_of(gradient).expand_as(x.branches)
     # A loss that no loss function made, such as a policy gradient's, is its own evidence.
     watch_term(x)
-    x.branches.backward(gradient, *rest, **options)
+    x.branches.backward(gradient, *rest, **kwargs)
 
 
 def _gradients(func: Any, args: Any, kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from alrao_rl.checks import NOT_FINITE as NOT_FINITE
 from alrao_rl.checks import SkippedUpdateWarning as SkippedUpdateWarning
-from alrao_rl.checks import learning_rate_changed, no_grad_scaler, number, optimizer_state, warn_of_skipped_update
+from alrao_rl.checks import learning_rate_changed, refuse_grad_scaler, number, optimizer_state, warn_of_skipped_update
 from alrao_rl.core.bases import BaseUpdate, State
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.heads import OutputHeads
@@ -121,7 +121,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        no_grad_scaler(self.found_inf)
+        if self.found_inf is not None:
+            refuse_grad_scaler()
         if any(parameter.requires_grad for parameter in self._layout.frozen):
             self._thaw()
         self.param_groups[0]["n_updates"] += 1

@@ -248,7 +248,7 @@ class OutputHeads(core.OutputHeads):
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
-        self._evidence = Evidence()
+        self._evidence.clear()
         if self._place:
             for leaf in (*self._leaves, self._weights):
                 leaf.grad = None
