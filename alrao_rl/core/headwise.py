@@ -297,7 +297,7 @@ def watch_term(loss: HeadwiseTensor) -> None:
     # To first order, if the term is not a loss but an output. A sum over several layers is no evidence for any of them:
     # its terms have been recorded one by one.
     if len(loss.layers) == 1 and not loss.evidence_recorded:
-        record(loss, partial(_contributed, loss.branches.detach()), "loss")
+        record(loss, lambda: partial(_contributed, loss.branches.detach()), "loss")
 
 
 def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
@@ -318,33 +318,33 @@ def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _regression_loss(func: Any, args: Any, kwargs: Any) -> Any:
     """Regression losses: also record by how much each branch missed its label."""
-    result = every_branch(func, args, kwargs)
-    # The squared residual, output − label, whatever the loss does with it (Huber's clips its gradient): r_j and σ² of
-    # the rules are mean squares.
     output, label = (*args, kwargs.get("target"))[:2]
-    squares = every_branch(lambda a, b: (a - b).square(), (output, label), {}).branches.detach()
-    if kwargs.get("reduction") == "none":
-        # The gradient will show how much each datum counts: a mask may leave some out.
-        return record(result, partial(weighted, squares))
-    return record(result, squares.reshape(len(squares), -1).mean(1))
+
+    def residuals() -> Losses:
+        # The squared residual, output − label, whatever the loss does with it (Huber's clips its gradient): r_j and σ²
+        # of the rules are mean squares.
+        squares = every_branch(lambda a, b: (a - b).square(), (output, label), {}).branches.detach()
+        if kwargs.get("reduction") == "none":
+            # The gradient will show how much each datum counts: a mask may leave some out.
+            return partial(weighted, squares)
+        return squares.reshape(len(squares), -1).mean(1)
+
+    return record(every_branch(func, args, kwargs), residuals)
 
 
 def _likelihood_loss(func: Any, args: Any, kwargs: Any) -> Any:
     """Classification losses: the negative log-likelihood of each branch is its evidence as it stands."""
     result = every_branch(func, args, kwargs)
-    if not any(layer.rule.uses == "losses" for layer in result.layers):
-        return result
     if kwargs.get("reduction") == "none":
-        return record(result, partial(_counted, result.branches.detach()), "nll")
-    total = every_branch(func, args, {**kwargs, "reduction": "sum"}).branches.detach()
-    return record(result, total, "nll")
+        return record(result, lambda: partial(_counted, result.branches.detach()), "nll")
+    return record(result, lambda: every_branch(func, args, {**kwargs, "reduction": "sum"}).branches.detach(), "nll")
 
 
-def record(loss: HeadwiseTensor, found: Losses, name: str = "residual") -> HeadwiseTensor:
-    """Pass evidence of a loss to the layers whose rules use it: see :meth:`OutputLayer.watch`."""
+def record(loss: HeadwiseTensor, evidence: Callable[[], Losses], name: str = "residual") -> HeadwiseTensor:
+    """Let those layers of a loss that use losses as evidence watch what ``evidence`` computes of it."""
     for layer in loss.layers:
         if layer.rule.uses == "losses":
-            layer.watch(loss.branches, found, name)
+            layer.watch(loss.branches, evidence(), name)
             loss.evidence_recorded = True
     return loss
 

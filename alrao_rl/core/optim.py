@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from alrao_rl.checks import NOT_FINITE as NOT_FINITE
 from alrao_rl.checks import SkippedUpdateWarning as SkippedUpdateWarning
-from alrao_rl.checks import learning_rate_changed, refuse_grad_scaler, number, optimizer_state, warn_of_skipped_update
+from alrao_rl.checks import learning_rate_changed, number, optimizer_state, refuse_grad_scaler, warn_of_skipped_update
 from alrao_rl.core.bases import BaseUpdate, State
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.heads import OutputHeads

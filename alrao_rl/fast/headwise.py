@@ -19,6 +19,7 @@ from alrao_rl.core.headwise import (
     OutputLayer,
     average_of,
     every_branch,
+    record,
     watch_term,
     weighted,
 )
@@ -365,7 +366,7 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     first, label = values if type(values[0]) is HeadwiseTensor else reversed(values)  # they ask not which is the label
     pending_gather = getattr(first, "pending_gather", None) if reduction == "mean" and options in _DEFAULTS else None
     if pending_gather is not None and (found := chosen_losses(func.__name__, pending_gather, label)) is not None:
-        return _with_residuals(found[0], first, lambda: found[1])
+        return record(_wrap(found[0], first.layers), lambda: found[1])
     squares = func.__name__ == "mse_loss"
     if (
         type(first) is HeadwiseTensor
@@ -384,24 +385,11 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
         return every_branch(func, tuple(values), {**options, "reduction": reduction})
     losses = (left - right).square() if squares else func(left, right, **options, reduction="none")
     if reduction == "none":  # what is made of them later, as by a mask, says how much each counts
-        return _with_residuals(losses, first, lambda: partial(weighted, (left.detach() - right.detach()).square()))
+        return record(_wrap(losses, first.layers), lambda: partial(weighted, (left.detach() - right.detach()).square()))
     losses = getattr(_rows(losses), reduction)(1)
     if squares and reduction == "mean":
-        return _with_residuals(losses, first, losses.detach)
-    return _with_residuals(losses, first, lambda: _rows((left.detach() - right.detach()).square()).mean(1))
-
-
-def _with_residuals(losses: Tensor, first: HeadwiseTensor, mean_squares: Callable[[], Any]) -> HeadwiseTensor:
-    """A regression loss whose layers, where they judge by it, watch the mean squared residuals.
-
-    These, or a function that makes them of the gradient of ``losses``.
-    """
-    result = _wrap(losses, first.layers)
-    for layer in first.layers:
-        if layer.rule.uses == "losses":
-            layer.watch(losses, mean_squares())
-            result.evidence_recorded = True
-    return result
+        return record(_wrap(losses, first.layers), losses.detach)
+    return record(_wrap(losses, first.layers), lambda: _rows((left.detach() - right.detach()).square()).mean(1))
 
 
 def _bce_with_logits(func: Any, args: Any, kwargs: Any) -> Any:
