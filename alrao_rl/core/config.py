@@ -72,6 +72,7 @@ class AlraoConfig:
 
     def resolve(self, replay: bool) -> AlraoConfig:
         """The same with ``value_averaging`` decided, for values learned from replay or not."""
+        # Replay: labels are the network's own guesses, which flatter slow heads; rollouts: labels are returns.
         rule = "whiteness" if replay else "switch"
         return replace(self, value_averaging=rule) if self.value_averaging == "auto" else self
 

@@ -100,13 +100,14 @@ class HeadwiseTensor(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.__name__, dict(kwargs or {})
         args = args or tuple(kwargs.pop(name) for name in ("input", "tensors", "tensor") if name in kwargs)
-        if name == "__get__":
+        if name == "__get__":  # an attribute
             return _attribute(func, *args)
         if _writes(name):
             if (on_write := getattr(args[0], "on_write", None)) is not None:
                 return on_write(func, args, kwargs)
             return _in_place(func, args, kwargs)
-        # By name: an operator, a method and its torch.* twin are the same operation.
+        # By name: an operator, a method and its torch.* twin are the same operation. Without gradients nothing can be
+        # a loss: the average alone is what acting, logging and target networks need.
         if name in READS or (not torch.is_grad_enabled() and name not in ("backward", "grad")):
             return _on_average(func, args, kwargs)
         return RULES.get(name, every_branch)(func, args, kwargs)
@@ -278,6 +279,8 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     values = tree_flatten((args, kwargs))[0]
     losses = [value for value in values if isinstance(value, HeadwiseTensor) and value.branches.requires_grad]
     layers = frozenset[OutputLayer]().union(*(loss.layers for loss in losses))
+    # The one operation with a meaning across layers: the gradients of a sum are those of its terms, so head j of the
+    # policy and head j of the values each get the gradient of their own loss, whichever branch they share.
     if any(loss.layers != layers for loss in losses):
         n_heads = [len(loss.branches) - 1 for loss in losses]
         if len(set(n_heads)) > 1:
@@ -388,6 +391,8 @@ def _backward(func: Any, args: Any, kwargs: Any) -> None:
         gradient = torch.ones_like(x.branches)
     else:
         gradient = average_of(gradient).expand_as(x.branches)
+    # The average's branch and each head's depend on different parameters, so that one backward pass through their sum
+    # gives each the gradient of its own loss.
     # A loss that no loss function made, such as a policy gradient's, is its own evidence.
     watch_term(x)
     x.branches.backward(gradient, *rest, **kwargs)

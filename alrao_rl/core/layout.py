@@ -24,6 +24,7 @@ class Layout:
         self.parameters = [*self.trunk, *(layer.theta for layer in layers)]
         lengths = [parameter.numel() for parameter in self.parameters]
         self.numel, self.lengths = sum(lengths), lengths
+        # One segment per head, not per layer: a head has its own count of steps, and is re-cloned alone.
         heads = [size for layer in layers for size in [layer.theta.shape[1]] * layer.n_heads]
         self.n_trunk = self.numel - sum(heads)
         self.sizes = torch.tensor([self.n_trunk, *heads])
@@ -31,6 +32,7 @@ class Layout:
         trunk = [self.features.index[parameter].expand(parameter.shape).reshape(-1) for parameter in self.trunk]
         of_heads = self.features.n_features + torch.arange(len(heads))
         self._index = torch.cat([*trunk, of_heads.repeat_interleave(self.sizes[1:])])
+        # The features of frozen parameters have no entries here, hence the 1.
         self._counts = torch.bincount(self._index, minlength=self.features.n_features + len(heads)).clamp_min(1).float()
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -60,6 +62,7 @@ class Layout:
     def spread(self, per_segment: Tensor) -> Tensor:
         """One number for every segment to one for every entry: ``[…, S]`` to ``[…, N]``."""
         self.sizes = self.sizes.to(per_segment.device)
+        # With the known output size a GPU need not report the sum of the sizes.
         return torch.repeat_interleave(per_segment, self.sizes, -1, output_size=self.numel)
 
     def feature_mean(self, flat: Tensor) -> Tensor:

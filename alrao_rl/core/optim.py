@@ -166,6 +166,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         """s, the ratio of ``lr`` to its first non-zero value; 1 before there is one."""
         group = self.param_groups[0]
         lr = float(group["lr"])
+        # A warm-up may start at 0, which has no ratio to anything.
         first = group["first_lr"] = group["first_lr"] or lr
         if lr != first and (what := learning_rate_changed(lr, first, group["n_updates"])) and not group.get("warned"):
             group["warned"] = True
@@ -207,7 +208,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             broken.append(lost & ~lost.all())
             skipped = skipped | lost.all()
         g.masked_fill_(wrong, 0.0)
-        state["lost"][0] += skipped
+        state["lost"][0] += skipped  # [0] is the trunk
         if skipped and state["lost"][0] == 1:
             warn_of_skipped_update(self.param_groups[0]["n_updates"])
         return of_heads, broken

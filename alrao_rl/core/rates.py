@@ -80,6 +80,7 @@ class FeatureMap:
         for module in modules:
             for n, names in features_of(module):
                 self._add(n, {module._parameters.get(name): index for name, index in names.items()})
+        # After all layers: a tied weight has features if any layer that owns it gives it some.
         for module in modules:
             for parameter in module.parameters(recurse=False):
                 if parameter not in self.index:
@@ -93,6 +94,7 @@ class FeatureMap:
 
     def draw(self, lr_range: tuple[float, float], generator: torch.Generator) -> Tensor:
         """Draw a learning rate for every feature, shape ``[n_features]``, log-uniform in ``lr_range``."""
+        # In float64 on the CPU, so that a seed gives the same rates on every device.
         low, high = math.log(lr_range[0]), math.log(lr_range[1])
         uniform = torch.rand(self.n_features, generator=generator, dtype=torch.float64)
         uniform[self.whole] = 0.5

@@ -41,7 +41,9 @@ def importance_weighted(log_prob: Tensor) -> Tensor:
     held = log_prob.detach()
 
     def weigh(gradient: Tensor) -> Tensor:
+        # The bound within the logarithm: exp of a large difference is infinite, and infinity times 0 is NaN.
         ratio = (held - held[:1]).fmin(held.new_tensor(MOST_RATIO).log()).exp()
+        # A gradient that equals the average's comes from a loss that is linear in the log-density: it needs the weight.
         return torch.where(gradient == gradient[:1], gradient * ratio, gradient)
 
     log_prob.register_hook(weigh)
@@ -60,6 +62,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
         ``[…, B]``.
     """
     branches = mean.shape[:-2]
+    # C reads B numbers for each of K Gaussians in each branch: whatever is broadcast otherwise is left to torch.
     if (
         kernels.library is None
         or not is_plain(mean, log_std, actions)
@@ -85,6 +88,7 @@ def _by_torch(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
 
 def _shape(mean: Tensor) -> tuple[int, int, int, Any]:
     """Numbers of branches, data and Gaussians, and the strides of all three."""
+    # Means are a transposed view of the heads' outputs, [1 + J, K, B]: strides are cheaper than a copy.
     strides = mean.stride() if mean.dim() == 3 else (0, *mean.stride())
     return len(mean) if mean.dim() == 3 else 1, *mean.shape[-2:], _Strides(*strides)
 
@@ -112,7 +116,8 @@ class _GaussianLogProb(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Gradients of mean and log σ."""
         mean, log_std, actions, log_prob = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_plain(gradient):  # somebody will differentiate this once more
+        # With create_graph this will be differentiated once more, which compiled code cannot be.
+        if torch.is_grad_enabled() or not is_plain(gradient):
             needed = ctx.needs_input_grad[:2]
             return *differentiate(lambda m, s: _by_torch(m, s, actions), (mean, log_std), needed, gradient), None
         assert kernels.library is not None
