@@ -134,9 +134,10 @@ def policy_rule(spec: str | Mapping[str, Any], evidence: Mapping[str, str]) -> N
     """
     name = spec if isinstance(spec, str) else spec["rule"]
     if evidence[name] == "losses":
-        serve = " or ".join(repr(other) for other, used in evidence.items() if used != "losses")
+        *others, last = [repr(other) for other, used in evidence.items() if used != "losses"]
         raise ValueError(
-            f"alrao.policy_averaging is {name!r}, which needs labels that a policy does not have: expected {serve}"
+            f"alrao.policy_averaging is {name!r}, which needs labels that a policy does not have: expected "
+            f"{', '.join(others)} or {last}"
         )
 
 

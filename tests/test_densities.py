@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from alrao_rl.fast import densities, kernels
 from alrao_rl.fast.densities import gaussian_log_prob
 
-pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled library here")
 
 
 def normal(mean, log_std, actions):

@@ -19,7 +19,7 @@ from alrao_rl.enjoy import main as enjoy
 from alrao_rl.train import main
 from alrao_rl.training import TrainingCallback
 
-pytestmark = pytest.mark.usefixtures("loops")
+pytestmark = pytest.mark.usefixtures("backend")
 ODD = '''
 import shutil
 import gymnasium as gym, numpy as np

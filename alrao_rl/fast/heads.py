@@ -83,7 +83,7 @@ class OutputHeads(core.OutputHeads):
 
     def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
         assert self._extra_shape is not None
-        # Masked parameters are a new tensor: the alias of the extra part is none of it.
+        # Masked parameters are a new tensor, which the alias of the extra part does not belong to.
         average = weights @ (self._flat_extra if self._is_held(theta) else theta[:, self._n_matrix :])
         if not torch.is_grad_enabled() or self._is_function():
             return average.view(self._extra_shape)

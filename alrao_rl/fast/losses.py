@@ -31,10 +31,10 @@ def chosen_losses(name: str, choice: tuple[Tensor, Tensor], labels: Tensor) -> t
             one device.
         labels: ``[n, 1]``, without a gradient.
 
-    None where this is for torch to do.
+    None if torch has to compute it instead.
 
     Raises:
-        RuntimeError: an index is none of a column.
+        RuntimeError: an index is out of bounds.
     """
     outputs, index = choice
     if (
@@ -99,7 +99,7 @@ def quantile_losses(quantiles: Tensor, samples: Tensor) -> Tensor | None:
         quantiles: of every branch, ``[B, n, Q]``, at (i + ½)/Q.
         samples: of what they are quantiles of, ``[n, T]``, without a gradient.
 
-    None where this is for torch to do.
+    None if torch has to compute it instead.
     """
     if (
         kernels.library is None
