@@ -23,7 +23,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from alrao_rl.checks import one_of, optional, sizes, warn_of_unused_passes
 from alrao_rl.core.averaging import AveragingRule, Evidence, Spec, make_rule
 from alrao_rl.core.headwise import HeadwiseTensor, Losses
-from alrao_rl.core.mixtures import log_softmax, mix_bernoulli, mix_logits
+from alrao_rl.core.mixtures import by_component, mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
 
 KINDS = ("values", "categorical", "bernoulli", "mean")
@@ -39,7 +39,7 @@ def average_outputs(kind: str, splits: Sequence[int], outputs: Tensor, weights: 
         return (weights[..., None, None] * outputs).sum(-3)
     if kind == "bernoulli":
         return mix_bernoulli(outputs, weights)
-    return mix_logits(outputs, weights, splits)
+    return by_component(mix_logits, splits, outputs, weights)
 
 
 def average_heads(theta: Tensor, weights: Tensor) -> Tensor:
@@ -217,7 +217,8 @@ class OutputHeads(nn.Module):
         # The heads' branches: the gradient of head j's loss reaches θ_j alone, and no trunk.
         own = self._outputs(features.detach(), offset, theta)  # [J, O, B]
         if self.kind == "categorical":
-            own = log_softmax(own, self.splits)  # as the average, which is a mixture of these
+            # As the average, which is a mixture of these.
+            own = by_component(lambda part: part.log_softmax(-2), self.splits, own)
         return self.tensor.wrap(torch.cat([average.unsqueeze(0), own.transpose(1, 2)]), [self])
 
     def _outputs(self, x: Tensor, offset: Tensor | None, theta: Tensor) -> Tensor:

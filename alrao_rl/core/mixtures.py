@@ -5,20 +5,17 @@ The formulas of docs/method.md, "What is averaged", in logarithms, as the probab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-def log_softmax(logits: Tensor, splits: Sequence[int] = ()) -> Tensor:
-    """Log-probabilities of independent categorical components, ``[…, K, B]`` to ``[…, K, B]``.
-
-    ``splits`` are their sizes, which add up to K; without any there is one component.
-    """
-    if len(splits) <= 1:
-        return logits.log_softmax(-2)
-    return torch.cat([part.log_softmax(-2) for part in logits.split(list(splits), -2)], -2)
+def by_component(function: Callable[..., Tensor], splits: Sequence[int], logits: Tensor, *args: Tensor) -> Tensor:
+    """Apply ``function`` to independent categorical components, of the sizes ``splits``: ``[…, K, B]`` to the same."""
+    if len(splits) == 1:
+        return function(logits, *args)
+    return torch.cat([function(part, *args) for part in logits.split(list(splits), -2)], -2)
 
 
 def mix(log_probs: Tensor, weights: Tensor) -> Tensor:
@@ -26,9 +23,9 @@ def mix(log_probs: Tensor, weights: Tensor) -> Tensor:
     return torch.logsumexp(log_probs + weights.log()[..., None, None], -3)
 
 
-def mix_logits(logits: Tensor, weights: Tensor, splits: Sequence[int] = ()) -> Tensor:
+def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
     """log Σ_j a_j softmax(logits_j): log-probabilities of the mixture; ``[…, J, K, B]`` to ``[…, K, B]``."""
-    return mix(log_softmax(logits, splits), weights)
+    return mix(logits.log_softmax(-2), weights)
 
 
 def mix_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:

@@ -154,8 +154,9 @@ class AlraoOptimizer(torch.optim.Optimizer):
         return state
 
     def _new_state(self) -> State:
-        """Zeros, in the precision of the rates."""
-        return {name: self._rates.new_zeros(length) for name, length in self._lengths().items()}
+        """Zeros: the base's vectors in the precision of the rates, the counts in float32."""
+        new, lengths = self._rates.new_zeros, self._lengths()
+        return {name: new(n, dtype=torch.float32 if name in COUNTS else None) for name, n in lengths.items()}
 
     def _lengths(self) -> dict[str, int]:
         """Names and lengths of the state's vectors: N for what the base keeps of every entry, S for the counts."""

@@ -20,7 +20,7 @@ from alrao_rl.checks import MANY_PASSES, warn_of_unused_passes
 from alrao_rl.core import heads as core
 from alrao_rl.core.averaging import Evidence
 from alrao_rl.core.heads import LINEAR, make_distribution, without_lost
-from alrao_rl.core.mixtures import log_softmax, mix_bernoulli, mix_logits
+from alrao_rl.core.mixtures import by_component, mix_bernoulli, mix_logits
 from alrao_rl.fast.averaging import make_rule
 from alrao_rl.fast.branches import Branches, Kernel
 from alrao_rl.fast.headwise import HeadwiseTensor
@@ -110,12 +110,14 @@ class OutputHeads(core.OutputHeads):
         logits = self._products(x, *matrix, offset)
         if self.kind == "bernoulli":
             return mix_bernoulli(logits, weights)
-        return mix_logits(logits, weights, self.splits)
+        return by_component(mix_logits, self.splits, logits, weights)
 
     def _own(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """Outputs of the heads, features held: ``[B, I]`` to ``[J, O, B]``; categorical ones as log-probabilities."""
         own = self._products(x, self._leaves[0], self._leaves[1] if self._has_bias else None, offset)
-        return log_softmax(own, self.splits) if self.kind == "categorical" else own
+        if self.kind != "categorical":
+            return own
+        return by_component(lambda part: part.log_softmax(-2), self.splits, own)
 
     def _products(self, x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None) -> Tensor:
         """``[B, I]`` to ``[J, O, B]`` by weight and bias of :meth:`_joint` rows, ``[J · O, …]`` or ``[J, O, …]``."""
