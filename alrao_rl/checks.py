@@ -1,4 +1,4 @@
-"""Checks of options and networks: one line that names the value, what was expected and the nearest valid choice."""
+"""Checks of options, networks and training: one line that names the value, what was expected and the nearest choice."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from alrao_rl.errors import suggest
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+# --- options --------------------------------------------------------------------------------------------------------
 
 
 def is_number(value: object) -> bool:
@@ -141,6 +144,9 @@ def policy_rule(spec: str | Mapping[str, Any], evidence: Mapping[str, str]) -> N
         )
 
 
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
 def sizes(name: str, value: Any) -> None:
     """Refuse what is neither None nor a list of positive whole numbers."""
     if value is None:
@@ -208,6 +214,8 @@ def _output_layer(name: str, modules: Mapping[str, nn.Module]) -> nn.Linear:
         raise ValueError(f"output layer {name!r} shares its weight with another layer: its copies cannot, untie it")
     return layer
 
+
+# --- training -------------------------------------------------------------------------------------------------------
 
 MANY_PASSES = 100
 """Backward passes before one optimizer step: more than anyone accumulates."""

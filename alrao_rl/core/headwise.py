@@ -2,10 +2,9 @@
 
 Alrao needs three gradients from one loss: that of the averaged model Φ(x) = Σ_j a_j C_j(φ(x)) for the trunk, that of
 the averaging weights, and for every head its own, as if it alone were the output (docs/method.md, "One loss, J + 1
-gradients"). A :class:`HeadwiseTensor` shows the
-averaged output and carries a hidden leading dimension ``[average, head_1 … head_J]``. Every function of it is applied
-to each of these branches (``torch.vmap``), so whatever loss an algorithm computes comes out as J + 1 losses, and
-``backward()`` starts from their sum.
+gradients"). A :class:`HeadwiseTensor` shows the averaged output and carries a hidden leading dimension
+``[average, head_1 … head_J]``. Every function of it is applied to each of these branches (``torch.vmap``), so whatever
+loss an algorithm computes comes out as J + 1 losses, and ``backward()`` starts from their sum.
 
 * What is read from it (``shape``, ``item()``, ``numpy()``, ``bool()`` …) is read from the average. Under ``no_grad``,
   where nothing can become a loss, functions compute the average alone and give a plain tensor.
