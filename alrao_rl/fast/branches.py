@@ -20,9 +20,9 @@ from alrao_rl.fast import kernels
 from alrao_rl.fast.memory import can_read, differentiate, is_plain
 
 MOST_WORK = {"linear": 2**20, "categorical": 2**24}
-"""Multiplications up to which torch, which starts a product slowly and computes it well, is no faster.
+"""Number of multiplications up to which C is faster: torch starts a product slowly, but computes it well.
 
-Exponentials, which categorical heads need as well, it computes slowly.
+Categorical heads need exponentials as well, which torch computes slowly.
 """
 
 

@@ -23,15 +23,15 @@ from alrao_rl.fast.memory import differentiate, is_plain, with_room
 MOST_RATIO = 10.0
 """Bound of π_j/π."""
 MOST_NUMBERS = 2**16
-"""Means up to which torch is no faster, which starts slowly and computes well."""
+"""Number of means up to which C is faster: torch starts slowly, but computes well."""
 _Strides = ctypes.c_int64 * 3
 
 
 def importance_weighted(log_prob: Tensor) -> Tensor:
-    """The same log-densities; gradients of those that get the average's count by min(π_j/π, 10).
+    """The same log-densities; a head's gradient that equals the average's is multiplied by min(π_j/π, 10).
 
-    A loss that is linear in the log-density has the same gradient for all branches, one with the ratio in it has not,
-    but where the densities are the same.
+    It does in a loss that is linear in the log-density. In one with the ratio π_j/π in it gradients differ from branch
+    to branch, except where the densities are equal, and there the factor is 1.
 
     Args:
         log_prob: ``[1 + J, B]``, the average's first; without branches, ``[B]``, nothing happens.

@@ -32,7 +32,7 @@ class HeadwiseTensor(core.HeadwiseTensor):
     pending_gather: tuple[Tensor, Tensor] | None = None
     """Until ``branches`` are read: what they are gathered from, ``[1 + J, n, K]``, and the index, ``[n, 1]``."""
     is_zero_loss = False
-    """Whether this is a loss times 0, whose gradient need not be computed."""
+    """Whether this is a loss times 0: its gradient need not be computed."""
 
     @staticmethod
     def of(branches: Tensor, layers: frozenset[OutputLayer]) -> HeadwiseTensor:
