@@ -16,7 +16,7 @@ from alrao_rl.fast import AlraoOptimizer, convert, kernels
 from alrao_rl.fast.addresses import Addresses
 
 ROOT = Path(__file__).parent.parent
-compiled = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+compiled = pytest.mark.skipif(kernels.library is None, reason="no compiled library here")
 
 
 def test_built_where_there_is_a_compiler():

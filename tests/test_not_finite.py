@@ -19,7 +19,7 @@ from alrao_rl.enjoy import main as enjoy
 from alrao_rl.train.callback import TrainingCallback
 from alrao_rl.train.command import main
 
-pytestmark = pytest.mark.usefixtures("loops")
+pytestmark = pytest.mark.usefixtures("backend")
 ODD = '''
 import shutil
 import gymnasium as gym, numpy as np
