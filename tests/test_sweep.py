@@ -41,14 +41,14 @@ import gymnasium as gym, numpy as np
 from gymnasium import spaces
 
 class Odd(gym.Env):
-    """Ten steps an episode, with pauses; at its 150th step something happens."""
+    """Ten steps an episode, with pauses; at its 150th step, or another, something happens."""
 
     metadata = {"render_modes": []}
     action_space = spaces.Discrete(2)
     observation_space = spaces.Box(-1.0, 1.0, (2,))
 
-    def __init__(self, happens=None, pause=0.0):
-        self.happens, self.pause, self.total = happens, pause, 0
+    def __init__(self, happens=None, pause=0.0, at=150):
+        self.happens, self.pause, self.at, self.total = happens, pause, at, 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -59,7 +59,7 @@ class Odd(gym.Env):
         self.steps += 1
         self.total += 1
         time.sleep(self.pause)
-        reward = self.happens() if self.happens and self.total == 150 else float(action)
+        reward = self.happens() if self.happens and self.total == self.at else float(action)
         return self.observe(), reward, self.steps == 10, False, {}
 
     def observe(self):
@@ -97,7 +97,9 @@ gym.register("Exits-v0", Odd, kwargs={"happens": lambda: os._exit(7)})
 gym.register("Nan-v0", Odd, kwargs={"happens": lambda: float("nan")})
 gym.register("Hangs-v0", Odd, kwargs={"happens": lambda: time.sleep(3600)})
 gym.register("Killed-v0", Odd, kwargs={"happens": lambda: os.kill(os.getpid(), 9)})
-gym.register("Terminated-v0", Odd, kwargs={"happens": lambda: os.kill(os.getpid(), 15) or 0.0})
+# The run stops in order and goes on from there, where the steps of its environment are counted anew: soon enough to
+# be terminated again.
+gym.register("Terminated-v0", Odd, kwargs={"happens": lambda: os.kill(os.getpid(), 15) or 0.0, "at": 50})
 gym.register("Once-v0", Odd, kwargs={"happens": terminate})
 '''
 

@@ -15,13 +15,13 @@ PAGE = ROOT / "docs" / "rl-baselines3-zoo.md"
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """The zoo's Python, with requests, which it forgets to ask for, and the packages of ours that it lacks."""
+    """The zoo's Python, with requests and pandas, which it forgets to ask for, and the packages of ours that it lacks."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import sweep
 
     sweep.install_zoo()
     python, more = sweep.CACHE / "bin" / "python", tmp_path_factory.mktemp("more")
-    install = [python, "-m", "pip", "install", "--quiet", "--target", more, "requests", "safetensors", "pydantic"]
+    install = [python, "-m", "pip", "install", "--quiet", "--target", more, "requests", "pandas", "safetensors", "pydantic"]
     subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{more}", "OMP_NUM_THREADS": "1"}
 
