@@ -254,6 +254,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("module", ["pydantic", "torch", "safetensors"])
 def test_during_the_imports(tmp_path, module, number):
@@ -432,6 +433,7 @@ def test_after_a_signal(body, said, code):
     assert (*process.communicate(timeout=30), process.returncode) == (said, "", code)
 
 
+@pytest.mark.slow
 def test_last_words_that_hang():
     process = clockwork(
         "interruption._last_words = lambda: time.sleep(60)\n" + SWALLOW.rstrip(), patience=0.3, limit=0.5

@@ -476,6 +476,7 @@ def test_what_becomes_of_a_run_whose_process_failed(tmp_path):
     assert folder.status() == {"state": "finished"}
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_running_is_killed():
     code = "import os, time; os.fork() or time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
@@ -673,6 +674,7 @@ def test_mistakes(place, capfd, args, says):
     assert sorted(place.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_unreachable_scheduler(place, capfd):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -21,7 +21,19 @@ def zoo(tmp_path_factory):
 
     sweep.install_zoo()
     python, more = sweep.CACHE / "bin" / "python", tmp_path_factory.mktemp("more")
-    install = [python, "-m", "pip", "install", "--quiet", "--target", more, "requests", "pandas", "safetensors", "pydantic"]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--target",
+        more,
+        "requests",
+        "pandas",
+        "safetensors",
+        "pydantic",
+    ]
     subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{more}", "OMP_NUM_THREADS": "1"}
 
