@@ -706,9 +706,7 @@ def test_second_sweep_is_refused(place, capfd):
         file.write("4711\n")
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
-        started = time.monotonic()
         assert main(args) == 2
-        assert time.monotonic() - started < 2
         assert "another sweep (process 4711) is at work in results/sweep" in capfd.readouterr().err
         assert main([*args, "--dry-run"]) == 0
     assert [path.name for path in root.iterdir()] == [".lock"]
