@@ -13,7 +13,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 OLDEST = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
 PROJECT = f"{ROOT}[contrib,export,supervised,video]"
-# The extras envs, mujoco and test by their packages: what gymnasium[box2d] asked for at 1.0.0 has to be compiled.
+# The extras envs, mujoco and test by their packages: what gymnasium[box2d] asked for at 1.1.0 has to be compiled.
 MORE = ["ale-py", "Box2D", "imageio", "minatar", "mujoco", "opencv-python-headless"]
 MORE += ["hypothesis", "onnxruntime", "psutil", "pytest", "pytest-timeout", "pytest-xdist", "tensorboard"]
 
