@@ -232,7 +232,7 @@ def test_supervised_classifier_as_published():
     assert net[2].averaging_weights[-1] < 0.05  # SGD at 10 diverges
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(1e3, marks=pytest.mark.slow)])
 def test_regression_survives_rates_at_which_a_linear_output_diverges(scale):
     torch.manual_seed(0)
     x = torch.randn(512, 4)

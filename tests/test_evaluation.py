@@ -154,6 +154,7 @@ def test_every_episode_is_another_and_goes_on_from_a_state():
 # --- in a run -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["dqn", "a2c", "ppo"])
 def test_training_does_not_depend_on_evaluations(odd, tmp_path, agent):
     """Not even where the environment draws from the generators that everybody has."""

@@ -19,6 +19,7 @@ def test_runs(path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_page_on_your_own_environment(tmp_path):
     """Its commands, with its files beside the example, only shorter."""
     text = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """``python -m alrao_rl.export``: what SB3 loads acts as what we saved."""
 
+import functools
 import json
 import os
 import pickle
@@ -77,8 +78,11 @@ def actions_of(path, algorithm, stock, normalized, space, action_space, observat
     return np.load(out)
 
 
-def only_long(*cases):
-    return [pytest.param(*case, marks=pytest.mark.long) for case in cases]
+def only(mark, *cases):
+    return [pytest.param(*case, marks=mark) for case in cases]
+
+
+slow, only_long = functools.partial(only, pytest.mark.slow), functools.partial(only, pytest.mark.long)
 
 
 CASES = [
@@ -99,6 +103,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algo", "policy", "space", "actions", "normalize"), CASES)
 def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actions, normalize):
     """In a fresh process, with SB3's own load."""
@@ -181,6 +186,7 @@ def test_hyperparameters_are_those_of_training(tmp_path):
         assert json.loads(file.read("data"))["buffer_size"] == 1_000_000
 
 
+@pytest.mark.slow
 def test_the_real_command_on_a_real_run(tmp_path, monkeypatch):
     """``--out`` names the file; the same again replaces it, and what belonged to another agent goes."""
     monkeypatch.chdir(tmp_path)
@@ -291,16 +297,19 @@ def test_help_imports_no_torch():
 # --- ONNX -----------------------------------------------------------------------------------------------------------
 
 GRAPHS = [
-    *((algo, "alrao", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo")),
+    ("a2c", "alrao", RAW, "discrete", "scale"),
+    *slow(*((algo, "alrao", RAW, "discrete", "scale") for algo in ("dqn", "ppo"))),
     *only_long(*((algo, "stock", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo"))),
-    ("dqn", "alrao", IMAGE, "discrete", False),
-    ("qrdqn", "alrao", RAW, "discrete", True),
-    ("a2c", "alrao", OBSERVATIONS["discrete"], "multi-discrete", False),
-    ("ppo", "alrao", RAW, "multi-binary", False),
-    ("ppo", "alrao", RAW, "box", True),
-    ("a2c", "alrao", RAW, "sde", False),
+    *slow(
+        ("dqn", "alrao", IMAGE, "discrete", False),
+        ("qrdqn", "alrao", RAW, "discrete", True),
+        ("a2c", "alrao", OBSERVATIONS["discrete"], "multi-discrete", False),
+        ("ppo", "alrao", RAW, "multi-binary", False),
+        ("ppo", "alrao", RAW, "box", True),
+        ("a2c", "alrao", RAW, "sde", False),
+        ("ppo", "alrao", DICT, "discrete", True),
+    ),
     *only_long(("ppo", "stock", RAW, "box", True), ("a2c", "stock", RAW, "sde", False)),
-    ("ppo", "alrao", DICT, "discrete", True),
 ]
 
 
@@ -353,6 +362,7 @@ def test_onnx_of_actions_of_several_dimensions(tmp_path, capfd, shape):
     np.testing.assert_allclose(action, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_of_a_part_that_is_named_as_an_output(tmp_path, capfd):
     onnxruntime = pytest.importorskip("onnxruntime")
     agent, space = make_agent("ppo"), spaces.Dict({"action": RAW, "n": spaces.Discrete(4)})

@@ -175,6 +175,7 @@ def test_trains_on_after_parameters_have_left_for_other_memory(change):
     assert not torch.equal(net[2].weight, before)
 
 
+@pytest.mark.slow
 def test_trains_without_the_library():
     """As where it could not be built: an installed package without a compiler."""
     script = (

@@ -489,16 +489,17 @@ def test_alrao_option_of_a_stock_agent():
 @pytest.mark.parametrize(("agent", "rate"), [("ppo", "1"), ("ppo-adam", "3e-3"), ("dqn", "1"), ("dqn-adam", "1e-4")])
 def test_linear_schedules(agent, rate):
     """``lin_X`` falls from X to 0 over the run; Alrao's rates, by its ratio, all alike."""
-    sets = [f"learning_rate=lin_{rate}", *(["clip_range=lin_0.4", "clip_range_vf=lin_0.2"] if "ppo" in agent else [])]
+    ppo = ["clip_range=lin_0.4", "clip_range_vf=lin_0.2", "n_steps=128", "n_envs=1"] if "ppo" in agent else []
+    sets = [f"learning_rate=lin_{rate}", *ppo]
     recipe = resolve(agent, "CartPole-v1", sets)
     model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0)
     for left in (1.0, 0.5, 0.0):
         assert model.lr_schedule(left) == pytest.approx(left * float(rate))
-        if "ppo" in agent:
+        if ppo:
             assert model.clip_range(left) == pytest.approx(left * 0.4)
             assert model.clip_range_vf(left) == pytest.approx(left * 0.2)
     model.learning_starts = 0
-    model.learn(4_096 if "ppo" in agent else 400)
+    model.learn(256 if ppo else 400)
     lr = model.policy.optimizer.param_groups[0]["lr"]
     assert 0 <= lr <= 0.51 * float(rate)  # of the last rollout's end, of two
 

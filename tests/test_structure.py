@@ -91,6 +91,7 @@ def test_import_is_light():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["dqn", "a2c", "ppo"])
 def test_start_loads_no_compiler(algo):
     """Torch's compiler and its computer algebra take longer to load than all of SB3."""

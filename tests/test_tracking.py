@@ -150,6 +150,7 @@ def evaluations(out):
 # --- real trackers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_all_arrives_and_the_run_is_the_same(untracked, tmp_path, capfd, tracker):
     pytest.importorskip(tracker)
@@ -183,6 +184,7 @@ class StopError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_a_continued_run_is_one_run_there(untracked, tmp_path, monkeypatch, capfd, tracker):
     """Killed after more than its checkpoint knows: no point is lost, none is there twice."""
@@ -216,6 +218,7 @@ def test_a_continued_run_is_one_run_there(untracked, tmp_path, monkeypatch, capf
         assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_what_a_run_is_called(tmp_path):
     pytest.importorskip("mlflow")
     assert main([*ARGS, "--seed", "3", "--out", str(tmp_path / "run"), "--track", "mlflow"]) == 0

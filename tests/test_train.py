@@ -605,6 +605,7 @@ def test_environment_that_cannot_be_reset_or_made(tiny, tmp_path, capfd):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_before_a_checkpoint_it_is_started_anew(tiny, tmp_path, capfd):
     """While it is alive a second process is refused; killed, the same command repeats it exactly."""
     out, go = tmp_path / "run", tmp_path / "go"
@@ -945,6 +946,7 @@ def test_a_full_disk_behind_the_output_ends_the_printing_and_not_the_run():
     assert subprocess.run(["bash", "-c", line], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_and_a_terminal_of_few_letters(tmp_path):
     line = f"{sys.executable} -m alrao_rl.train --list | head -c 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=ROOT, capture_output=True, text=True)
@@ -1064,6 +1066,7 @@ def test_bad_input_of_the_real_command(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "missing", "says"),
     [

@@ -41,7 +41,7 @@ def resolved(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
         frame.loc[rows.index, "agent"] = [f"{agent} [{place}]" if place else agent for place in places]
     # Folders of one name lie side by side.
     still = _twice(frame)
-    frame.loc[still.index, "agent"] = still.agent + [f" [{within(root, path)}]" for path in still.path]
+    frame.loc[still.index, "agent"] = [f"{run.agent} [{within(root, run.path)}]" for run in each_row(still)]
     return frame, lines
 
 
