@@ -184,10 +184,10 @@ def test_timesteps_in_short(text, count):
     ("text", "says"),
     [
         ("9-0", "the range 9-0 is empty; did you mean 0-9?"),
-        ("a", "'a' is no seed"),
-        ("", "'' is no seed"),
-        ("1,,2", "'' is no seed"),
-        ("-3", "'-3' is no seed"),
+        ("a", "'a' is not a seed"),
+        ("", "'' is not a seed"),
+        ("1,,2", "'' is not a seed"),
+        ("-3", "'-3' is not a seed"),
         ("0-1000000", "at most 10,000"),
     ],
 )

@@ -995,7 +995,7 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         ([*DQN_ON_CARTPOLE, "--timesteps", "1.0005k"], "--timesteps: '1.0005k': expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "1e400"], "--timesteps: '1e400': expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--seed", "0-4"], "'0-4' are several seeds, expected one; python -m alrao_rl.sweep"),
-        ([*DQN_ON_CARTPOLE, "--seed", "one"], "'one' is no seed, expected a whole number"),
+        ([*DQN_ON_CARTPOLE, "--seed", "one"], "'one' is not a seed, expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--eval-episodes", "-1"], "--eval-episodes is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cuda'?"),
