@@ -429,8 +429,8 @@ def test_unknown_agent():
         ("CartPole", "did you mean 'CartPole-v1'?"),
         ("LunarLander-v2", "Please use `LunarLander-v3` instead"),
         ("Nowhere/Pong-v5", "name the package that registers it"),
-        ("nopackage:X-v0", "there is no installed package 'nopackage'"),
-        ("../x:X-v0", "there is no installed package"),
+        ("nopackage:X-v0", "the package 'nopackage' to import it from is not installed"),
+        ("../x:X-v0", "the package '' to import it from is not installed"),
         ("", "unknown environment ''"),
     ],
 )

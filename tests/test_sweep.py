@@ -753,7 +753,7 @@ def test_a_cell_that_would_make_no_update_is_refused(place, capfd, more):
     args = ["--agents", "dqn", "--envs", "CartPole-v1", "--seeds", "0", "--grid", "learning_starts=100,900", *more]
     assert main([*args, "--timesteps", "900"]) == 2
     assert capfd.readouterr().err == (
-        "error: dqn@learning_starts=900 on CartPole-v1: DQN learns after 900 steps (learning_starts), and these are "
+        "error: dqn@learning_starts=900 on CartPole-v1: DQN learns after 900 steps (learning_starts), but the run has "
         "900: give it more timesteps, or a smaller number such as --grid learning_starts=90\n"
     )
     assert not (place / "results").exists()

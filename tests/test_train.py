@@ -502,12 +502,12 @@ def test_a_longer_time_limit_among_the_kwargs(tmp_path):
         ('{name = "TimeLimits", max_episode_steps = 3}', "did you mean 'TimeLimit'?"),
         ('{name = "os.system", command = "true"}', "wrapper 'os.system' is not in gymnasium.wrappers"),
         ('{name = "vector"}', "wrapper 'vector' is not in gymnasium.wrappers"),
-        ("{max_episode_steps = 3}", "wrapper None is not in gymnasium.wrappers"),
+        ("{max_episode_steps = 3}", "wrapper None is neither in gymnasium.wrappers"),
         ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
         (  # CartPole's own limit is 500
             '{name = "TimeLimit", max_episode_steps = 501}',
             "CartPole-v1: wrapper TimeLimit of 501 steps would do nothing, as episodes end after 500; expected at most "
-            "500, or max_episode_steps = 501 among the kwargs",
+            "500, or max_episode_steps = 501 in the kwargs",
         ),
         (
             '{name = "TimeLimit", max_episode_steps = 3}, {name = "FrameStackObservation", stack_size = 2}, '
@@ -550,7 +550,7 @@ class Centred(gym.Wrapper):
 def test_a_wrapper_that_learns_within_the_environment(monkeypatch, tmp_path, capfd, wrapper):
     monkeypatch.setitem(gym.registry, "Own-v0", EnvSpec("Own-v0", lambda: wrapper(PendulumEnv())))
     message = refused(capfd, "--algo", "ppo", "--env", "Own-v0", "--out", tmp_path / "run")
-    assert message.startswith(f"error: Own-v0: the wrapper {wrapper.__name__} keeps running statistics, which each ")
+    assert message.startswith(f"error: Own-v0: the wrapper {wrapper.__name__} keeps running statistics, separate ")
     assert message.endswith("use normalize_observations of the agent instead: --set normalize_observations=true")
     assert not (tmp_path / "run").exists()
 
@@ -743,11 +743,11 @@ def test_whole_rollouts_are_told_before(tmp_path, capfd, algo, options, steps):
 @pytest.mark.parametrize(
     ("algo", "sets", "expected"),
     [
-        ("dqn", [], "DQN learns after 1,000 steps (learning_starts), and these are 40: give it more timesteps, or a "
+        ("dqn", [], "DQN learns after 1,000 steps (learning_starts), but the run has 40: give it more timesteps, or a "
          "smaller number such as --set learning_starts=4"),
-        ("qrdqn", ["learning_starts=40"], "QRDQN learns after 40 steps (learning_starts), and these are 40"),
-        ("dqn", ["learning_starts=48", "train_freq=8", "n_envs=2"], "DQN learns after 48 steps (learning_starts), and "
-         "these are 48"),  # 40 are three rollouts of 8 x 2
+        ("qrdqn", ["learning_starts=40"], "QRDQN learns after 40 steps (learning_starts), but the run has 40"),
+        ("dqn", ["learning_starts=48", "train_freq=8", "n_envs=2"], "DQN learns after 48 steps (learning_starts), but "
+         "the run has 48"),  # 40 are three rollouts of 8 x 2
         ("dqn", ["learning_starts=0", "gradient_steps=0"], "gradient_steps of DQN is 0, expected at least 1"),
     ],
 )  # fmt: skip
@@ -1000,7 +1000,7 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         ([*DQN_ON_CARTPOLE, "--eval-episodes", "-1"], "--eval-episodes is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cuda'?"),
         ([*DQN_ON_CARTPOLE, "--device", "nonsense", "--dry-run"], "--device is 'nonsense', expected cpu"),
-        (["--algo", "dqn", "--env", ":CartPole-v1"], "there is no installed package ''"),
+        (["--algo", "dqn", "--env", ":CartPole-v1"], "the package '' to import it from is not installed"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao=3"], "--set alrao: it is a table, set one of its keys"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[1]"], "expected two numbers 0 < lr_min <= lr_max"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.head_max_grad_norm=foo"], "None (in TOML 'none'), 'auto' or a positive"),
