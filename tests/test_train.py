@@ -380,13 +380,13 @@ def test_status_that_was_edited(finished, tmp_path, capfd, edit):
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "status.json is not as a finished run leaves it" in lines[0]
+    assert "status.json is not that of a finished run" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (None, "status.json is not there: the run is damaged; choose another folder with --out"),
+        (None, "status.json is missing: the run is damaged; choose another folder with --out"),
         ('{"a": 1}', "status.json has the state None, expected one of queued, running, "),
         ('{"state": "finshed"}', "status.json has the state 'finshed', expected one of queued, running, "),
     ],
@@ -410,7 +410,7 @@ def test_status_of_an_unfinished_run_that_says_it_is_finished(finished, tmp_path
     (tmp_path / "run" / "status.json").write_text('{"state": "finished"}')
     for more in ([], ["--quiet"]):
         assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run"), *more]) == 2
-        assert "says that it is finished and has no sha256.json" in capfd.readouterr().err
+        assert "says that it is finished but lacks sha256.json" in capfd.readouterr().err
     assert (tmp_path / "run" / "checkpoint").is_dir()
 
 
@@ -860,7 +860,7 @@ def test_an_environment_that_is_the_only_one(install, tmp_path, capfd, at_reset)
     args = ["--algo", "a2c", "--env", "alone:Alone-v0", "--timesteps", "200", "--out", str(out), "--quiet"]
     args += ["--env-kwargs", f"at_reset={at_reset}", "--set", "n_envs=1", "net_arch=[4]"]
     message = one_error(main, capfd, *args, status=1)
-    assert "RuntimeError: evaluations need environments beside those of training: " in message
+    assert "RuntimeError: evaluations need environments in addition to those of training: " in message
     assert "the simulator is in use; --eval-episodes 0 trains without evaluations; see " in message
     assert json.loads((out / "status.json").read_text())["state"] == "failed"
     assert "ConnectionError: the simulator is in use" in (out / "traceback.txt").read_text()
@@ -899,7 +899,7 @@ def test_time_limits_without_memory_for_them_are_told(tmp_path, capfd, monkeypat
     args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "20", *more, "--set", "net_arch=[4]"]
     assert main([*args, "buffer_size=50", "learning_starts=9", f"optimize_memory_usage={saves}"]) == 0
     err = capfd.readouterr().err
-    said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended"
+    said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as terminated"
     assert err.startswith(said) if saves == "true" else err == ""
     assert err.count("\n") == (saves == "true")
 
