@@ -251,7 +251,7 @@ def test_seeds_of_a_file_as_on_the_command_line(tmp_path):
         ({"name": "a/b"}, "name is 'a/b'"),
         (
             {"seeds": list(range(10_000)), "grid": {"gamma": list(range(11))}},
-            "sweep.toml: these are 110,000 runs, at most 100,000",
+            "sweep.toml: these are 110,000 runs, expected at most 100,000",
         ),
         ({"agents": [str(n) for n in range(2000)]}, "list should have at most 1000 items"),
     ],
@@ -642,7 +642,7 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
         (["--checkpoint-interval", "-1"], "--checkpoint-interval is -1.0"),
         (["--seed", "9-0"], "the range 9-0 is empty"),
         (["missing.toml"], "cannot read missing.toml"),
-        (["--out", "small.toml"], "small.toml is no folder"),
+        (["--out", "small.toml"], "small.toml is not a folder"),
         (["--sceduler", "x"], "did you mean '--scheduler'?"),
         (["--agents", "dqn", "--envs", "odd:God-v0", "--seeds", "0"], "odd:God-v0 cannot be made"),
         (
@@ -712,7 +712,7 @@ def test_second_sweep_is_refused(place, capfd):
         started = time.monotonic()
         assert main(args) == 2
         assert time.monotonic() - started < 2
-        assert "another sweep (process 4711) is at work in results/sweep" in capfd.readouterr().err
+        assert "another sweep (process 4711) is running in results/sweep" in capfd.readouterr().err
         assert main([*args, "--dry-run"]) == 0
     assert [path.name for path in root.iterdir()] == [".lock"]
 
@@ -1114,7 +1114,7 @@ def test_two_at_once(place):
     with started(*SLOW) as first:
         runs_of(first, root)
         with started(*SLOW) as second:
-            assert f"another sweep (process {first.pid}) is at work" in second.communicate(timeout=30)[1]
+            assert f"another sweep (process {first.pid}) is running" in second.communicate(timeout=30)[1]
             assert second.returncode == 2
         assert first.communicate(timeout=120)[1] == ""
         assert first.returncode == 0
@@ -1132,7 +1132,7 @@ def test_every_failure_is_told(place, capfd):
         "odd:Raises-v0": ("failed", "ValueError: broken at last"),
         "odd:Exits-v0": ("failed", "its process ended with exit status 7"),
         "odd:Nan-v0": ("failed", "NonFiniteError: the reward is nan at step 150 of the environment"),
-        "odd:Hangs-v0": ("failed", "it was not at its end after 40 seconds (--run-timeout)"),
+        "odd:Hangs-v0": ("failed", "it was not finished after 40 seconds (--run-timeout)"),
     }
     # Where it hung is in the traceback.
     assert "odd.py" in (root / "odd-Hangs-v0/small/seed-0/traceback.txt").read_text()
