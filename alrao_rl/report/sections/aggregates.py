@@ -46,7 +46,7 @@ def section(study: Study, baseline: Method | None) -> Section:
 def _group(
     study: Study, suffix: str, methods: Sequence[Method], envs: Sequence[str], rows: list[dict[str, Any]]
 ) -> list[Block]:
-    """Tables and figures of methods on the environments that they share; ``rows`` are added to."""
+    """Tables and figures of methods on the environments that they share; adds to ``rows``."""
     blocks: list[Block] = []
     values = {score: {m.name: compare.aggregates(m, envs, score) for m in methods} for score in SCORES}
     for score, words in SCORES.items():

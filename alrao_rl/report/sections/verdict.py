@@ -35,7 +35,7 @@ def section(study: Study, baseline: Method | None) -> Section:
     places = dict.fromkeys((m, env) for result in results for m in result.match[:2] for env in result.match.envs)
     counts = [study.finished([m], [env]) for m, env in places] or [study.finished(involved)]
     done = sum(done for done, _ in counts), sum(asked for _, asked in counts)
-    # Which intervals are too narrow is said of those with the fewest seeds.
+    # The warning about narrow intervals is for those with the fewest seeds.
     sizes = [(result.n_seeds[0], len(result.match.envs)) for result in results]
     if involved and not pairs:
         found = [_alone(study, involved[0], envs) for envs in _places(involved[0])]
@@ -56,13 +56,13 @@ def section(study: Study, baseline: Method | None) -> Section:
 
 
 def _places(method: Method) -> list[list[str]]:
-    """Environments on which a method is judged together, those with normalised scores, and every other alone."""
+    """Groups of environments to judge a method on: all with normalised scores together, each other one alone."""
     scaled = method.comparable()
     return ([scaled] if scaled else []) + [[env] for env in method.comparable("auc") if env not in scaled]
 
 
 def _alone(study: Study, method: Method, envs: Sequence[str]) -> tuple[str, tuple[int, int]]:
-    """What is said of a method that nothing is compared with, and its seeds and environments."""
+    """The sentence on a method without another to compare it with, and its numbers of seeds and environments."""
     if set(envs) <= set(method.comparable()):
         value = compare.aggregates(method, envs, "auc")["IQM"]
         said = f"an IQM of normalised return averaged over training of {number(value.estimate)}{_interval_words(value)}"
@@ -99,7 +99,7 @@ def _compared(study: Study, result: Comparison) -> str:
     else:
         words = "No clear difference"
     place = "above" if value.estimate >= 0 else "below"
-    amount = together([abs(one) for one in value], 0, RETURNS)[0] if raw else together(map(abs, value), 3)[0]
+    amount = together(map(abs, value), 0, RETURNS)[0] if raw else together(map(abs, value), 3)[0]
     measure = "mean return averaged over training" if raw else "the IQM of normalised return averaged over training"
     chance = f", probability of improvement {with_interval(result.improvement)}" if raw else ""
     return (
@@ -155,7 +155,7 @@ def _warnings(study: Study, involved: Sequence[Method], done: tuple[int, int], b
 
 
 def _left_out(study: Study, baseline: Method | None) -> list[Block]:
-    """Environments that enter no aggregate, and those that only one of two methods has scores on."""
+    """Environments left out of aggregates, and those on which only one of two methods has scores."""
     said = []
     for env in study.envs:
         if env not in study.scaled:
@@ -176,7 +176,7 @@ def _left_out(study: Study, baseline: Method | None) -> list[Block]:
 
 
 def _different_lengths(study: Study, baseline: Method | None) -> list[Block]:
-    """Runs of different length that are compared; those of different algorithms mostly are not."""
+    """Warnings of compared runs that differ in length; runs of different algorithms are mostly not compared."""
     groups = [(method,) for method in study.methods] + compare.comparisons(study, baseline)
     found = {}
     for env in study.envs:
