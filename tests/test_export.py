@@ -248,7 +248,7 @@ def test_statistics_of_the_users_beside_an_export_of_ours_stay(tmp_path, capfd):
         assert main([str(tmp_path), "--to", "sb3"]) == 0
     capfd.readouterr()
     (tmp_path / "agent_vecnormalize.pkl").write_bytes(b"mine")
-    assert "agent_vecnormalize.pkl is there already" in refused(capfd, tmp_path, "--to", "sb3")
+    assert "agent_vecnormalize.pkl exists already" in refused(capfd, tmp_path, "--to", "sb3")
     assert (tmp_path / "agent_vecnormalize.pkl").read_bytes() == b"mine"
 
 
