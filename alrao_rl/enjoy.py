@@ -163,7 +163,7 @@ def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: l
 
 
 def _draws_noise(step: int, every: int) -> bool:
-    """Whether gSDE draws its noise anew at this step of an episode: at the first, and as often as in training."""
+    """Whether gSDE resamples its noise at this step of an episode: at the first, and as often as in training."""
     return step == 0 or (every > 0 and step % every == 0)
 
 

@@ -633,7 +633,7 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
         (["--name", ".."], "--name is '..'"),
         (["--name", "x" * 201], "--name is 'xxx"),
         (["--name", "a b", "--seeds", "0"], "--agents is missing"),
-        (["--name", "typo"], "--agents is missing, and there is no sweep called 'typo' to go on with"),
+        (["--name", "typo"], "--agents is missing, and there is no sweep called 'typo' to continue"),
         (["-j", "0"], "-j is 0"),
         (["-j", "1", "--scheduler", "tcp://x:1"], "not allowed with argument"),
         (["--timesteps", "1", "--budget", "1"], "not allowed with argument"),

@@ -12,7 +12,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 Statistics = dict[str, RunningMeanStd]
 """Running mean and variance of observations: of each normalised key of a Dict space, or of ``""``, the whole."""
-_ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
+_ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn from"
 _LOSES_STATISTICS = "{} would lose the statistics that normalise observations: keep the run's files, or use save_agent"
 
 

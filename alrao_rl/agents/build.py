@@ -135,7 +135,9 @@ def refuse_no_update(model: BaseAlgorithm, timesteps: int) -> None:
             f"it more timesteps, or a smaller number such as --set learning_starts={steps // 10}"
         )
     if model.gradient_steps == 0:
-        raise UserError(f"gradient_steps of {name} is 0, expected at least 1, or -1 for one a step: it learns nothing")
+        raise UserError(
+            f"gradient_steps of {name} is 0, expected at least 1, or -1 for one per step: it learns nothing"
+        )
 
 
 def check_device(device: str, what: str = "device") -> None:

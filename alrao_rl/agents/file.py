@@ -177,7 +177,7 @@ def _set_weights(model: BaseAlgorithm, weights: dict[str, torch.Tensor]) -> None
     try:
         model.policy.load_state_dict(weights)
     except RuntimeError:
-        # torch's message lists every tensor, one a line.
+        # torch's message lists every tensor, one per line.
         raise ValueError("its weights do not fit its spaces and options") from None
 
 

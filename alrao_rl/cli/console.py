@@ -13,10 +13,10 @@ from alrao_rl.errors import UserError, suggest
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose errors are one line too, with the nearest option."""
+    """An argument parser with one-line errors that name the nearest option."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a :class:`UserError` in place of printing the usage."""
+        """Raise a :class:`UserError` instead of printing the usage."""
         _, _, unknown = message.partition("unrecognized arguments: ")
         hint = suggest(unknown.split("=")[0].split()[0], self._option_string_actions) if unknown.strip() else ""
         raise UserError(f"{message}{hint} (see {self.prog} --help)")

@@ -35,7 +35,7 @@ def as_array(what: str, values: ArrayLike) -> Array:
     """
     array = np.asarray(values, np.float64)
     if array.ndim == 0:
-        raise ValueError(f"{what} are {values!r}, expected an array, one score a seed")
+        raise ValueError(f"{what} are {values!r}, expected an array, one score per seed")
     if not np.isfinite(array).all():
         raise ValueError(
             f"{what} hold {array[~np.isfinite(array)][0]}, expected finite numbers: "

@@ -65,7 +65,7 @@ def paired_by_seed(
     for rows in (x, y):
         twice = rows[rows.duplicated(["env", "seed"])]
         if len(twice):
-            raise ValueError(f"seed {twice.seed.iloc[0]} of {twice.env.iloc[0]} is there twice, expected one method")
+            raise ValueError(f"seed {twice.seed.iloc[0]} of {twice.env.iloc[0]} appears twice, expected one method")
     both = x.merge(y, on=["env", "seed"], suffixes=("_x", "_y"))
     return by_environment(both, f"{score}_x"), by_environment(both, f"{score}_y")
 

@@ -239,7 +239,7 @@ def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
         data = before | data | {"name": kept.name}
     for key in ("agents", "envs", "seeds"):
         if key not in data:
-            here = f", and there is no sweep called {data['name']!r} to go on with" if "name" in data else ""
+            here = f", and there is no sweep called {data['name']!r} to continue" if "name" in data else ""
             example = "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
             raise UserError(f"--{key} is missing{here}: {example}")
     return data

@@ -71,7 +71,7 @@ class Sweep(Table):
             raise ValueError(f"these are {n_runs:,} runs, expected at most {MAX_RUNS:,} in a sweep")
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(
-                f"seed {both[0]} is in seeds and in tuning_seeds: a score must not be one it was chosen by"
+                f"seed {both[0]} is in seeds and in tuning_seeds: settings must not be chosen by reported scores"
             )
         if self.tuning_seeds and not self.grid:
             raise ValueError("tuning_seeds are for choosing among the values of a grid, and there is no grid")

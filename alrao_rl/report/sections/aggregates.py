@@ -168,11 +168,11 @@ def _improvement(study: Study, results: Sequence[Comparison]) -> list[Block]:
     picture = figures.draw("improvement", lambda f: figures.intervals(f, panel, order, [0.5], (-0.02, 1.02)), size)
     span = (min(r.n_seeds[0] for r in shown.values()), max(r.n_seeds[1] for r in shown.values()))
     requested = study.requested(*(method for r in shown.values() for method in r.match[:2]))
-    said = "; ".join(f"{name} {with_interval(r.improvement)}" for name, r in shown.items())
+    words = "; ".join(f"{name} {with_interval(r.improvement)}" for name, r in shown.items())
     return [
         Image("improvement", "Probability that a run of the first beats one of the second on the same environment; "
               f"dashed: neither is better. Seeds: {span_of(span, requested)}.",
-              f"Probability of improvement: {said}.", picture)
+              f"Probability of improvement: {words}.", picture)
     ]  # fmt: skip
 
 

@@ -65,12 +65,12 @@ def _alone(study: Study, method: Method, envs: Sequence[str]) -> tuple[str, tupl
     """The sentence on a method without another to compare it with, and its numbers of seeds and environments."""
     if set(envs) <= set(method.comparable()):
         value = compare.aggregates(method, envs, "auc")["IQM"]
-        said = f"an IQM of normalised return averaged over training of {number(value.estimate)}{_interval_words(value)}"
+        text = f"an IQM of normalised return averaged over training of {number(value.estimate)}{_interval_words(value)}"
     else:
         value = compare.interval_of(method.on(envs[0]).auc.to_numpy(np.float64))
-        said = f"a mean return averaged over training of {returned(value.estimate)}{_interval_words(value, raw=True)}"
+        text = f"a mean return averaged over training of {returned(value.estimate)}{_interval_words(value, raw=True)}"
     n_seeds = compare.span([method.scores(envs, "auc")])
-    lead = f"{method.name} has {said}; {_counts(study, [method], envs, n_seeds)}. There is nothing to compare it with."
+    lead = f"{method.name} has {text}; {_counts(study, [method], envs, n_seeds)}. There is nothing to compare it with."
     return lead, (n_seeds[0], len(envs))
 
 
@@ -125,12 +125,12 @@ def _few_seeds(n_seeds: int, n_envs: int) -> list[Block]:
 def _warnings(study: Study, involved: Sequence[Method], done: tuple[int, int], baseline: Method | None) -> list[Block]:
     alerts: list[Block] = [Alert("amber", f"{text}.") for text in study.warnings]
     if done[0] < done[1]:
-        said = runs_finished(*done, study.requested(*involved) > 0).replace("runs", "runs of this comparison", 1)
-        alerts.append(Alert("amber", f"{said}."))
+        text = runs_finished(*done, study.requested(*involved) > 0).replace("runs", "runs of this comparison", 1)
+        alerts.append(Alert("amber", f"{text}."))
     finished, asked = study.in_all
     if finished < asked:
-        said = f"{finished} of all {asked} runs"
-        alerts.append(Alert("amber", f"{said} finished, those at all rates and on tuning seeds "
+        text = f"{finished} of all {asked} runs"
+        alerts.append(Alert("amber", f"{text} finished, those at all rates and on tuning seeds "
                                      "included; the others are named under Environments."))  # fmt: skip
     failures = study.frame[study.frame.state.isin(["failed", "diverged"])]
     if len(failures):
@@ -156,11 +156,11 @@ def _warnings(study: Study, involved: Sequence[Method], done: tuple[int, int], b
 
 def _left_out(study: Study, baseline: Method | None) -> list[Block]:
     """Environments left out of aggregates, and those on which only one of two methods has scores."""
-    said = []
+    texts = []
     for env in study.envs:
         if env not in study.scaled:
             why = "no reference scores" if len(study.frame[study.frame.env == env]) else "no run"
-            said.append(f"{env} is left out of the aggregates: {why}.")
+            texts.append(f"{env} is left out of the aggregates: {why}.")
     for pair in compare.comparisons(study, baseline):
         without: dict[str, list[str]] = {}
         for env in study.envs:
@@ -171,8 +171,8 @@ def _left_out(study: Study, baseline: Method | None) -> list[Block]:
                 )
                 without.setdefault(why.format(lacking[0].name), []).append(env)
         names = " against ".join(method.name for method in pair)
-        said += [f"{', '.join(envs)} left out of {names}: {why}." for why, envs in without.items()]
-    return [Alert("amber", text) for text in said]
+        texts += [f"{', '.join(envs)} left out of {names}: {why}." for why, envs in without.items()]
+    return [Alert("amber", text) for text in texts]
 
 
 def _different_lengths(study: Study, baseline: Method | None) -> list[Block]:

@@ -124,8 +124,8 @@ def runs_in_words(runs: Iterable[tuple[int, str]]) -> str:
     by_state: dict[str, list[int]] = {}
     for seed, state in runs:
         by_state.setdefault(state, []).append(seed)
-    said = (f"{seeds_as_text(seeds).replace(',', ', ')} ({state})" for state, seeds in by_state.items())
-    return ", ".join(said).replace("-", "\N{EN DASH}")
+    parts = (f"{seeds_as_text(seeds).replace(',', ', ')} ({state})" for state, seeds in by_state.items())
+    return ", ".join(parts).replace("-", "\N{EN DASH}")
 
 
 def indices_of(study: Study) -> dict[str, int]:
