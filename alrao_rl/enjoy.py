@@ -175,7 +175,7 @@ def _import_moviepy() -> Any:
 
 
 def _write_video(path: Path, frames: list[Any], fps: float) -> None:
-    """Write beside the target and rename, so that a failure leaves no incomplete video."""
+    """Write next to the target and rename, so that a failure leaves no incomplete video."""
     clip = _import_moviepy()(frames, fps=fps)
     temporary = path.with_name(f".{path.stem}.part.mp4")
     try:

@@ -1,7 +1,7 @@
 """Write a trained agent in another format: ``python -m alrao_rl.export RUN --to sb3``.
 
 ``sb3``: Stable-Baselines3's own zip, for ``DQN.load`` and the like, in programs that do not use alrao_rl's files. If
-the agent was trained on normalised observations, their statistics are written beside it in SB3's form, a pickled
+the agent was trained on normalised observations, their statistics are written next to it in SB3's form, a pickled
 ``VecNormalize``.
 
 SB3's ``load`` unpickles both, which executes what is in them. Load only files from someone you trust.
@@ -42,7 +42,7 @@ def parser() -> CommandLine:
     p = CommandLine(
         prog="python -m alrao_rl.export",
         description="Write a trained agent in another format. sb3: a zip for DQN.load, A2C.load or PPO.load, and, if "
-        "its observations are normalised, their statistics for VecNormalize.load beside it. Loading those executes "
+        "its observations are normalised, their statistics for VecNormalize.load next to it. Loading those executes "
         "what is in them: load only files from someone you trust. onnx: the averaged model, from raw observations to "
         "actions and their scores.",
     )
@@ -53,7 +53,7 @@ def parser() -> CommandLine:
         help="a run folder, such as results/train/CartPole-v1/dqn/seed-0, or a .safetensors file",
     )
     p.add_argument("--to", required=True, choices=("sb3", "onnx"), help="the format")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: beside the agent)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: next to the agent)")
     return p
 
 
@@ -71,11 +71,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def to_sb3(run: Path, out: Path | None = None) -> None:
-    """Write SB3's zip, and ``NAME_vecnormalize.pkl`` beside it where observations are normalised.
+    """Write SB3's zip, and ``NAME_vecnormalize.pkl`` next to it if observations are normalised.
 
     Args:
         run: a run folder, whose best agent is taken, or the path of an agent's ``.safetensors`` file.
-        out: where to, ending in ``.zip``; None for beside the agent. An earlier export is replaced.
+        out: where to, ending in ``.zip``; None for next to the agent. An earlier export is replaced.
 
     Raises:
         UserError: if there is no such agent, another file is in the place, or it cannot be written.
@@ -86,21 +86,21 @@ def to_sb3(run: Path, out: Path | None = None) -> None:
     target = out or path.with_suffix(".zip")
     if target.suffix != ".zip":
         raise UserError(f"--out is {str(target)!r}, expected a file name that ends in .zip, as SB3 expects it")
-    beside = target.with_name(f"{target.stem}_vecnormalize.pkl")
+    sidecar = target.with_name(f"{target.stem}_vecnormalize.pkl")
     model, statistics = rebuild(path)
-    _refuse_to_overwrite(target, beside)
+    _refuse_to_overwrite(target, sidecar)
     try:
         write_atomically(target, _zip(model))
-        beside.unlink(missing_ok=True)  # an earlier agent's
+        sidecar.unlink(missing_ok=True)  # an earlier agent's
         if statistics:
-            write_atomically(beside, pickle.dumps(_normalizer(model, statistics)))
+            write_atomically(sidecar, pickle.dumps(_normalizer(model, statistics)))
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another file with --out") from None
     kind = type(model)
     loader = f"{kind.__module__.partition('.')[0]}.{kind.__name__}.load"
     say(f"written: {target}, for {loader}, which executes what is in it")
     if statistics:
-        say(f"written: {beside}, for VecNormalize.load, which does too: the agent takes observations normalised by it")
+        say(f"written: {sidecar}, for VecNormalize.load, which does too: the agent takes observations normalised by it")
 
 
 def to_onnx(run: Path, out: Path | None = None) -> None:
@@ -108,7 +108,7 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
 
     Args:
         run: a run folder, whose best agent is taken, or the path of an agent's ``.safetensors`` file.
-        out: where to, ending in ``.onnx``; None for beside the agent. An earlier export is replaced.
+        out: where to, ending in ``.onnx``; None for next to the agent. An earlier export is replaced.
 
     Raises:
         UserError: if there is no such agent, its algorithm cannot be exported, onnx is not installed, another file is
@@ -183,7 +183,7 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
     return graph.SerializeToString(), inputs
 
 
-def _refuse_to_overwrite(target: Path, beside: Path) -> None:
+def _refuse_to_overwrite(target: Path, sidecar: Path) -> None:
     """Refuse to replace anything but an earlier export.
 
     Raises:
@@ -194,8 +194,8 @@ def _refuse_to_overwrite(target: Path, beside: Path) -> None:
             zip_is_ours = file.comment == _MARK
     except (OSError, zipfile.BadZipFile):
         zip_is_ours = False
-    statistics_are_ours = beside.is_file() and _MARK in beside.read_bytes()
-    for path, ours in ((target, zip_is_ours), (beside, statistics_are_ours)):
+    statistics_are_ours = sidecar.is_file() and _MARK in sidecar.read_bytes()
+    for path, ours in ((target, zip_is_ours), (sidecar, statistics_are_ours)):
         if path.exists() and not ours:
             raise UserError(f"{path} exists already and is not an export of alrao-rl: choose another file with --out")
 

@@ -27,7 +27,7 @@ def recipe_folder() -> Path:
     project = root / "pyproject.toml"
     if project.is_file() and 'name = "alrao-rl"' in project.read_text():
         return root
-    raise UserError(f"no recipes beside {package}: the installation is incomplete; install alrao-rl again")
+    raise UserError(f"no recipes next to {package}: the installation is incomplete; install alrao-rl again")
 
 
 def recipe_names(kind: str) -> list[str]:

@@ -232,8 +232,8 @@ def _rate_axis(axes: Axes, values: stats.Array) -> None:
     if not len(logs):
         return
     span = logs[-1] - logs[0]
-    beside = max(0.05 * span, 0.1)
-    axes.set_xlim(10 ** (logs[0] - beside), 10 ** (logs[-1] + beside))
+    margin = max(0.05 * span, 0.1)
+    axes.set_xlim(10 ** (logs[0] - margin), 10 ** (logs[-1] + margin))
     ticks = list(np.arange(np.ceil(logs[0] - 1e-9), logs[-1] + 1e-9))
     if len(ticks) < 3:
         ticks = [logs[0]]
@@ -279,7 +279,7 @@ def heads(
         reclones: how often each head was re-cloned, ``(n_heads,)``.
         figure: drawn into.
     """
-    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
+    axes, bars = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
     image = axes.imshow(weights, aspect="auto", origin="lower", interpolation="none", vmin=0, cmap="viridis")
     logs = np.log(learning_rates)
     # Heads are drawn at their index, not at their rate: interpolate the effective rate between the nearest heads.
@@ -291,10 +291,10 @@ def heads(
     axes.grid(visible=False)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("learning rate of the head")
-    beside.barh(range(len(logs)), reclones, color=SERIES[0], height=0.7)
-    beside.set_xlabel("re-clones")
-    beside.set_xlim(0, max(reclones.max(), 1) * 1.05)
-    figure.colorbar(image, ax=[axes, beside], label="averaging weight")
+    bars.barh(range(len(logs)), reclones, color=SERIES[0], height=0.7)
+    bars.set_xlabel("re-clones")
+    bars.set_xlim(0, max(reclones.max(), 1) * 1.05)
+    figure.colorbar(image, ax=[axes, bars], label="averaging weight")
 
 
 def _thousands(value: float, _: object = None) -> str:

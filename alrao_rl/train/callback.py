@@ -1,4 +1,4 @@
-"""What happens beside SB3's own loop while an agent trains: logs, evaluations, the best agent, checkpoints."""
+"""What happens around SB3's own loop while an agent trains: logs, evaluations, the best agent, checkpoints."""
 
 from __future__ import annotations
 

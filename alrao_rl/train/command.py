@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def from_arguments(args: argparse.Namespace) -> tuple[RunOptions, Execution]:
-    """What the arguments ask for, checked.
+    """The run's options, and how to carry it out, from the parsed arguments, checked.
 
     Raises:
         UserError: one line with the option, its value and the nearest valid choice.
