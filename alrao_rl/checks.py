@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number, NumPy's included."""
+    """Whether ``value`` is a finite number, NumPy's included."""
     try:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number too large for a float
@@ -29,11 +29,11 @@ def is_number(value: object) -> bool:
 
 
 LINEAR = "lin_"
-"""Before a number: it is the first value and falls linearly to 0 over the run, as rl-baselines3-zoo writes it."""
+"""Prefix of an initial value that falls linearly to 0 over the run, as rl-baselines3-zoo writes it."""
 
 
 def first_value(value: Any) -> float:
-    """A hyperparameter at the start of training; nan if it is no number and no schedule."""
+    """A hyperparameter at the start of training; nan if it is neither a number nor a schedule."""
     if isinstance(value, str) and value.startswith(LINEAR):
         with suppress(ValueError):
             return float(value.removeprefix(LINEAR))
@@ -41,7 +41,7 @@ def first_value(value: Any) -> float:
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf, ends: str = "()", also: str = "") -> float:
-    """Return ``value`` if it is in the interval from ``low`` to ``high``, whose ends are open or closed.
+    """Return ``value`` if it is in the interval from ``low`` to ``high``; ``ends`` says which ends are open.
 
     ``also`` names what else would have been accepted.
     """
@@ -63,7 +63,7 @@ def whole(name: str, value: Any, low: int, high: int = sys.maxsize) -> int:
 
 
 def one_of(what: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse what is not among the choices."""
+    """Reject a value that is not one of the choices."""
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{what} is {value!r}, expected one of {', '.join(choices)}{suggest(str(value), choices)}")

@@ -307,7 +307,7 @@ def test_environment_that_cannot_be_replayed(odd, train, tmp_path, capfd, agent,
     n_envs = 4 if agent == "a2c" else 1
     expected = (
         "warning: odd:Odd-v0 cannot be replayed (its observation came out differently): environment {} of {} starts a "
-        "new episode, and the run is not the one it would have been"
+        "new episode, so the run differs from an uninterrupted one"
     )
     lines = [line for line in lines if not line.startswith("warning: with optimize_memory_usage")]
     assert lines == [expected.format(number, n_envs) for number in range(1, n_envs + 1)]
@@ -497,7 +497,7 @@ def test_another_version(interrupted, broken, train, capfd, monkeypatch):
         patch.setattr(Every, "rollouts", 1)
         train([*PPO_RUN, "--allow-mismatch"], broken, stop_at=1200)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0] == (f"warning: continued from step 896 with something else {changed}: the run may end otherwise")
+    assert lines[0] == (f"warning: continued from step 896 with something else {changed}: the run may end differently")
     assert {key: value for key, value in provenance(broken).items() if key != "continued"} == begun
     (later,) = provenance(broken)["continued"]
     assert (later["timestep"], later["device"], later["versions"]["torch"]) == (896, "cpu", version("torch"))

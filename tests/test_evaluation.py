@@ -203,7 +203,7 @@ def test_where_nothing_is_evaluated_the_best_agent_is_the_last(tmp_path, capfd):
     assert main([*args, "--eval-episodes", "5"]) == 0
     printed = capfd.readouterr()
     assert f"{out} is finished" in printed.out
-    said = "warning: the run is finished and was evaluated otherwise (eval_episodes: 0 -> 5): another --out "
+    said = "warning: the run is finished and was evaluated differently (eval_episodes: 0 -> 5): another --out "
     assert printed.err.startswith(said)
 
 

@@ -117,7 +117,7 @@ def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actio
     assert err == ""
     package = "stable_baselines3" if algo in ("dqn", "a2c", "ppo") else "sb3_contrib"
     loader = f"{package}.{type(model).__name__}.load"
-    assert out.startswith(f"written: {tmp_path / 'agent.zip'}, for {loader}, which executes what it is given\n")
+    assert out.startswith(f"written: {tmp_path / 'agent.zip'}, for {loader}, which executes what is in it\n")
     assert (tmp_path / "agent_vecnormalize.pkl").exists() == ("vecnormalize.pkl" in out) == bool(normalize)
     observations, loaded = samples(space, 20), load_agent(tmp_path)
     expected = np.array([loaded.predict(observation, deterministic=True)[0] for observation in observations])
@@ -254,7 +254,7 @@ def test_statistics_of_the_users_beside_an_export_of_ours_stay(tmp_path, capfd):
         assert main([str(tmp_path), "--to", "sb3"]) == 0
     capfd.readouterr()
     (tmp_path / "agent_vecnormalize.pkl").write_bytes(b"mine")
-    assert "agent_vecnormalize.pkl is there already" in refused(capfd, tmp_path, "--to", "sb3")
+    assert "agent_vecnormalize.pkl exists already" in refused(capfd, tmp_path, "--to", "sb3")
     assert (tmp_path / "agent_vecnormalize.pkl").read_bytes() == b"mine"
 
 
@@ -265,7 +265,7 @@ def test_what_is_not_ours_stays(run, tmp_path, capfd, name):
     (tmp_path / "m.zip").rename(tmp_path / name)
     before = (tmp_path / name).read_bytes()
     error = refused(capfd, run, "--to", "sb3", "--out", tmp_path / "m.zip")
-    assert f"{tmp_path / name} is there already and not an export of alrao-rl" in error
+    assert f"{tmp_path / name} exists already and is not an export of alrao-rl" in error
     assert (tmp_path / name).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"run", "other", name}
 
@@ -397,10 +397,10 @@ def test_onnx_refuses_what_it_cannot_do(tmp_path, capfd, monkeypatch):
     assert "--to onnx needs onnx and onnxscript; install them with: pip install" in capfd.readouterr().err
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: object())
     assert main([str(tmp_path), "--to", "onnx"]) == 2
-    assert "--to onnx does not serve RecurrentPPO, expected DQN, A2C, PPO, QRDQN" in capfd.readouterr().err
+    assert "--to onnx does not support RecurrentPPO, expected DQN, A2C, PPO, QRDQN" in capfd.readouterr().err
     agent = make_agent("ppo")
     save_agent(make_model(agent, RAW, ACTIONS["discrete"], steps=0), agent, tmp_path / "agent", timestep=0)
     (tmp_path / "agent.onnx").write_bytes(b"mine")
     assert main([str(tmp_path), "--to", "onnx"]) == 2
-    assert "is there already and not an export of alrao-rl" in capfd.readouterr().err
+    assert "exists already and is not an export of alrao-rl" in capfd.readouterr().err
     assert (tmp_path / "agent.onnx").read_bytes() == b"mine"

@@ -243,7 +243,7 @@ def test_second_signal(odd, tmp_path, monkeypatch):
     reader.join()
     os.close(ours)
     assert b"".join(said).rfind(b"\x1b[?25h") > b"".join(said).rfind(b"\x1b[?25l") > -1
-    assert err == f"interrupted at step {status(out)['timestep']}; the same command begins anew\n"
+    assert err == f"interrupted at step {status(out)['timestep']}; the same command starts over\n"
     assert status(out)["state"] == "interrupted"
 
 
@@ -264,7 +264,7 @@ def test_one_signal_that_is_sent_twice(tmp_path):
     process.send_signal(signal.SIGTERM)
     code, err, _ = ended(process)
     step = status(out)["timestep"]
-    assert (code, err) == (143, f"interrupted at step {step}; the same command begins anew\n")
+    assert (code, err) == (143, f"interrupted at step {step}; the same command starts over\n")
     assert status(out) == {"state": "interrupted", "timestep": step}
     assert not (out / "checkpoint").exists()
 
@@ -354,7 +354,7 @@ def test_before_there_is_anything_to_save(tmp_path, capfd, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(alrao_rl.train.run, "_begin", asked_first(alrao_rl.train.run._begin))
         assert main([*SHORT, "--out", str(tmp_path)]) == 130
-    assert capfd.readouterr().err == "interrupted at step 0; the same command begins anew\n"
+    assert capfd.readouterr().err == "interrupted at step 0; the same command starts over\n"
     assert status(tmp_path) == {"state": "interrupted", "timestep": 0}
     assert main([*SHORT, "--out", str(tmp_path)]) == 0
 
@@ -399,7 +399,7 @@ def test_disk_is_full(tmp_path, capfd, monkeypatch):
         patch.setattr(TrainingCallback, "_save", full)
         assert main([*SHORT, "--out", str(out)]) == 143
     assert capfd.readouterr().err.splitlines() == [
-        "warning: no space; the one before serves",
+        "warning: no space; the one before it can be used",
         "interrupted at step 220; the same command continues from step 120",
     ]
     assert checkpoints(out) == [120]
@@ -413,7 +413,7 @@ def test_keyboard_interrupt_of_another_source(tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(TrainingCallback, "_log", interrupt)
     assert main([*SHORT, "--out", str(tmp_path)]) == 130
-    assert capfd.readouterr().err == "interrupted at step 8; the same command begins anew\n"
+    assert capfd.readouterr().err == "interrupted at step 8; the same command starts over\n"
     assert status(tmp_path) == {"state": "interrupted", "timestep": 8}
     assert not (tmp_path / "traceback.txt").exists()
 

@@ -257,9 +257,9 @@ def test_words_of_python():
     assert parse_override("alrao.head_max_grad_norm=none") == ("alrao.head_max_grad_norm", "none")
     assert parse_grid(["normalize_observations=True,False"]) == {"normalize_observations": [True, False]}
     for word in ("None", "null"):
-        with pytest.raises(UserError, match=f"--set target_kl={word}: there is no {word} in TOML: leave the key out"):
+        with pytest.raises(UserError, match=f"--set target_kl={word}: TOML has no {word}: leave the key out"):
             parse_override(f"target_kl={word}")
-        with pytest.raises(UserError, match=f"there is no {word} in TOML"):
+        with pytest.raises(UserError, match=f"TOML has no {word}"):
             parse_env_kwargs(f"a=1, b={word}")
     with pytest.raises(UserError, match="is 'maybe': expected true, false, 'scale' or 'continuous'"):
         resolve("dqn", "CartPole-v1", ["normalize_observations=maybe"])
@@ -376,7 +376,7 @@ def test_file_that_is_not_there_or_no_text(tmp_path):
     (tmp_path / "endless.toml").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.toml")
     for name in ("endless.toml", "pipe.toml"):
-        assert refused(tmp_path / name) == f"cannot read {tmp_path / name}: it is no file"
+        assert refused(tmp_path / name) == f"cannot read {tmp_path / name}: it is not a file"
 
 
 @pytest.mark.parametrize(
@@ -429,8 +429,8 @@ def test_unknown_agent():
         ("CartPole", "did you mean 'CartPole-v1'?"),
         ("LunarLander-v2", "Please use `LunarLander-v3` instead"),
         ("Nowhere/Pong-v5", "name the package that registers it"),
-        ("nopackage:X-v0", "there is no installed package 'nopackage'"),
-        ("../x:X-v0", "there is no installed package"),
+        ("nopackage:X-v0", "the package 'nopackage' to import it from is not installed"),
+        ("../x:X-v0", "the package '' to import it from is not installed"),
         ("", "unknown environment ''"),
     ],
 )

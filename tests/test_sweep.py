@@ -186,10 +186,10 @@ def test_timesteps_in_short(text, count):
     ("text", "says"),
     [
         ("9-0", "the range 9-0 is empty; did you mean 0-9?"),
-        ("a", "'a' is no seed"),
-        ("", "'' is no seed"),
-        ("1,,2", "'' is no seed"),
-        ("-3", "'-3' is no seed"),
+        ("a", "'a' is not a seed"),
+        ("", "'' is not a seed"),
+        ("1,,2", "'' is not a seed"),
+        ("-3", "'-3' is not a seed"),
         ("0-1000000", "at most 10,000"),
     ],
 )
@@ -253,7 +253,7 @@ def test_seeds_of_a_file_as_on_the_command_line(tmp_path):
         ({"name": "a/b"}, "name is 'a/b'"),
         (
             {"seeds": list(range(10_000)), "grid": {"gamma": list(range(11))}},
-            "sweep.toml: these are 110,000 runs, at most 100,000",
+            "sweep.toml: these are 110,000 runs, expected at most 100,000",
         ),
         ({"agents": [str(n) for n in range(2000)]}, "list should have at most 1000 items"),
     ],
@@ -636,7 +636,7 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
         (["--name", ".."], "--name is '..'"),
         (["--name", "x" * 201], "--name is 'xxx"),
         (["--name", "a b", "--seeds", "0"], "--agents is missing"),
-        (["--name", "typo"], "--agents is missing, and there is no sweep called 'typo' to go on with"),
+        (["--name", "typo"], "--agents is missing, and there is no sweep called 'typo' to continue"),
         (["-j", "0"], "-j is 0"),
         (["-j", "1", "--scheduler", "tcp://x:1"], "not allowed with argument"),
         (["--timesteps", "1", "--budget", "1"], "not allowed with argument"),
@@ -645,7 +645,7 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
         (["--checkpoint-interval", "-1"], "--checkpoint-interval is -1.0"),
         (["--seed", "9-0"], "the range 9-0 is empty"),
         (["missing.toml"], "cannot read missing.toml"),
-        (["--out", "small.toml"], "small.toml is no folder"),
+        (["--out", "small.toml"], "small.toml is not a folder"),
         (["--sceduler", "x"], "did you mean '--scheduler'?"),
         (["--agents", "dqn", "--envs", "odd:God-v0", "--seeds", "0"], "odd:God-v0 cannot be made"),
         (
@@ -714,7 +714,7 @@ def test_second_sweep_is_refused(place, capfd):
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(args) == 2
-        assert "another sweep (process 4711) is at work in results/sweep" in capfd.readouterr().err
+        assert "another sweep (process 4711) is running in results/sweep" in capfd.readouterr().err
         assert main([*args, "--dry-run"]) == 0
     assert [path.name for path in root.iterdir()] == [".lock"]
 
@@ -755,7 +755,7 @@ def test_a_cell_that_would_make_no_update_is_refused(place, capfd, more):
     args = ["--agents", "dqn", "--envs", "CartPole-v1", "--seeds", "0", "--grid", "learning_starts=100,900", *more]
     assert main([*args, "--timesteps", "900"]) == 2
     assert capfd.readouterr().err == (
-        "error: dqn@learning_starts=900 on CartPole-v1: DQN learns after 900 steps (learning_starts), and these are "
+        "error: dqn@learning_starts=900 on CartPole-v1: DQN learns after 900 steps (learning_starts), but the run has "
         "900: give it more timesteps, or a smaller number such as --grid learning_starts=90\n"
     )
     assert not (place / "results").exists()
@@ -1116,7 +1116,7 @@ def test_two_at_once(place):
     with started(*SLOW) as first:
         runs_of(first, root)
         with started(*SLOW) as second:
-            assert f"another sweep (process {first.pid}) is at work" in second.communicate(timeout=30)[1]
+            assert f"another sweep (process {first.pid}) is running" in second.communicate(timeout=30)[1]
             assert second.returncode == 2
         assert first.communicate(timeout=120)[1] == ""
         assert first.returncode == 0
@@ -1134,7 +1134,7 @@ def test_every_failure_is_told(place, capfd):
         "odd:Raises-v0": ("failed", "ValueError: broken at last"),
         "odd:Exits-v0": ("failed", "its process ended with exit status 7"),
         "odd:Nan-v0": ("failed", "NonFiniteError: the reward is nan at step 150 of the environment"),
-        "odd:Hangs-v0": ("failed", "it was not at its end after 40 seconds (--run-timeout)"),
+        "odd:Hangs-v0": ("failed", "it was not finished after 40 seconds (--run-timeout)"),
     }
     # Where it hung is in the traceback.
     assert "odd.py" in (root / "odd-Hangs-v0/small/seed-0/traceback.txt").read_text()

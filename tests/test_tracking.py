@@ -263,7 +263,7 @@ def test_a_server_that_is_down(untracked, tmp_path, monkeypatch, tracker):
     command = [sys.executable, "-c", script, *ARGS, "--out", str(tmp_path / "run"), "--track", tracker]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
-    assert done.stderr.count(f"warning: --track {tracker} has failed and the run goes on without it: ") == 1
+    assert done.stderr.count(f"warning: --track {tracker} has failed and the run continues without it: ") == 1
     same_files(untracked, tmp_path / "run")
 
 
@@ -290,7 +290,7 @@ def test_a_sweep_hands_it_on(tmp_path, monkeypatch, capfd, tracker):
 def test_no_run_depends_on_a_tracker(untracked, bad, tmp_path, monkeypatch, capfd, when):
     monkeypatch.setenv("FAILS", when)
     assert main([*ARGS, "--out", str(tmp_path / "run"), "--track", "wandb"]) == 0
-    warning = "warning: --track wandb has failed and the run goes on without it: ConnectionError: no network\n"
+    warning = "warning: --track wandb has failed and the run continues without it: ConnectionError: no network\n"
     assert capfd.readouterr().err == ("" if when == "never" else warning)
     same_files(untracked, tmp_path / "run")
 

@@ -380,13 +380,13 @@ def test_status_that_was_edited(finished, tmp_path, capfd, edit):
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "status.json is not as a finished run leaves it" in lines[0]
+    assert "status.json is not that of a finished run" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (None, "status.json is not there: the run is damaged; choose another folder with --out"),
+        (None, "status.json is missing: the run is damaged; choose another folder with --out"),
         ('{"a": 1}', "status.json has the state None, expected one of queued, running, "),
         ('{"state": "finshed"}', "status.json has the state 'finshed', expected one of queued, running, "),
     ],
@@ -410,7 +410,7 @@ def test_status_of_an_unfinished_run_that_says_it_is_finished(finished, tmp_path
     (tmp_path / "run" / "status.json").write_text('{"state": "finished"}')
     for more in ([], ["--quiet"]):
         assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run"), *more]) == 2
-        assert "says that it is finished and has no sha256.json" in capfd.readouterr().err
+        assert "says that it is finished but lacks sha256.json" in capfd.readouterr().err
     assert (tmp_path / "run" / "checkpoint").is_dir()
 
 
@@ -502,12 +502,12 @@ def test_a_longer_time_limit_among_the_kwargs(tmp_path):
         ('{name = "TimeLimits", max_episode_steps = 3}', "did you mean 'TimeLimit'?"),
         ('{name = "os.system", command = "true"}', "wrapper 'os.system' is not in gymnasium.wrappers"),
         ('{name = "vector"}', "wrapper 'vector' is not in gymnasium.wrappers"),
-        ("{max_episode_steps = 3}", "wrapper None is not in gymnasium.wrappers"),
+        ("{max_episode_steps = 3}", "wrapper None is neither in gymnasium.wrappers"),
         ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
         (  # CartPole's own limit is 500
             '{name = "TimeLimit", max_episode_steps = 501}',
             "CartPole-v1: wrapper TimeLimit of 501 steps would do nothing, as episodes end after 500; expected at most "
-            "500, or max_episode_steps = 501 among the kwargs",
+            "500, or max_episode_steps = 501 in the kwargs",
         ),
         (
             '{name = "TimeLimit", max_episode_steps = 3}, {name = "FrameStackObservation", stack_size = 2}, '
@@ -550,7 +550,7 @@ class Centred(gym.Wrapper):
 def test_a_wrapper_that_learns_within_the_environment(monkeypatch, tmp_path, capfd, wrapper):
     monkeypatch.setitem(gym.registry, "Own-v0", EnvSpec("Own-v0", lambda: wrapper(PendulumEnv())))
     message = refused(capfd, "--algo", "ppo", "--env", "Own-v0", "--out", tmp_path / "run")
-    assert message.startswith(f"error: Own-v0: the wrapper {wrapper.__name__} keeps running statistics, which each ")
+    assert message.startswith(f"error: Own-v0: the wrapper {wrapper.__name__} keeps running statistics, separate ")
     assert message.endswith("use normalize_observations of the agent instead: --set normalize_observations=true")
     assert not (tmp_path / "run").exists()
 
@@ -744,11 +744,11 @@ def test_whole_rollouts_are_told_before(tmp_path, capfd, algo, options, steps):
 @pytest.mark.parametrize(
     ("algo", "sets", "expected"),
     [
-        ("dqn", [], "DQN learns after 1,000 steps (learning_starts), and these are 40: give it more timesteps, or a "
+        ("dqn", [], "DQN learns after 1,000 steps (learning_starts), but the run has 40: give it more timesteps, or a "
          "smaller number such as --set learning_starts=4"),
-        ("qrdqn", ["learning_starts=40"], "QRDQN learns after 40 steps (learning_starts), and these are 40"),
-        ("dqn", ["learning_starts=48", "train_freq=8", "n_envs=2"], "DQN learns after 48 steps (learning_starts), and "
-         "these are 48"),  # 40 are three rollouts of 8 x 2
+        ("qrdqn", ["learning_starts=40"], "QRDQN learns after 40 steps (learning_starts), but the run has 40"),
+        ("dqn", ["learning_starts=48", "train_freq=8", "n_envs=2"], "DQN learns after 48 steps (learning_starts), but "
+         "the run has 48"),  # 40 are three rollouts of 8 x 2
         ("dqn", ["learning_starts=0", "gradient_steps=0"], "gradient_steps of DQN is 0, expected at least 1"),
     ],
 )  # fmt: skip
@@ -861,7 +861,7 @@ def test_an_environment_that_is_the_only_one(install, tmp_path, capfd, at_reset)
     args = ["--algo", "a2c", "--env", "alone:Alone-v0", "--timesteps", "200", "--out", str(out), "--quiet"]
     args += ["--env-kwargs", f"at_reset={at_reset}", "--set", "n_envs=1", "net_arch=[4]"]
     message = one_error(main, capfd, *args, status=1)
-    assert "RuntimeError: evaluations need environments beside those of training: " in message
+    assert "RuntimeError: evaluations need environments in addition to those of training: " in message
     assert "the simulator is in use; --eval-episodes 0 trains without evaluations; see " in message
     assert json.loads((out / "status.json").read_text())["state"] == "failed"
     assert "ConnectionError: the simulator is in use" in (out / "traceback.txt").read_text()
@@ -900,7 +900,7 @@ def test_time_limits_without_memory_for_them_are_told(tmp_path, capfd, monkeypat
     args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "20", *more, "--set", "net_arch=[4]"]
     assert main([*args, "buffer_size=50", "learning_starts=9", f"optimize_memory_usage={saves}"]) == 0
     err = capfd.readouterr().err
-    said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended"
+    said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as terminated"
     assert err.startswith(said) if saves == "true" else err == ""
     assert err.count("\n") == (saves == "true")
 
@@ -997,12 +997,12 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         ([*DQN_ON_CARTPOLE, "--timesteps", "1.0005k"], "--timesteps: '1.0005k': expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "1e400"], "--timesteps: '1e400': expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--seed", "0-4"], "'0-4' are several seeds, expected one; python -m alrao_rl.sweep"),
-        ([*DQN_ON_CARTPOLE, "--seed", "one"], "'one' is no seed, expected a whole number"),
+        ([*DQN_ON_CARTPOLE, "--seed", "one"], "'one' is not a seed, expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--eval-episodes", "-1"], "--eval-episodes is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cuda'?"),
         ([*DQN_ON_CARTPOLE, "--device", "nonsense", "--dry-run"], "--device is 'nonsense', expected cpu"),
-        (["--algo", "dqn", "--env", ":CartPole-v1"], "there is no installed package ''"),
+        (["--algo", "dqn", "--env", ":CartPole-v1"], "the package '' to import it from is not installed"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao=3"], "--set alrao: it is a table, set one of its keys"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[1]"], "expected two numbers 0 < lr_min <= lr_max"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.head_max_grad_norm=foo"], "None (in TOML 'none'), 'auto' or a positive"),

@@ -20,10 +20,10 @@ def _lock_file(root: Path) -> Path:
 
 
 def refuse_if_locked(root: Path) -> None:
-    """Refuse at once if another sweep writes there; leaves no file where none is.
+    """Fail at once if another sweep is writing there; creates no file.
 
     Raises:
-        UserError: another one does.
+        UserError: if another sweep is writing there.
     """
     if _lock_file(root).exists():
         with locked(root):
@@ -32,10 +32,10 @@ def refuse_if_locked(root: Path) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Make the folder if need be, and lock it; the lock dies with the process.
+    """Create the folder if necessary, and lock it; the lock ends with the process.
 
     Raises:
-        UserError: it cannot be written, or another sweep writes there.
+        UserError: if it cannot be written, or another sweep is writing there.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def locked(root: Path) -> Iterator[None]:
         if not try_lock(file):
             file.seek(0)
             by = f" (process {file.read(20).strip()})"
-            raise FolderError(f"another sweep{by} is at work in {root}: wait for it")
+            raise FolderError(f"another sweep{by} is running in {root}: wait for it")
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

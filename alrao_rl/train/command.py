@@ -56,7 +56,7 @@ def parser() -> CommandLine:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status.
 
-    0; 1 for a failed run; 2 for a mistake in the arguments; 130 or 143 for one that Ctrl-C or SIGTERM has interrupted.
+    0; 1 for a failed run; 2 for a mistake in the arguments; 130 or 143 if interrupted by Ctrl-C or SIGTERM.
     """
     try:
         args = parser().parse_args(argv)
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def from_arguments(args: argparse.Namespace) -> tuple[RunOptions, Execution]:
-    """What the arguments ask for, checked.
+    """The run's options, and how to carry it out, from the parsed arguments, checked.
 
     Raises:
         UserError: one line with the option, its value and the nearest valid choice.
@@ -101,7 +101,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[RunOptions, Execution]:
 
 
 def print_list() -> None:
-    """Print the agents and environments that are shipped."""
+    """Print the shipped agents and environments."""
     say(f"agents (--agent NAME; --algo takes the Alrao agents {', '.join(ALGORITHMS)}):")
     for name in recipe_names("agents"):
         agent = load_agent_recipe(name)[1]

@@ -17,7 +17,7 @@ from faults.processes import done, started
 KINDS = {
     "raises": "ValueError: broken at last",
     "exits": "its process ended with exit status 7",
-    "hangs": "it was not at its end after",
+    "hangs": "it was not finished after",
     "shape": "the observation is of shape (3,), expected (2,) at step 150",
     "one-number": "the observation is of shape (1,), expected (2,) at step 150",
     "dtype": "the observation holds <U1, expected float32 at step 150",
