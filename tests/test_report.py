@@ -247,8 +247,9 @@ def put(root, state, agent, env, seed, rate):
         (path / "config.json").write_text("{")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toml", [False, True])
-@pytest.mark.parametrize("order", [0, *(pytest.param(order, marks=pytest.mark.slow) for order in range(1, 6))])
+@pytest.mark.parametrize("order", range(6))
 def test_a_report_after_every_run_of_a_sweep(tmp_path, quick, order, toml):
     """Whatever is there yet and in whatever state, there is a report; without a run there is an error."""
     rng = np.random.default_rng(order)
@@ -537,6 +538,7 @@ def test_a_collapsed_run_is_named(tmp_path):
     assert "CartPole-v1, dqn: collapsed on seed 2" in text(make(tmp_path)[0])
 
 
+@pytest.mark.slow
 def test_the_same_runs_are_the_same_bytes(ten, tmp_path):
     root, _, _ = ten
     first, second = tmp_path / "first", root / "report"
