@@ -786,6 +786,7 @@ def test_no_verdict_where_no_run_finished(tmp_path):
     assert "0 of the 6 runs here finished" in lead(page)
 
 
+@pytest.mark.slow
 def test_a_single_seed(tmp_path, rendered):
     sweep(tmp_path, [0])
     page, _ = make(tmp_path)
@@ -915,6 +916,7 @@ def test_the_page_is_kept_small_by_fewer_bins(tmp_path, monkeypatch):
     assert "25 bins, each 4 % of the steps" in make(tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_watch_ends_when_all_runs_are_over(tmp_path, monkeypatch, capsys):
     sweep(tmp_path, range(2), envs=[ENV])
     path = write(tmp_path, seed=1, state="interrupted")
@@ -1066,6 +1068,7 @@ def test_returns_have_the_digits_that_mean_something():
     assert with_interval(stats.Interval(0.001, 0.0, 0.004)) == "0.001 [0.000, 0.004]"
 
 
+@pytest.mark.slow
 def test_a_watch_from_before_the_first_run(tmp_path, monkeypatch, quick):
     """Runs that come one by one, of whatever state; the last of them is the last that was asked for."""
     lines = ["agents = ['dqn', 'dqn-adam']", "envs = ['CartPole-v1']", "seeds = [0, 1]"]
