@@ -71,6 +71,7 @@ def test_identity(kind, steps):
     assert_identical(*both(*arguments, policy=policy_of(kind), eps=eps), 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "actions", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=lambda space: str(space)
 )
@@ -384,7 +385,8 @@ SMALL = {
 
 
 @pytest.mark.parametrize("algo", SMALL)
-@pytest.mark.parametrize("suffix", ["", pytest.param("-adam", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["", "-adam"])
 def test_train_and_enjoy(algo, suffix, install, tmp_path, capsys):
     install("game", GAME)
     out, sets = tmp_path / "run", [part for one in SMALL[algo] for part in ("--set", one)]

@@ -225,6 +225,7 @@ def test_ties_go_to_the_later(odd, tmp_path):
     assert (facts["best_return"], facts["best_timestep"], facts["last_return"]) == (5.0, 300, 5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.1, 0.3, 1.0])
 def test_the_budget_is_never_exceeded(tmp_path, budget):
     args = [*arguments("ppo", "CartPole-v1", 3000), "--eval-budget", str(budget), "--out", str(tmp_path)]

@@ -347,6 +347,7 @@ def test_onnx_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, acti
     np.testing.assert_allclose(scores, scores_of(model, given), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2), (3, 1), (1, 3)])
 def test_onnx_of_actions_of_several_dimensions(tmp_path, capfd, shape):
     onnxruntime = pytest.importorskip("onnxruntime")

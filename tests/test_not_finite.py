@@ -88,6 +88,7 @@ def finite(out):
             assert torch.as_tensor(value).isfinite().all(), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ENVIRONMENTS)
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
@@ -113,6 +114,7 @@ def test_from_the_environment(odd, tmp_path, capfd, watched, algo, kwargs, reaso
     assert watched == []
 
 
+@pytest.mark.slow
 @OVERFLOW
 @pytest.mark.parametrize("algo", ENVIRONMENTS)
 def test_a_huge_reward(odd, tmp_path, capfd, watched, algo):
@@ -129,6 +131,7 @@ def test_a_huge_reward(odd, tmp_path, capfd, watched, algo):
     finite(out)
 
 
+@pytest.mark.slow
 @OVERFLOW
 @pytest.mark.parametrize(
     ("algo", "rates", "lost", "skipped"),
