@@ -500,8 +500,8 @@ def test_a_longer_time_limit_among_the_kwargs(tmp_path):
     ("wrappers", "expected"),
     [
         ('{name = "TimeLimits", max_episode_steps = 3}', "did you mean 'TimeLimit'?"),
-        ('{name = "os.system", command = "true"}', "wrapper 'os.system' is not in gymnasium.wrappers"),
-        ('{name = "vector"}', "wrapper 'vector' is not in gymnasium.wrappers"),
+        ('{name = "os.system", command = "true"}', "wrapper 'os.system' is neither in gymnasium.wrappers"),
+        ('{name = "vector"}', "wrapper 'vector' is neither in gymnasium.wrappers"),
         ("{max_episode_steps = 3}", "wrapper None is neither in gymnasium.wrappers"),
         ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
         (  # CartPole's own limit is 500

@@ -117,9 +117,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
         learner = cast(DQN, model)
         learner.exploration_rate = learner.exploration_final_eps
         default = inspect.signature(type(model)).parameters["buffer_size"].default
-        learner.buffer_size = agent.hyperparameters.get(
-            "buffer_size", default
-        )  # the size in training, in case it is saved
+        learner.buffer_size = agent.hyperparameters.get("buffer_size", default)  # as in training, in case it is saved
     return model, statistics
 
 

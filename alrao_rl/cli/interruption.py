@@ -192,7 +192,7 @@ def leave(status: int) -> NoReturn:
             sys.stderr.flush()
         os._exit(status)
     if "ale_py" in sys.modules:
-        # ALE complains at length about games alive at exit; those that torch holds are freed only by the second call.
+        # ALE complains at length about games alive at exit. What torch holds is freed only by the second call.
         gc.collect()
         gc.collect()
     sys.exit(status)

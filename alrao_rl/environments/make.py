@@ -59,7 +59,7 @@ def make_env(
 
 
 def settle(recipe: Recipe) -> Recipe:
-    """Replace "continuous" in an agent by true or false, which depends on the environment's actions.
+    """The recipe with its agent's "continuous" replaced by true or false, which depends on the environment's actions.
 
     Makes one environment for this, once per process.
 

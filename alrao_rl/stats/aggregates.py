@@ -70,7 +70,7 @@ def performance_profile(scores: Scores, thresholds: ArrayLike) -> Array:
         ``(n_thresholds, ...)``; nan if an environment has no run.
     """
     levels = np.atleast_1d(np.asarray(thresholds, np.float64))
-    above = [np.where(env > levels.reshape(-1, *(1 for _ in env.shape)), 1.0, 0.0) for env in by_name(scores).values()]
+    above = [np.where(a > levels.reshape(-1, *(1 for _ in a.shape)), 1.0, 0.0) for a in by_name(scores).values()]
     shares = means_by_environment(above).mean(axis=0)
     return shares if above else np.full(levels.shape, np.nan)
 
