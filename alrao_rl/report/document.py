@@ -145,7 +145,7 @@ def _indented(text: str) -> str:
 def _render(template: str, **values: Any) -> bytes:
     page = template.endswith(".html.jinja")
     environment = Environment(
-        loader=PackageLoader("alrao_rl", "_report"),
+        loader=PackageLoader("alrao_rl", "report"),
         autoescape=page,
         undefined=StrictUndefined,
         trim_blocks=True,
