@@ -27,6 +27,8 @@ FILE = "logs.jsonl.xz"
 _MOST_BYTES = 2**30
 """No run has longer logs; a stream may claim anything."""
 _CHUNK = 2**16
+_NAMED = b', "config.json": '
+"""What follows the name of a run in a line."""
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**20}]
 _START = lzma.compress(b"", filters=_FILTERS)[:12]
 """What every stream of ours begins with, and nothing else in the file: where to read on behind a damaged one."""
@@ -162,7 +164,7 @@ def _entries(data: bytes, start: int) -> Iterator[Entry]:
             if found < 0 and error == _TORN:
                 return
             end = found if found >= 0 else len(data)
-            yield Entry(_name(text), {}, error, start, end)
+            yield Entry(_name(_beginning(data, start)), {}, error, start, end)
         else:
             for number, line in enumerate(text.splitlines()):
                 yield _entry(line, start, end, number)
@@ -170,25 +172,38 @@ def _entries(data: bytes, start: int) -> Iterator[Entry]:
 
 
 def _stream(data: bytes, start: int) -> tuple[bytes, int, str]:
-    """The text of the stream that begins there, as far as it can be read, where it ends, and what is wrong with it."""
+    """The text of the stream that begins there, where it ends, and what is wrong with it if anything is."""
     decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ)
     parts: list[bytes] = []
     size, at = 0, start
+    begun = _START.startswith(data[start : start + len(_START)].rstrip(b"\0"))
     try:
         while not decoder.eof:
             chunk = data[at : at + _CHUNK] if decoder.needs_input else b""
             if decoder.needs_input and not chunk:
-                return b"".join(parts), at, _TORN
+                return b"", at, _TORN
             at += len(chunk)
             parts.append(decoder.decompress(chunk, _MOST_BYTES + 1 - size))
             size += len(parts[-1])
             if size > _MOST_BYTES:
-                return parts[0][:_CHUNK], at, "it claims to be larger than any log"
+                return b"", at, "it claims to be larger than any log"
     except (lzma.LZMAError, MemoryError) as error:
         # Power that fails can leave zeros where the rest was to be written.
-        torn = data.endswith(b"\0")
-        return b"".join(parts), at, _TORN if torn else f"it is damaged: {first_line(error)}"
+        torn = begun and data.endswith(b"\0")
+        return b"", at, _TORN if torn else f"it is damaged: {first_line(error)}"
     return b"".join(parts), at - len(decoder.unused_data), ""
+
+
+def _beginning(data: bytes, start: int) -> bytes:
+    """What can be read of a damaged stream, not much beyond the name of its run."""
+    decoder, text = lzma.LZMADecompressor(lzma.FORMAT_XZ), b""
+    with contextlib.suppress(lzma.LZMAError, MemoryError, EOFError):
+        # In small steps: one that meets the damage returns nothing.
+        step = decoder.decompress(data[start : start + _CHUNK], 16)
+        while step and _NAMED not in text and len(text) < _CHUNK:
+            text += step
+            step = decoder.decompress(b"", 16)
+    return text
 
 
 def _entry(line: bytes, begin: int, end: int, number: int) -> Entry:
@@ -205,7 +220,7 @@ def _entry(line: bytes, begin: int, end: int, number: int) -> Entry:
 def _name(text: bytes) -> RunName | None:
     """The name of a run from the beginning of its line; None if that cannot be read either."""
     with contextlib.suppress(ValueError, RecursionError):
-        return _checked_name(json.loads(text.partition(b', "config.json": ')[0].removesuffix(b"}") + b"}"))
+        return _checked_name(json.loads(text.partition(_NAMED)[0].removesuffix(b"}") + b"}"))
     return None
 
 

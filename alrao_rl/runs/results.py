@@ -183,7 +183,7 @@ def _logged(root: Path, depth: int = 0) -> Iterator[RunFiles]:
             path = root.joinpath(*folder.parts[depth:])
             if folder.parts[:depth] == inner and not path.is_dir():
                 yield RunFiles(path, entry)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise UserError(f"cannot read {study / logs.FILE}: {error.strerror}") from None
