@@ -2,13 +2,18 @@
 
 import importlib.util
 import os
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from alrao_rl.runs import logs
 from alrao_rl.runs.buffer_chunks import Ring, StoredRing
+from alrao_rl.runs.folder import RunFolder
+from alrao_rl.runs.names import RunName
 
 ROOT = Path(__file__).parent.parent
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -80,6 +85,23 @@ def bits(tree, path=""):
     for key, value in tree:
         if not ("/episodes/ep_info_buffer" in path and key == "t"):
             yield from bits(value, f"{path}/{key}")
+
+
+def logged(path):
+    """Keep a run as a sweep does, in the study's logs, and remove its folder; the folder's path."""
+    logs.append(path.parents[2], [(RunName.parse(path), RunFolder(path).kept())])
+    shutil.rmtree(path)
+    return path
+
+
+def zipped(path):
+    """The same as earlier versions did it, in a zip beside the folder; the zip's path."""
+    packed = path.with_name(f"{path.name}.zip")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in RunFolder(path).kept().items():
+            file.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    shutil.rmtree(path)
+    return packed
 
 
 def differing(one, two):

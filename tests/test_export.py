@@ -244,7 +244,7 @@ def test_no_run_and_what_is_no_agent(tmp_path, capfd):
     with zipfile.ZipFile(tmp_path / "seed-0.zip", "w") as file:
         for name in ("config.json", "status.json", "episodes.csv"):
             file.writestr(name, "")
-    assert "seed-0.zip holds the logs of a run of a sweep" in refused(capfd, tmp_path / "seed-0.zip", "--to", "sb3")
+    assert "seed-0.zip: a sweep has kept the logs of this run" in refused(capfd, tmp_path / "seed-0.zip", "--to", "sb3")
 
 
 def test_statistics_of_the_users_beside_an_export_of_ours_stay(tmp_path, capfd):

@@ -1,25 +1,26 @@
 """load_results: one row a run, whatever its folder looks like."""
 
-import io
 import json
+import lzma
 import math
-import os
 import shutil
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from common import logged, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alrao_rl import load_results, stats
 from alrao_rl.errors import UserError
 from alrao_rl.recipes.resolve import resolve
-from alrao_rl.runs.files import COLUMNS
+from alrao_rl.runs import logs, zips
 from alrao_rl.runs.folder import RunFolder
+from alrao_rl.runs.names import RunName
+from alrao_rl.runs.reading import RunFiles
 from alrao_rl.runs.results import load_curves, load_heads
 
 CARTPOLE = {"id": "CartPole-v1", "random_score": 22.2, "reference_score": 500.0, "floor": 0.0}
@@ -456,14 +457,8 @@ def test_it_is_fast(tmp_path):
     assert seconds < 2, seconds
 
 
-def zipped(path):
-    """The run's zip instead of its folder."""
-    packed = RunFolder(path).pack()
-    shutil.rmtree(path)
-    return packed
-
-
-def test_zips_of_runs_are_read_as_their_folders(tmp_path):
+@pytest.mark.parametrize("keep", [logged, zipped])
+def test_what_is_kept_of_runs_is_read_as_their_folders(tmp_path, keep):
     folders = [
         write(tmp_path, config(seed=0), timesteps=1000, wall_seconds=2.0),
         write(tmp_path, config(seed=1), state="failed", reason="ValueError: x"),
@@ -473,30 +468,53 @@ def test_zips_of_runs_are_read_as_their_folders(tmp_path):
     with (folders[3] / "heads.csv").open("a") as file:
         file.write("40,q_net,1,1e-06,0.25,7\n")
     before, curves, heads = load_results(tmp_path), load_curves(load_results(tmp_path)), load_heads(folders[3])
-    zips = [zipped(run) for run in folders]
+    kept = [keep(run) for run in folders]
     after = load_results(tmp_path)
-    assert after.path.tolist() == [f"{path}.zip" for path in before.path]
+    assert after.path.tolist() == [f"{path}{kept[0].suffix}" for path in before.path]
     pd.testing.assert_frame_equal(after.drop(columns="path"), before.drop(columns="path"))
     np.testing.assert_array_equal(load_curves(after), curves)
-    pd.testing.assert_frame_equal(load_heads(zips[3]), heads)
+    pd.testing.assert_frame_equal(load_heads(kept[3]), heads)
+    pd.testing.assert_frame_equal(load_heads(folders[3]), heads)
     # A folder that is there again has the say.
     write(tmp_path, config(seed=1), timesteps=1000)
     assert load_results(tmp_path).state.tolist() == ["finished", "finished", "finished", "diverged"]
 
 
-def test_the_same_run_is_the_same_zip(tmp_path):
-    path = write(tmp_path)
-    (path / "agent.safetensors").write_bytes(b"large")
-    first = RunFolder(path).pack().read_bytes()
-    os.utime(path / "episodes.csv", (0, 0))
-    assert RunFolder(path).pack().read_bytes() == first
-    with zipfile.ZipFile(io.BytesIO(first)) as file:
-        assert set(file.namelist()) == {"config.json", "status.json", *COLUMNS}
+def test_a_part_of_a_study_is_loaded_from_its_logs(tmp_path, monkeypatch):
+    """Any folder above or below it, or one run, though none of the folders is there."""
+    study = tmp_path / "results" / "mine"
+    other = {**CARTPOLE, "id": "MinAtar/Breakout-v1"}
+    runs = [logged(write(study, config(agent, env, seed))) for agent, env, seed in
+            [("dqn", CARTPOLE, 0), ("dqn", CARTPOLE, 1), ("dqn-adam", CARTPOLE, 0), ("dqn", other, 0)]]  # fmt: skip
+    assert [path.name for path in study.iterdir() if path.is_file()] == [logs.FILE]
+    shutil.rmtree(study / "CartPole-v1")
+    monkeypatch.chdir(tmp_path)
+    for place, expected in {
+        ".": [0, 1, 2, 3], "results": [0, 1, 2, 3], study: [0, 1, 2, 3], study / "CartPole-v1": [0, 1, 2],
+        study / "CartPole-v1" / "dqn": [0, 1], runs[1]: [1], study / "MinAtar-Breakout-v1": [3],
+    }.items():  # fmt: skip
+        frame = load_results(place)
+        assert {Path(path).absolute() for path in frame.path} == {runs[number] for number in expected}
+        assert set(frame.state) == {"finished"}
+    for absent in (study / "Acrobot-v1", study / "CartPole-v1" / "dqn" / "seed-2"):
+        with pytest.raises(UserError, match="does not exist, expected one with runs"):
+            load_results(absent)
+    monkeypatch.chdir(study)
+    assert load_results(".").path.tolist()[-1] == "MinAtar-Breakout-v1/dqn/seed-0"
+
+
+def test_a_zip_beside_the_logs_counts_where_they_lack_its_run(tmp_path):
+    first = write(tmp_path, config(seed=0))
+    zipped(first)
+    write(tmp_path, config(seed=0), [(500, 0.0, 20)])
+    logged(first)
+    zipped(write(tmp_path, config(seed=1)))
+    assert load_results(tmp_path).episodes.tolist() == [1, 2]
 
 
 def test_damaged_zips_are_broken_runs(tmp_path):
-    whole = zipped(write(tmp_path)).read_bytes()
-    path = tmp_path / "CartPole-v1" / "dqn-adam" / "seed-0.zip"
+    path = zipped(write(tmp_path))
+    whole = path.read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(200):
         data = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.5 else whole)
@@ -510,16 +528,91 @@ def test_damaged_zips_are_broken_runs(tmp_path):
         load_heads(path)
 
 
-def test_a_zip_that_claims_to_be_huge_is_not_unpacked(tmp_path, monkeypatch):
-    path = zipped(write(tmp_path))
-    monkeypatch.setattr("alrao_rl.runs.reading._MOST_BYTES", 10)
-    assert "File too large" in load_results(tmp_path).iloc[0].error
+def test_damaged_logs_are_broken_runs(tmp_path):
+    """The run that is hit, and no other; what was cut short at the end was never there."""
+    for seed in range(3):
+        logged(write(tmp_path, config(seed=seed)))
+    path = tmp_path / logs.FILE
+    whole, ends = path.read_bytes(), [entry.end for entry in logs.entries(path)]
+    rng, named = np.random.default_rng(0), 0
+    for _ in range(300):
+        place = int(rng.integers(len(whole)))
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        hit = sum(place >= end for end in ends)
+        frame = load_results(tmp_path)
+        others = frame[frame.state == "finished"]
+        assert others.seed.tolist() == [seed for seed in range(3) if seed != hit]
+        assert set(others.auc) == {29.1}
+        broken = frame[frame.state == "broken"]
+        # Of the last one a part may look as if the rest was still to be written.
+        assert len(broken) == 1 or (hit == 2 and len(broken) == 0)
+        named += int(broken.seed.notna().sum())
+        for row in broken.itertuples():
+            assert pd.isna(row.seed) or row.seed == hit
+            assert "damaged" in row.error or "never completed" in row.error
+            assert len(load_heads(row.path)) == 0
+    assert named > 200
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", "damaged"),
+        ("no JSON\n", "line is not as a sweep writes it: Expecting value"),
+        ("[1]\n", "line is not as a sweep writes it: it holds a list, expected a JSON object"),
+        ("{}\n", "line is not as a sweep writes it: env, agent, setting and seed do not name a run"),
+        ('{"env": "..", "agent": "..", "setting": "", "seed": 0}\n', "is not the folder of a run"),
+        ('{"env": "E", "agent": "a/b", "setting": "", "seed": 0}\n', "'E/a/b/seed-0' is not the folder of a run"),
+        ('{"env": "E", "agent": "a", "setting": "", "seed": true}\n', "do not name a run"),
+        ('{"env": "E", "agent": "a", "setting": "", "seed": 0, "config.json": 1}\n', "not as a sweep writes it"),
+    ],
+)
+def test_a_line_that_is_no_run(tmp_path, line, expected):
+    logged(write(tmp_path))
+    with (tmp_path / logs.FILE).open("ab") as file:
+        file.write(lzma.compress(line.encode()) if line else b"\n".join([b"version https://git-lfs.github.com"] * 9))
+    frame = load_results(tmp_path)
+    assert sorted(frame.state) == ["broken", "finished"]
+    row = frame[frame.state == "broken"].iloc[0]
+    assert expected in row.error
+    assert logs.FILE in row.path or row.path.endswith("E/a/seed-0")
+
+
+def test_lines_without_files_are_broken_runs(tmp_path):
+    logs.append(tmp_path, [(RunName("E", "a", "x=1", 3), {})])
+    (row,) = load_results(tmp_path).itertuples()
+    assert (row.env, row.agent, row.seed, row.state) == ("E", "a@x=1", 3, "broken")
+    assert row.error == "config.json does not exist"
+
+
+@pytest.mark.parametrize("keep", [logged, zipped])
+def test_what_claims_to_be_huge_is_not_unpacked(tmp_path, monkeypatch, keep):
+    """Of 4 KB compressed, 20 MB; another run of the study is read."""
+    folder = write(tmp_path)
+    (folder / "timing.csv").write_bytes(b"0" * 20_000_000)
+    path = keep(folder)
+    logged(write(tmp_path, config(seed=1)))
+    assert (path if keep is zipped else tmp_path / logs.FILE).stat().st_size < 50_000
+    for module in (logs, zips):
+        monkeypatch.setattr(module, "_MOST_BYTES", 1_000_000)
+    if keep is zipped:
+        with pytest.raises(OSError, match="File too large"):
+            RunFiles(path).read("timing.csv")
+        return
+    frame = load_results(tmp_path)
+    assert frame.state.tolist() == ["broken", "finished"]
+    assert frame.error[0].endswith("it claims to be larger than any log")
     assert len(load_heads(path)) == 0
 
 
 def test_a_copy_under_another_seed_is_no_second_run(tmp_path):
     path = zipped(write(tmp_path, timesteps=1000))
     shutil.copyfile(path, path.with_name("seed-7.zip"))
+    files = {name: RunFiles(path).read(name) for name in ("config.json", "status.json", "episodes.csv")}
+    logs.append(tmp_path, [(RunName("CartPole-v1", "dqn-adam", "", 8), files)])
     frame = load_results(tmp_path)
-    assert frame.state.tolist() == ["finished", "broken"]
+    assert frame.state.tolist() == ["finished", "broken", "broken"]
     assert "is of seed 0, not 7 as its folder" in frame.error[1]
+    assert "is of seed 0, not 8 as its folder" in frame.error[2]

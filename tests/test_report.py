@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from common import logged, zipped
 from matplotlib.figure import Figure
 
 from alrao_rl import load_results, stats
@@ -552,19 +553,19 @@ def test_the_same_runs_are_the_same_bytes(ten, tmp_path):
     assert [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()] == []
 
 
-def test_zips_of_the_runs_give_the_same_report(tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", [logged, zipped])
+def test_what_is_kept_of_runs_gives_the_same_report(tmp_path, monkeypatch, keep):
     monkeypatch.chdir(tmp_path)
     root = Path("study")
     sweep(root, range(2), envs=[ENV])
     make(root)
     shutil.move(root / "report", "from-folders")
     for status in list(root.rglob("status.json")):
-        RunFolder(status.parent).pack()
-        shutil.rmtree(status.parent)
+        keep(status.parent)
     make(root)
-    shutil.move(root / "report", "from-zips")
+    shutil.move(root / "report", "kept")
     files = {path.relative_to("from-folders") for path in Path("from-folders").rglob("*") if path.is_file()}
-    assert all(Path("from-folders", name).read_bytes() == Path("from-zips", name).read_bytes() for name in files)
+    assert all(Path("from-folders", name).read_bytes() == Path("kept", name).read_bytes() for name in files)
 
 
 def test_a_report_takes_the_place_of_an_earlier_one(tmp_path):

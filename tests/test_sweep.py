@@ -24,16 +24,16 @@ import gymnasium as gym
 import pandas as pd
 import psutil
 import pytest
-from common import ROOT, SAME, SMALL
+from common import ROOT, SAME, SMALL, zipped
 
 from alrao_rl import load_results
 from alrao_rl.cli.arguments import parse_count
 from alrao_rl.errors import UserError
 from alrao_rl.notation import literal, parse_seeds, seeds_as_text
 from alrao_rl.report import study
-from alrao_rl.runs import provenance
+from alrao_rl.runs import logs, provenance
 from alrao_rl.runs.folder import RunFolder
-from alrao_rl.runs.names import is_cut, setting_name, setting_names
+from alrao_rl.runs.names import RunName, is_cut, setting_name, setting_names
 from alrao_rl.runs.provenance import continued, versions
 from alrao_rl.sweep import plan, runs_csv, worker
 from alrao_rl.sweep import states as survey
@@ -797,15 +797,33 @@ def test_a_sweep(place, capfd):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert failure in capfd.readouterr().err
 
-    # A zip that was damaged is made anew, from the folder.
-    (good,) = root.glob("odd-Good-v0/small/seed-0.zip")
-    whole = good.read_bytes()
-    good.write_bytes(whole[:-100])
+    # Logs that were damaged, cut short or removed are kept anew, from the folders; they take in earlier versions' zips.
+    path = root / logs.FILE
+    whole = path.read_bytes()
+    (good,) = root.glob("odd-Good-v0/small/seed-0")
+    for content in (whole[:-100], whole[:200] + b"?" + whole[201:], None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert sweep(*args) == 1
+        assert {entry.name.env for entry in logs.entries(path) if not entry.error} == by_env.keys()
+    assert logs.find(good).files == RunFolder(good).kept()
+    path.unlink()
+    for run in load_results(root).path:
+        shutil.copytree(run, Path("copy", Path(run).relative_to(root)))
+        zipped(Path("copy", Path(run).relative_to(root))).rename(f"{run}.zip")
+    assert sweep(*args, "--dry-run") == 0
+    assert not path.exists()
     assert sweep(*args) == 1
-    assert good.read_bytes() == whole
+    assert logs.find(good).files == RunFolder(good).kept()
+    assert list(root.rglob("*.zip")) == []
+    # A sweep that was killed between a run's row and its line in the logs, of a run that had failed before.
+    logs.append(root, [(RunName("odd:Good-v0", "small", "", 0), {"config.json": b"{}", "status.json": b"{}"})])
+    assert sweep(*args) == 1
+    assert logs.find(good).files == RunFolder(good).kept()
     capfd.readouterr()
 
-    # The zip says what the folder did. A row is enough where the folder is gone; what failed is tried again when asked.
+    # The logs say what the folder did. A row is enough where the folder is gone; what failed is tried again when asked.
     for folder in root.glob("*/*/seed-0"):
         shutil.rmtree(folder)
     pd.testing.assert_frame_equal(load_results(root).set_index("env").drop(columns="path"), frame.drop(columns="path"))
@@ -821,13 +839,29 @@ def test_a_sweep(place, capfd):
     assert [(row["env"], row["state"]) for row in table(root)].count(("odd:Raises-v0", "finished")) == 1
     assert len(table(root)) == 2
     assert not (root / "odd-Good-v0/small/seed-0").exists()
-    whole = good.read_bytes()
-    good.write_bytes(whole[: len(whole) // 2])
+    whole = logs.find(good)
+    missing = "1 with logs missing here, so reports omit them: restore logs.jsonl.xz, or delete their rows in runs.csv"
+    damaged = dict(whole.files) | {"episodes.csv": b"timestep,return,length\n"}
+    for files in (damaged, {}):
+        logs.append(root, [(whole.name, files)])
+        assert main(["--name", "first", "--dry-run", "--trust"]) == 0
+        assert missing in capfd.readouterr().out
+    path.rename("aside")
     assert main(["--name", "first", "--dry-run", "--trust"]) == 0
-    assert "1 with logs missing here" in capfd.readouterr().out
-    good.unlink()
-    assert main(["--name", "first", "--dry-run", "--trust"]) == 0
-    assert "1 with logs missing here, so reports omit them: copy their seed-N.zip" in capfd.readouterr().out
+    assert missing in capfd.readouterr().out
+    Path("aside").rename(path)
+    # Logs of another study.
+    other = json.loads(whole.files["config.json"]) | {"timesteps": 7}
+    files = {name: data for name, data in whole.files.items() if name != "sha256.json"}
+    logs.append(root, [(whole.name, files | {"config.json": json.dumps(other).encode()})])
+    assert main(["--name", "first", "--dry-run", "--trust"]) == 2
+    said = "first/logs.jsonl.xz has small on odd:Good-v0, seed 0 of another configuration (timesteps: 7 -> 300)"
+    assert said in capfd.readouterr().err
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert main(["--name", "first", "--trust"]) == 2
+    assert "first/logs.jsonl.xz is not as a sweep writes it: restore an earlier version" in capfd.readouterr().err
+    path.unlink()
+    logs.append(root, [(whole.name, whole.files)])
 
     # Another length is another sweep.
     assert sweep(*args, "--timesteps", "200") == 2

@@ -130,9 +130,9 @@ def _holds_logs(path: Path) -> bool:
 def agent_path(run: str | Path, which: str = "agent") -> Path:
     """The file of an agent; arguments as for :func:`load_agent`."""
     path = Path(run)
+    if not path.is_dir() and path.suffix != ".safetensors" and _holds_logs(path):
+        raise UserError(f"{path}: a sweep has kept the logs of this run, for its report, and no agent")
     if path.suffix == ".zip":
-        if _holds_logs(path):
-            raise UserError(f"{path} holds the logs of a run of a sweep, for its report, not an agent")
         raise UserError(
             f"{path} is Stable-Baselines3's own format: load it with the algorithm, as in DQN.load({str(path)!r})"
         )

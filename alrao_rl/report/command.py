@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from alrao_rl.cli.console import CommandLine, print_error, print_warning, say
 from alrao_rl.errors import UserError
+from alrao_rl.runs import logs
 from alrao_rl.runs.atomic import write_atomically
 from alrao_rl.runs.reading import read_json, read_run_file
 
@@ -117,7 +118,8 @@ def watch(args: argparse.Namespace) -> None:
                     break
             except UserError as error:
                 # Later, it may be what a run is just writing.
-                if first and (not args.path.is_dir() or any("config.json" in files for *_, files in walk(args.path))):
+                there = [{"config.json", logs.FILE}.intersection(files) for *_, files in walk(args.path)]
+                if first and (not args.path.is_dir() or any(there)):
                     raise
                 say(f"waiting: {error}")
         time.sleep(REFRESH)
@@ -128,7 +130,7 @@ def _state(root: Path) -> object:
     """What changes when a run writes."""
     from alrao_rl.runs.results import walk
 
-    names = {"status.json", "episodes.csv", "sweep.toml"}
+    names = {"status.json", "episodes.csv", "sweep.toml", logs.FILE}
     stats = []
     for path in (Path(place, name) for place, _, files in walk(root) for name in names.intersection(files)):
         try:
@@ -186,7 +188,7 @@ def episodes(runs: pd.DataFrame) -> bytes:
         file.write(b"env,agent,setting,seed,state,timestep,return,length\n")
         for run in each_row(runs):
             try:
-                lines = read_run_file(Path(str(run.path)), "episodes.csv")
+                lines = read_run_file(Path(run.path), "episodes.csv")
             except OSError:
                 continue
             file.write(_prefixed(lines, [run.env, run.agent, run.setting, run.seed, run.state]))

@@ -26,8 +26,8 @@ CHECKPOINT = "checkpoint"
 MANIFEST = "sha256.json"
 
 
-PACKED = ("config.json", "status.json", MANIFEST, TRACEBACK, *COLUMNS)
-"""What is kept of a run in a zip."""
+KEPT = ("config.json", "status.json", MANIFEST, TRACEBACK, *COLUMNS)
+"""What a study keeps of a run: everything but agents and checkpoints."""
 
 
 TRACKING, TENSORBOARD = "tracking.json", "tensorboard"

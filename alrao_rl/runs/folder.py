@@ -5,25 +5,23 @@ interrupted or failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.
 that differs between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the
 last one), and until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut
 back to the length they had at the checkpoint. ``sha256.json`` of a finished run holds the hash of every other file.
-``seed-N.zip`` beside a run folder is what a sweep keeps of it for reports and notebooks: everything but agents and
-checkpoints.
+What a sweep keeps of it for reports and notebooks, everything but agents and checkpoints, goes into the study's
+``logs.jsonl.xz`` (:mod:`alrao_rl.runs.logs`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from alrao_rl.errors import FolderError, UserError
 from alrao_rl.runs.atomic import as_json, write_atomically, write_json
-from alrao_rl.runs.files import AGENTS, CHECKPOINT, COLUMNS, MANIFEST, PACKED, TENSORBOARD, TRACEBACK, TRACKING
+from alrao_rl.runs.files import AGENTS, CHECKPOINT, COLUMNS, KEPT, MANIFEST, TENSORBOARD, TRACEBACK, TRACKING
 from alrao_rl.runs.lock import try_lock
 from alrao_rl.runs.reading import read_json, sha256
 
@@ -111,7 +109,7 @@ class RunFolder:
         """Write the hashes of all files, and last of all, that the run is finished."""
         status = as_json({"state": "finished", **details})
         self.flush()
-        files = [path for name in (*PACKED, *AGENTS) if (path := self.path / name).is_file() and name != MANIFEST]
+        files = [path for name in (*KEPT, *AGENTS) if (path := self.path / name).is_file() and name != MANIFEST]
         hashes = {path.name: sha256(path.read_bytes()) for path in files}
         write_json(self.path / MANIFEST, hashes | {"status.json": sha256(status.encode())})
         write_atomically(self.path / "status.json", status)
@@ -179,23 +177,13 @@ class RunFolder:
             error.filename = str(self.path / name)
             raise
 
-    def pack(self) -> Path:
-        """Keep what reports are made of as one small file beside the folder, ``seed-N.zip``; return its path.
-
-        The same run gives the same bytes, ``timing.csv`` and clocks apart.
+    def kept(self) -> dict[str, bytes]:
+        """What outlives the folder: those of :data:`~alrao_rl.runs.files.KEPT` that are there, by name.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: one cannot be read.
         """
-        data = io.BytesIO()
-        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-            for name in PACKED:
-                if (path := self.path / name).is_file():
-                    # Without the date of the file.
-                    file.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
-        target = packed(self.path)
-        write_atomically(target, data.getvalue())
-        return target
+        return {name: path.read_bytes() for name in KEPT if (path := self.path / name).is_file()}
 
     def close(self) -> None:
         """Close the logs and give the lock back. Its file stays: deleting it could delete another process's lock."""
@@ -206,8 +194,3 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def packed(folder: Path) -> Path:
-    """Where the zip of a run folder lies."""
-    return folder.with_name(f"{folder.name}.zip")

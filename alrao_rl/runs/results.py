@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ import pandas as pd
 from alrao_rl import stats
 from alrao_rl.checks import first_value, is_number
 from alrao_rl.errors import UserError, first_line
+from alrao_rl.runs import logs
 from alrao_rl.runs.configuration import flatten, identity
 from alrao_rl.runs.files import COLUMNS, STATES
+from alrao_rl.runs.names import RunName
 from alrao_rl.runs.provenance import PACKAGES, stretches
-from alrao_rl.runs.reading import check_manifest, read_json, read_run_file
+from alrao_rl.runs.reading import RunFiles, read_run_file
 
 SCORED = ("finished", "failed", "diverged")
 """States of runs that have a score; of those, failed and diverged ones score the environment's floor."""
@@ -61,7 +62,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     ``last_evaluation``    mean return of the last evaluation; no comparison is made by the best one
     ``wall_seconds``       of the run
     ``lowest_return``      of its episodes
-    ``path``               of the run's folder, or of the zip that a sweep has kept of it where there is no folder
+    ``path``               where the run's folder lies, or lay, if only the study's ``logs.jsonl.xz`` has it now; a run
+                           that is broken there beyond its name has the place in that file
     ``error``              why it failed or what is broken; empty otherwise
     =====================  ============================================================================================
 
@@ -69,15 +71,18 @@ def load_results(path: str | Path) -> pd.DataFrame:
     depends on another run.
 
     Args:
-        path: a folder such as ``results/NAME``, any folder above or below it, or one run.
+        path: a folder such as ``results/NAME``, any folder above or below it, or one run; where only the study's logs
+            have its runs, it need not be there.
 
     Raises:
         UserError: it is no folder, or there is no run in it.
     """
     root = Path(path)
-    if not root.is_dir():
+    # One after the other, and of those that are there several times the last.
+    found = {files.path: _Run(files) for files in _all_files(root)}
+    if not found and not root.is_dir():
         raise UserError(f"{root} {'is no folder' if root.exists() else 'does not exist'}, expected one with runs")
-    runs = [_Run(folder) for folder in _run_folders(root)]
+    runs = [found[place] for place in sorted(found)]
     if not runs:
         raise UserError(f"{root} holds no run: expected folders such as ENV/AGENT/seed-0 with a config.json in them")
     frame = pd.DataFrame([run.row() for run in runs])
@@ -104,7 +109,7 @@ def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
     curves = np.full((len(runs), n_bins), np.nan)
     for i, run in enumerate(each_row(runs)):
         if run.state == "finished":
-            steps, returns = _episodes(Path(str(run.path), "episodes.csv"), complete=True)
+            steps, returns = _episodes(RunFiles(Path(str(run.path))), complete=True)
             curves[i] = stats.curve(steps, returns, run.requested_timesteps, run.floor, n_bins, run.random_score)
         elif run.state in SCORED:
             curves[i] = run.floor
@@ -134,18 +139,54 @@ def load_heads(run: str | Path) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
-    """Folders named as a run's is, or with two of its files, and zips of runs that have no folder any more.
+def _all_files(root: Path) -> Iterator[RunFiles]:
+    """Folders named as a run's is, or with two of its files, and where there is no folder what is kept of a run.
 
-    What lies inside a run is its own.
+    What lies inside a run is its own. A run in the logs of a study comes as often as it has lines there.
     """
-    for place, folders, files in walk(root):
-        if len(_FILES.intersection(files)) > 1 or (_seed(place) is not None and not place.endswith(".zip")):
-            yield Path(place)
+    is_run, logged = root.is_dir() and RunName.parse(root).seed is not None, set[Path]()
+    for depth in range(0 if is_run else 4):
+        for files in _logged(root, depth):
+            logged.add(files.path)
+            yield files
+    for place, folders, names in walk(root):
+        if len(_FILES.intersection(names)) > 1 or (_seed(place) is not None and not place.endswith(".zip")):
+            yield RunFiles(Path(place))
             folders.clear()
-        named = [Path(place, name) for name in files if _seed(name) is not None]
-        yield from (path for path in named if path.suffix == ".zip" and path.stem not in folders)
-        yield from (path for path in named if path.suffix != ".zip" and not path.exists())  # links that lead nowhere
+        elif logs.FILE in names and Path(place) != root:
+            for files in _logged(Path(place)):
+                logged.add(files.path)
+                yield files
+        named = [Path(place, name) for name in names if _seed(name) is not None]
+        for path in named:
+            if path.suffix != ".zip":
+                if not path.exists():  # a link that leads nowhere
+                    yield RunFiles(path)
+            elif path.stem not in folders and path.with_suffix("") not in logged:
+                yield RunFiles(path)
+
+
+def _logged(root: Path, depth: int = 0) -> Iterator[RunFiles]:
+    """The runs under a folder that the logs of a study have, without those that have a folder there.
+
+    Args:
+        root: the folder.
+        depth: how far the study's folder is above it.
+    """
+    parts = root.absolute().parts
+    if len(parts) <= depth:
+        return
+    study, inner = Path(*parts[: len(parts) - depth]), parts[len(parts) - depth :]
+    try:
+        for entry in logs.entries(study / logs.FILE):
+            folder = Path(f"{logs.FILE}@{entry.begin}") if entry.name is None else entry.name.folder
+            path = root.joinpath(*folder.parts[depth:])
+            if folder.parts[:depth] == inner and not path.is_dir():
+                yield RunFiles(path, entry)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"cannot read {study / logs.FILE}: {error.strerror}") from None
 
 
 def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -166,24 +207,24 @@ def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 class _Run:
-    """What is read from one run folder; ``broken`` says what could not be."""
+    """What is read of one run; ``broken`` says what could not be."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, files: RunFiles) -> None:
+        self.path = path = files.path
         self.broken = ""
         self.config: dict[str, Any] = {}
         self.status: dict[str, Any] = {}
         self.steps = self.returns = np.empty(0)
         self.diverged = ""
         try:
-            self.config = _checked(read_json(path / "config.json"), path / "config.json", _CONFIG)
-            self.status = _checked(read_json(path / "status.json"), path / "status.json", _STATUS)
+            self.config = _checked(files.json("config.json"), path / "config.json", _CONFIG)
+            self.status = _checked(files.json("status.json"), path / "status.json", _STATUS)
             if (named := _seed(path)) not in (None, self.config["seed"]):
                 raise UserError(f"{path / 'config.json'} is of seed {self.config['seed']}, not {named} as its folder")
             if self.status["state"] == "finished":
-                check_manifest(path)
+                files.check_manifest()
             if self.status["state"] != "queued":
-                self.steps, self.returns = _episodes(path / "episodes.csv", self.status["state"] == "finished")
+                self.steps, self.returns = _episodes(files, self.status["state"] == "finished")
         except UserError as error:
             # A path in the message would only repeat the row's.
             self.broken = str(error).replace(f"{path}{os.sep}", "")
@@ -294,14 +335,15 @@ def _checked(data: dict[str, Any], path: Path, expected: Mapping[str, Any]) -> d
     return data
 
 
-def _episodes(path: Path, complete: bool) -> tuple[stats.Array, stats.Array]:
+def _episodes(files: RunFiles, complete: bool) -> tuple[stats.Array, stats.Array]:
     """Timesteps and returns of the episodes of a run. Only one that is not complete may end within a line.
 
     Raises:
         UserError: the file is missing, half-written, or not what a run writes.
     """
+    path = files.path / "episodes.csv"
     try:
-        data = read_run_file(path.parent, path.name)
+        data = files.read(path.name)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not complete:
@@ -332,8 +374,7 @@ def _number(table: Mapping[str, Any], key: str) -> float:
 
 def _seed(path: str | Path) -> int | None:
     """The seed that a run folder, or its zip, is named by."""
-    found = re.fullmatch(r"seed-([0-9]{1,18})(?:\.zip)?", Path(path).absolute().name)
-    return int(found[1]) if found else None
+    return RunName.parse(path).seed
 
 
 # --- over all runs --------------------------------------------------------------------------------------------------

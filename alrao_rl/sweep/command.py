@@ -155,6 +155,7 @@ def sweep(args: argparse.Namespace) -> int:
         if args.dry_run:
             return 0
         plan.write(root / plan.FILE, whole)
+        survey.take_in(root)
         for run, state in states.items():
             # A driver may have been killed between a run's end and its row.
             if state.name != "queued" and not survey.is_kept(root, run, table):
@@ -306,7 +307,7 @@ def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
             seed for seed, state in states.items() if state.elsewhere and state.name == "finished"
         ],
         "failed": [seed for seed, state in states.items() if state.name == "failed"],
-        "with logs missing here, so reports omit them: copy their seed-N.zip, or delete their rows in runs.csv to "
+        "with logs missing here, so reports omit them: restore logs.jsonl.xz, or delete their rows in runs.csv to "
         "train them again": [seed for seed, state in states.items() if state.lost],
         "begun": [seed for seed, state in states.items() if state.step > 0],
     }

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from alrao_rl.errors import FolderError, UserError
+from alrao_rl.runs import logs, zips
 from alrao_rl.runs.checkpoint import Checkpoints
 from alrao_rl.runs.configuration import differences, identity
 from alrao_rl.runs.files import CHECKPOINT, COLUMNS
-from alrao_rl.runs.folder import RunFolder, packed
+from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.provenance import installed, mismatches, stretches
-from alrao_rl.runs.reading import check_manifest
+from alrao_rl.runs.reading import RunFiles
 from alrao_rl.runs.results import load_results
 from alrao_rl.sweep.plan import Run
 from alrao_rl.sweep.runs_csv import Row, Rows
@@ -32,7 +33,7 @@ class State:
     """Of a run: ``finished``, ``failed`` with its ``reason``, or ``queued``, with the ``step`` it continues from.
 
     ``elsewhere``: its row is there and its folder is not, so it was done on another machine, or the folder is gone.
-    ``lost``: nor is a whole zip of its logs, so that no report can have it.
+    ``lost``: nor do the study's logs have it undamaged, so that no report can have it.
     """
 
     name: Literal["finished", "failed", "queued"]
@@ -60,8 +61,16 @@ def state(root: Path, run: Run, rows: Rows) -> State:
     status = (folder.status() or {}) if config is not None else {}
     name, reason = status.get("state"), str(status.get("reason", ""))
     gone = config is None
-    # One that failed before it made a folder never had logs.
-    lost = gone and row is not None and row["timesteps"] != "" and not _is_whole(packed(folder.path))
+    lost = False
+    if gone and row is not None:
+        there = _undamaged(folder.path)
+        if there is not None and (changed := list(differences(identity(there), identity(run.config)))):
+            raise UserError(
+                f"{root / logs.FILE} has {run.label} of another configuration ({'; '.join(changed[:3])}): choose "
+                "another --name"
+            )
+        # One that failed before it made a folder never had logs.
+        lost = there is None and row["timesteps"] != ""
     if name == "finished" or (row is not None and row["state"] == "finished"):
         return State("finished", elsewhere=gone, lost=lost)
     if name == "failed":
@@ -115,29 +124,44 @@ def reached(root: Path, run: Run) -> tuple[int, float]:
 
 def is_kept(root: Path, run: Run, rows: Rows) -> bool:
     """Whether all is there that outlives the folder of a run that is over."""
-    folder = root / run.folder
-    return rows.get(run.key) is not None and (RunFolder(folder).config() is None or _is_whole(packed(folder)))
+    folder = RunFolder(root / run.folder)
+    if rows.get(run.key) is None or folder.config() is None:
+        return rows.get(run.key) is not None
+    entry = logs.find(folder.path)
+    return entry is not None and entry.files == folder.kept()
 
 
-def _is_whole(zip_file: Path) -> bool:
-    """Whether the zip of a run is there and undamaged."""
+def _undamaged(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a run that has no folder, if what is kept of it is there and undamaged."""
+    files = RunFiles(folder)
     with contextlib.suppress(UserError):
-        if zip_file.exists():
-            check_manifest(zip_file)
-            return True
-    return False
+        files.check_manifest()
+        return files.json("config.json")
+    return None
+
+
+def take_in(root: Path) -> None:
+    """Bring the study's logs in order: nothing half-written at their end, and in them what earlier versions zipped.
+
+    Raises:
+        UserError: the file that is there is no such file.
+        OSError: it cannot be written.
+    """
+    logs.tidy(root)
+    zips.take_in(root)
 
 
 def keep(root: Path, run: Run, over: State, rows: Rows, seconds: float | None = None) -> dict[str, Any]:
-    """Keep what outlives the folder of a run that is over: its logs as a zip beside it, and its row, which is returned.
+    """Keep what outlives the folder of a run that is over: its row, which is returned, and its logs.
 
     The arguments are those of :func:`row`.
     """
     folder = RunFolder(root / run.folder)
-    if folder.config() is not None:
-        folder.pack()
     kept = row(root, run, over, seconds)
     rows.put(kept)
+    # Last: where they are the folder's, the row is too.
+    if folder.config() is not None:
+        logs.append(root, [(run.name, folder.kept())])
     return kept
 
 

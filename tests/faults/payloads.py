@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import pickle
 import shutil
@@ -248,6 +249,7 @@ def results_folder_of_pickles(place: Path) -> Command:
         for name in ("config.json", "../../../../executed", "/executed"):
             file.writestr(name, pickle.dumps(Payload(place)))
     (place / "results" / "runs.csv").write_bytes(pickle.dumps(Payload(place)))
+    (place / "results" / "logs.jsonl.xz").write_bytes(lzma.compress(pickle.dumps(Payload(place))))
     return module("report", "results")
 
 
