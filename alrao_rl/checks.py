@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from alrao_rl.errors import suggest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -147,18 +147,23 @@ def policy_rule(spec: str | Mapping[str, Any], evidence: Mapping[str, str]) -> N
 # --- networks -------------------------------------------------------------------------------------------------------
 
 
-def sizes(name: str, value: Any) -> None:
-    """Refuse what is neither None nor a list of positive whole numbers."""
-    if value is None:
-        return
-    if not isinstance(value, Sequence) or not all(isinstance(n, int) and n > 0 for n in value) or not value:
-        raise ValueError(f"{name} is {value!r}, expected a list of positive whole numbers such as [2, 3]")
+def output_options(kind: object, kinds: Iterable[str], splits: Any, init: Any, extra: Any) -> None:
+    """Refuse options of an output layer that are not as :class:`~alrao_rl.core.heads.Output` has them.
 
+    Raises:
+        ValueError: an unknown kind, or ``splits`` that are not positive whole numbers.
+        TypeError: ``init`` is not a function, or ``extra`` not a tensor.
+    """
+    from torch import Tensor
 
-def optional(name: str, value: Any, kind: Any, expected: str) -> None:
-    """Refuse what is neither None nor of the class ``kind``."""
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    one_of("kind", kind, kinds)
+    whole_numbers = isinstance(splits, Sequence) and all(isinstance(n, int) and n > 0 for n in splits)
+    if splits is not None and (not whole_numbers or not splits):
+        raise ValueError(f"splits is {splits!r}, expected a list of positive whole numbers such as [2, 3]")
+    if init is not None and not callable(init):
+        raise TypeError(f"init is {init!r}, expected a function of a Linear layer")
+    if extra is not None and not isinstance(extra, Tensor):
+        raise TypeError(f"extra is {extra!r}, expected a tensor")
 
 
 def output_layers(
@@ -231,32 +236,44 @@ def warn_of_unused_passes(n: int) -> None:
         )
 
 
-def learning_rate_changed(lr: float, first: float, n_updates: int) -> str | None:
-    """What is wrong with a learning rate ``lr`` whose ratio to its ``first`` value scales all rates of Alrao.
+def warn_of_learning_rate(group: dict[str, Any], first: float) -> None:
+    """Warn, once, of a learning rate whose ratio to its ``first`` value does harm: it scales all rates of Alrao.
 
-    None, if nothing is, as with a schedule that decays.
+    A schedule that decays does none. ``group`` is the optimizer's.
     """
-    what = None
+    lr, what = float(group["lr"]), None
     if lr > 1.01 * first:  # more than what a ramp up to it is off by rounding
         what = (
             f"rose to {lr / first:.3g} times its first value: a schedule may decay, a warm-up is not needed; one that "
             f"rises to {lr:g} takes AlraoOptimizer(network, lr={lr:g})"
         )
-    elif 0 < lr < 0.05 * first and n_updates == 1:
+    elif 0 < lr < 0.05 * first and group["n_updates"] == 1:
         what = (
             f"is {lr / first:.3g} times that of the optimizer at its first step already: a warm-up may rise from "
             f"there, but if it is to fall from {lr:g} make that AlraoOptimizer(network, lr={lr:g})"
         )
-    return what and f"all of Alrao's rates follow the learning rate, and that {what}"
+    if what is not None and not group.get("warned"):
+        group["warned"] = True
+        warnings.warn(f"all of Alrao's rates follow the learning rate, and that {what}", stacklevel=5)
 
 
-def optimizer_state(given: Mapping[str, int], expected: Mapping[str, int], base: str) -> None:
+def optimizer_state(state_dict: Mapping[str, Any], expected: Mapping[str, int], base: str) -> None:
     """Refuse an optimizer's state that does not have the ``expected`` tensors, by name, of the expected sizes."""
-    if given != expected:
-        raise ValueError(
-            f"the state holds {given}, expected {expected}: it is of another base update than {base!r}, of another "
-            "network or of another number of heads"
-        )
+    for held in state_dict["state"].values():
+        given = {name: len(values) for name, values in held.items()}
+        if given != expected:
+            raise ValueError(
+                f"the state holds {given}, expected {expected}: it is of another base update than {base!r}, of "
+                "another network or of another number of heads"
+            )
+
+
+def refuse_float16(name: str, base: object, parameters: Iterable[Tensor]) -> None:
+    """Refuse a base update that divides by squares, for parameters in whose precision these are 0."""
+    import torch
+
+    if hasattr(base, "eps") and any(parameter.dtype is torch.float16 for parameter in parameters):
+        raise ValueError(f"{name!r} divides by squares, 0 in float16: expected float32 or bfloat16")
 
 
 def refuse_grad_scaler() -> NoReturn:

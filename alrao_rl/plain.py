@@ -55,11 +55,12 @@ class Mixture(nn.Module):
         self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
         self.out_features = heads.out_features
         self.all = _empty_linear(heads, heads.n_heads)
-        weight, bias, weights = heads.usable()
+        theta, averaging_weights = heads._finite_heads()
+        weight, bias = heads._split(heads._rows(theta.detach()))
         self.all.weight.data = weight.reshape(-1, heads.in_features).clone()
         if bias is not None:
             self.all.bias.data = bias.reshape(-1).clone()
-        self.register_buffer("weights", weights.clone())
+        self.register_buffer("weights", averaging_weights.detach().clone())
 
     def forward(self, features: Tensor, offset: Tensor | None = None) -> Tensor:
         """``[B, I]`` to ``[B, O]``; ``offset``, ``[B, O]``, as for the heads."""

@@ -13,8 +13,8 @@ from torch import nn
 
 from alrao_rl import AlraoPolicy
 from alrao_rl.agents.file import read_agent
+from alrao_rl.checks import SkippedUpdateWarning
 from alrao_rl.core import AlraoOptimizer, convert
-from alrao_rl.core.optim import SkippedUpdateWarning
 from alrao_rl.enjoy import main as enjoy
 from alrao_rl.train.callback import TrainingCallback
 from alrao_rl.train.command import main

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from alrao_rl.checks import one_of, optional, sizes, warn_of_unused_passes
+from alrao_rl.checks import output_options, warn_of_unused_passes
 from alrao_rl.core.averaging import AveragingRule, Evidence, Spec, make_rule
 from alrao_rl.core.headwise import HeadwiseTensor, Losses
 from alrao_rl.core.mixtures import by_component, mix_bernoulli, mix_logits
@@ -90,10 +90,7 @@ class Output:
     clamp_average_only: bool = False
 
     def __post_init__(self) -> None:
-        one_of("kind", self.kind, KINDS)
-        sizes("splits", self.splits)
-        optional("init", self.init, Callable, "a function of a Linear layer")
-        optional("extra", self.extra, Tensor, "a tensor")
+        output_options(self.kind, KINDS, self.splits, self.init, self.extra)
 
 
 class OutputHeads(nn.Module):
@@ -252,11 +249,6 @@ class OutputHeads(nn.Module):
         theta, weights = self._finite_heads()
         weight, bias = self._split(self._rows(self._mean(theta.detach(), weights.detach())))
         return {"weight": weight, "bias": None if bias is None else bias.squeeze(1)}
-
-    def usable(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The parts of the average, non-finite heads masked out: weights ``[J, O, I]``, biases ``[J, O, 1]``, and a."""
-        theta, weights = self._finite_heads()
-        return *self._split(self._rows(theta.detach())), weights.detach()
 
     _mean = staticmethod(average_heads)
 

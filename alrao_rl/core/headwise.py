@@ -109,7 +109,7 @@ class HeadwiseTensor(torch.Tensor):
         # a loss: the average alone is what acting, logging and target networks need.
         if name in READS or (not torch.is_grad_enabled() and name not in ("backward", "grad")):
             return _on_average(func, args, kwargs)
-        return RULES.get(name, every_branch)(func, args, kwargs)
+        return OPERATIONS.get(name, every_branch)(func, args, kwargs)
 
 
 def average_of(value: Any) -> Any:
@@ -193,84 +193,40 @@ def _branches(value: Tensor, n: int) -> Tensor:
     return torch.cat([value.unsqueeze(0), value.detach().expand(n - 1, *value.shape)])
 
 
-# --- reading and writing --------------------------------------------------------------------------------------------
-
-
-def _attribute(func: Any, x: HeadwiseTensor) -> Any:
-    name = func.__self__.__name__
-    if name in ("T", "mT", "H", "mH", "real", "imag"):
-        return every_branch(lambda value: getattr(value, name), (x,), {})
-    if name == "data":
-        return (x.on_write or _detach)(func, (x,), {})
-    return getattr(x.branches if name in ("requires_grad", "layout") else x.average, name)
-
-
-def _detach(func: Any, args: Any, kwargs: Any) -> Any:
-    x = args[0]
-    result = type(x).wrap(x.branches.detach(), x.layers)
-    result.is_part = True  # it shares memory, though torch does not count a detached tensor as a view
-    result.on_write = x.on_write
-    return result
-
-
-def _writes(name: str) -> bool:
-    operator = name.startswith("__i") and name[3:] in _OPERATORS
-    return name in ("__set__", "__setitem__") or operator or (name.endswith("_") and not name.endswith("__"))
-
-
-def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operation that returns a new value, and its result in the place of the first operand."""
-    target, name = args[0], func.__name__
-    if not isinstance(target, HeadwiseTensor):
-        raise HeadwiseError(
-            f"{name}() cannot write the outputs of Alrao heads into a plain tensor in place; use torch.where"
-        )
-    if not torch.is_grad_enabled() and name != "__setitem__":
-        raise HeadwiseError(f"{name}() cannot change the outputs of Alrao heads under no_grad: detach() them first")
-    pure = getattr(Tensor, f"__{name[3:]}" if name.startswith("__i") else name[:-1], None)
-    pure = _with_item if name == "__setitem__" else pure
-    if not callable(pure):
-        return every_branch(func, args, kwargs)
-    # A part is overwritten where it lies, and backward may need what was there: so the operation gets a copy of it.
-    before = type(target).wrap(target.branches.clone() if target.is_part else target.branches, target.layers)
-    result = pure(*(before if value is target else value for value in args), **kwargs)
-    if target.is_part:
-        target.branches.copy_(result.branches)  # autograd knows of it in the value that this is a part of
-    else:
-        target.branches = result.branches
-    target.layers = result.layers
-    return target
-
-
-def _with_item(x: HeadwiseTensor, index: Any, value: Any) -> Any:
-    """A copy of ``x`` in which ``x[index]`` is ``value``."""
-
-    def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
-        return x.masked_fill(mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim())), value)
-
-    def written(x: Tensor, index: Any, value: Any) -> Tensor:
-        x = x.clone()
-        x[index] = value
-        return x
-
-    # Masks of the heads' own, as in torch's KL divergence, select another number of entries in each branch.
-    has_masks = isinstance(index, HeadwiseTensor) and index.dtype is torch.bool
-    return every_branch(masked if has_masks else written, (x, index, value), {})
-
-
-def _deepcopy(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """The average's numbers: the graph behind them cannot be copied."""
-    return args[0].average.detach().clone()
-
-
-def _cast(func: Any, args: Any, kwargs: Any) -> Any:
-    """to and type_as: another tensor only names a dtype and a device, and a plain one stays plain."""
-    all_args = tree_map(lambda value: value.branches if isinstance(value, HeadwiseTensor) else value, (args, kwargs))
-    result = func(*all_args[0], **all_args[1])
-    return args[0].like(result) if isinstance(args[0], HeadwiseTensor) else result
-
-
 # --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def _backward(func: Any, args: Any, kwargs: Any) -> None:
+    """Start from the sum of all branches: ``gradient``, of the visible shape, arrives at each of them."""
+    x, *rest = args
+    if isinstance(x, (list, tuple)):  # torch.autograd.backward
+        options = {key: value for key, value in kwargs.items() if value is not None}
+        if rest or "grad_tensors" in options:
+            raise HeadwiseError("backward() with grad_tensors is not implemented for Alrao heads: call loss.backward()")
+        for loss in x:
+            loss.backward(**options)
+        return
+    gradient = rest.pop(0) if rest else kwargs.pop("gradient", None)
+    if gradient is None:
+        if x.branches.dim() != 1:
+            raise RuntimeError("grad can be implicitly created only for scalar outputs")
+        gradient = torch.ones_like(x.branches)
+    else:
+        gradient = average_of(gradient).expand_as(x.branches)
+    # The average's branch and each head's depend on different parameters, so that one backward pass through their sum
+    # gives each the gradient of its own loss.
+    # A loss that no loss function made, such as a policy gradient's, is its own evidence.
+    watch_term(x)
+    x.branches.backward(gradient, *rest, **kwargs)
+
+
+def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
+    """torch.autograd.grad: of the sum of all branches."""
+    outputs, inputs = args
+    if kwargs.pop("grad_outputs", None) is not None:
+        raise HeadwiseError("grad() with grad_outputs is not implemented for the outputs of Alrao heads")
+    sums = [value.branches.sum() if isinstance(value, HeadwiseTensor) else value for value in outputs]
+    return torch.autograd.grad(sums, inputs, **kwargs)
 
 
 def _sum(func: Any, args: Any, kwargs: Any) -> Any:
@@ -373,42 +329,89 @@ def _contributed(values: Tensor, gradient: Tensor) -> Tensor:
     return (values * gradient).reshape(len(values), -1).sum(1)
 
 
-def _backward(func: Any, args: Any, kwargs: Any) -> None:
-    """Start from the sum of all branches: ``gradient``, of the visible shape, arrives at each of them."""
-    x, *rest = args
-    if isinstance(x, (list, tuple)):  # torch.autograd.backward
-        options = {key: value for key, value in kwargs.items() if value is not None}
-        if rest or "grad_tensors" in options:
-            raise HeadwiseError("backward() with grad_tensors is not implemented for Alrao heads: call loss.backward()")
-        for loss in x:
-            loss.backward(**options)
-        return
-    gradient = rest.pop(0) if rest else kwargs.pop("gradient", None)
-    if gradient is None:
-        if x.branches.dim() != 1:
-            raise RuntimeError("grad can be implicitly created only for scalar outputs")
-        gradient = torch.ones_like(x.branches)
+# --- reading and writing --------------------------------------------------------------------------------------------
+
+
+def _attribute(func: Any, x: HeadwiseTensor) -> Any:
+    name = func.__self__.__name__
+    if name in ("T", "mT", "H", "mH", "real", "imag"):
+        return every_branch(lambda value: getattr(value, name), (x,), {})
+    if name == "data":
+        return (x.on_write or _detach)(func, (x,), {})
+    return getattr(x.branches if name in ("requires_grad", "layout") else x.average, name)
+
+
+def _detach(func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0]
+    result = type(x).wrap(x.branches.detach(), x.layers)
+    result.is_part = True  # it shares memory, though torch does not count a detached tensor as a view
+    result.on_write = x.on_write
+    return result
+
+
+def _writes(name: str) -> bool:
+    operator = name.startswith("__i") and name[3:] in _OPERATORS
+    return name in ("__set__", "__setitem__") or operator or (name.endswith("_") and not name.endswith("__"))
+
+
+def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation that returns a new value, and its result in the place of the first operand."""
+    target, name = args[0], func.__name__
+    if not isinstance(target, HeadwiseTensor):
+        raise HeadwiseError(
+            f"{name}() cannot write the outputs of Alrao heads into a plain tensor in place; use torch.where"
+        )
+    if not torch.is_grad_enabled() and name != "__setitem__":
+        raise HeadwiseError(f"{name}() cannot change the outputs of Alrao heads under no_grad: detach() them first")
+    pure = getattr(Tensor, f"__{name[3:]}" if name.startswith("__i") else name[:-1], None)
+    pure = _with_item if name == "__setitem__" else pure
+    if not callable(pure):
+        return every_branch(func, args, kwargs)
+    # A part is overwritten where it lies, and backward may need what was there: so the operation gets a copy of it.
+    before = type(target).wrap(target.branches.clone() if target.is_part else target.branches, target.layers)
+    result = pure(*(before if value is target else value for value in args), **kwargs)
+    if target.is_part:
+        target.branches.copy_(result.branches)  # autograd knows of it in the value that this is a part of
     else:
-        gradient = average_of(gradient).expand_as(x.branches)
-    # The average's branch and each head's depend on different parameters, so that one backward pass through their sum
-    # gives each the gradient of its own loss.
-    # A loss that no loss function made, such as a policy gradient's, is its own evidence.
-    watch_term(x)
-    x.branches.backward(gradient, *rest, **kwargs)
+        target.branches = result.branches
+    target.layers = result.layers
+    return target
 
 
-def _gradients(func: Any, args: Any, kwargs: Any) -> Any:
-    """torch.autograd.grad: of the sum of all branches."""
-    outputs, inputs = args
-    if kwargs.pop("grad_outputs", None) is not None:
-        raise HeadwiseError("grad() with grad_outputs is not implemented for the outputs of Alrao heads")
-    sums = [value.branches.sum() if isinstance(value, HeadwiseTensor) else value for value in outputs]
-    return torch.autograd.grad(sums, inputs, **kwargs)
+def _with_item(x: HeadwiseTensor, index: Any, value: Any) -> Any:
+    """A copy of ``x`` in which ``x[index]`` is ``value``."""
+
+    def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
+        return x.masked_fill(mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim())), value)
+
+    def written(x: Tensor, index: Any, value: Any) -> Tensor:
+        x = x.clone()
+        x[index] = value
+        return x
+
+    # Masks of the heads' own, as in torch's KL divergence, select another number of entries in each branch.
+    has_masks = isinstance(index, HeadwiseTensor) and index.dtype is torch.bool
+    return every_branch(masked if has_masks else written, (x, index, value), {})
 
 
-RULES: dict[str, Callable[[Any, Any, Any], Any]] = {}
+def _deepcopy(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """The average's numbers: the graph behind them cannot be copied."""
+    return args[0].average.detach().clone()
+
+
+def _cast(func: Any, args: Any, kwargs: Any) -> Any:
+    """to and type_as: another tensor only names a dtype and a device, and a plain one stays plain."""
+    all_args = tree_map(lambda value: value.branches if isinstance(value, HeadwiseTensor) else value, (args, kwargs))
+    result = func(*all_args[0], **all_args[1])
+    return args[0].like(result) if isinstance(args[0], HeadwiseTensor) else result
+
+
+# --- which function does what -----------------------------------------------------------------------------------------
+
+
+OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {}
 """Operations that do more than apply the function to every branch, by name."""
-for _rule, _names in {
+for _handler, _names in {
     _sum: "add __add__ __radd__ sub subtract __sub__ rsub __rsub__ stack",
     _multiply: "mul multiply __mul__ __rmul__",
     _clamp: "clamp clip clamp_min clamp_max",
@@ -420,7 +423,7 @@ for _rule, _names in {
     _backward: "backward",
     _gradients: "grad",
 }.items():
-    RULES.update(dict.fromkeys(_names.split(), _rule))
+    OPERATIONS.update(dict.fromkeys(_names.split(), _handler))
 _OPERATORS = ("add__", "sub__", "mul__", "truediv__", "pow__", "and__", "or__")
 _READS = """
     size dim ndimension numel nelement item numpy tolist __len__ __bool__ __float__ __int__ __index__ __format__

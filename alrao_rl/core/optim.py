@@ -10,16 +10,13 @@ as one flat vector of N numbers (layout.py), in S segments: the trunk, and each 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from alrao_rl.checks import NOT_FINITE as NOT_FINITE
-from alrao_rl.checks import SkippedUpdateWarning as SkippedUpdateWarning
-from alrao_rl.checks import learning_rate_changed, number, optimizer_state, refuse_grad_scaler, warn_of_skipped_update
+from alrao_rl import checks
 from alrao_rl.core.bases import BaseUpdate, State
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.heads import OutputHeads
@@ -62,14 +59,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
         self._layout = Layout(network, self._layers)
         self._base: BaseUpdate = self.config.make_base()
-        self._check_precision()
+        checks.refuse_float16(self.config.base, self._base, self._layout.parameters)
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
-        lr = number("lr", lr, 0, ends="[)")
+        lr = checks.number("lr", lr, 0, ends="[)")
         super().__init__(self._layout.parameters, {"lr": lr, "first_lr": lr, "n_updates": 0})
-
-    def _check_precision(self) -> None:
-        if hasattr(self._base, "eps") and any(p.dtype is torch.float16 for p in self._layout.parameters):
-            raise ValueError(f"{self.config.base!r} divides by squares, 0 in float16: expected float32 or bfloat16")
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self)  # torch's own keeps only its own three attributes, and a copy would do nothing
@@ -82,8 +75,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a copy of what ``state_dict()`` gave; ValueError if it is of another base update or network."""
-        for held in state_dict["state"].values():
-            optimizer_state({name: len(values) for name, values in held.items()}, self._lengths(), self.config.base)
+        checks.optimizer_state(state_dict, self._lengths(), self.config.base)
         super().load_state_dict(state_dict)
         # Torch's own shares the tensors with the optimizer they come from, and rounds them to the parameters' dtype.
         for mine, given in zip(self.state.values(), state_dict["state"].values(), strict=True):
@@ -122,7 +114,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         if self.found_inf is not None:
-            refuse_grad_scaler()
+            checks.refuse_grad_scaler()
         if any(parameter.requires_grad for parameter in self._layout.frozen):
             self._thaw()
         self.param_groups[0]["n_updates"] += 1
@@ -146,7 +138,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
 
     def _prepare(self) -> State:
         """Return the state, and make the rates of all entries, ``[N]``: anew, as a network may have moved."""
-        self._check_precision()
+        checks.refuse_float16(self.config.base, self._base, self._layout.parameters)
         self._rates = self._layout.rates(self._network.get_buffer("alrao_rates"))
         state: State = self.state[self.param_groups[0]["params"][0]]
         if not state:
@@ -169,9 +161,8 @@ class AlraoOptimizer(torch.optim.Optimizer):
         lr = float(group["lr"])
         # A warm-up may start at 0, which has no ratio to anything.
         first = group["first_lr"] = group["first_lr"] or lr
-        if lr != first and (what := learning_rate_changed(lr, first, group["n_updates"])) and not group.get("warned"):
-            group["warned"] = True
-            warnings.warn(what, stacklevel=4)
+        if lr != first:
+            checks.warn_of_learning_rate(group, first)
         return lr / first if first else 1.0
 
     def _gather(self, state: State) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
@@ -211,7 +202,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         g.masked_fill_(wrong, 0.0)
         state["lost"][0] += skipped  # [0] is the trunk
         if skipped and state["lost"][0] == 1:
-            warn_of_skipped_update(self.param_groups[0]["n_updates"])
+            checks.warn_of_skipped_update(self.param_groups[0]["n_updates"])
         return of_heads, broken
 
     def _clip(self, gradient: Tensor) -> None:

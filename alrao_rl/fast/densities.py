@@ -1,11 +1,6 @@
 """Log-densities of actions under Gaussians, of all branches at once: one node of the graph, for the CPU and float32.
 
 Torch needs ten operations and their gradients, and takes longer to start than to compute them.
-
-Heads learn from actions of the average, not of their own. Where the loss does not allow for that (A2C's −A log π_j;
-PPO's has the ratio π_j/π in it) a head's log-density counts by min(π_j/π, 10): off-policy actor-critic (Degris, White
-and Sutton, arXiv 1205.4839) with the truncation of V-trace (Espeholt et al., arXiv 1802.01561). Without it −A log π_j
-has no bound as σ_j falls, and the smaller σ_j, the larger is the gradient.
 """
 
 from __future__ import annotations
@@ -17,37 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alrao_rl.core.mixtures import MOST_RATIO, importance_weighted
 from alrao_rl.fast import kernels
 from alrao_rl.fast.memory import differentiate, is_plain, with_room
 
-MOST_RATIO = 10.0
-"""Bound of π_j/π."""
 MOST_NUMBERS = 2**16
 """Number of means up to which C is faster: torch starts slowly, but computes well."""
 _Strides = ctypes.c_int64 * 3
-
-
-def importance_weighted(log_prob: Tensor) -> Tensor:
-    """The same log-densities; a head's gradient that equals the average's is multiplied by min(π_j/π, 10).
-
-    It does in a loss that is linear in the log-density. In one with the ratio π_j/π in it gradients differ from branch
-    to branch, except where the densities are equal, and there the factor is 1.
-
-    Args:
-        log_prob: ``[1 + J, B]``, the average's first; without branches, ``[B]``, nothing happens.
-    """
-    if log_prob.dim() < 2 or not log_prob.requires_grad:
-        return log_prob
-    held = log_prob.detach()
-
-    def weigh(gradient: Tensor) -> Tensor:
-        # The bound within the logarithm: exp of a large difference is infinite, and infinity times 0 is NaN.
-        ratio = (held - held[:1]).fmin(held.new_tensor(MOST_RATIO).log()).exp()
-        # A gradient that equals the average's comes from a loss that is linear in the log-density: it needs the weight.
-        return torch.where(gradient == gradient[:1], gradient * ratio, gradient)
-
-    log_prob.register_hook(weigh)
-    return log_prob
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:

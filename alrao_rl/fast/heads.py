@@ -279,6 +279,5 @@ class OutputHeads(core.OutputHeads):
     def update_averaging(self, gradient: Tensor) -> None:
         """See :meth:`alrao_rl.core.heads.OutputHeads.update_averaging`."""
         # Not by the property `evidence`, which would put the gradient together once more.
-        known = self._evidence
-        evidence = Evidence(known.residual, known.nll, known.loss, self._gains(), gradient)
+        evidence = replace(self._evidence, gains=self._gains(), gradient=gradient)
         self.rule.update(self.averaging_weights.detach(), evidence)

@@ -184,7 +184,7 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     losses = [term for term in terms if type(term) is HeadwiseTensor and term.branches.requires_grad]
     if len(losses) < 2 or all([loss.layers == losses[0].layers for loss in losses[1:]]):
         return (_join if stack else _elementwise)(func, args, kwargs)
-    return core.RULES["add"](func, args, kwargs)
+    return core.OPERATIONS["add"](func, args, kwargs)
 
 
 def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _detach(func: Any, args: Any, kwargs: Any) -> Any:
-    return core.RULES["detach"](func, args, kwargs) if torch.is_grad_enabled() else args[0].branches[0].detach()
+    return core.OPERATIONS["detach"](func, args, kwargs) if torch.is_grad_enabled() else args[0].branches[0].detach()
 
 
 def _extremum(func: Any, args: Any, kwargs: Any) -> Any:
@@ -427,7 +427,7 @@ def _quantile_huber_loss(func: Any, args: Any, kwargs: Any) -> Any:
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
     # It has no graph: there is nothing to do, and torch would call that an error.
     if not getattr(args[0], "is_zero_loss", False):
-        core.RULES["backward"](func, args, kwargs)
+        core.OPERATIONS["backward"](func, args, kwargs)
 
 
 def _item(func: Any, args: Any, kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from alrao_rl.checks import refuse_float16
 from alrao_rl.core import optim as core
 from alrao_rl.core.bases import RmsProp, State
 from alrao_rl.fast.addresses import Addresses
@@ -80,7 +81,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
             rates: Tensor = layer._buffers["rates"]  # type: ignore[assignment]
             version.append((rates.data_ptr(), rates._version))
         if version != self._version or not self._rates.numel():
-            self._check_precision()
+            refuse_float16(self.config.base, self._base, self._layout.parameters)
             self._version = version
             self._rates = self._layout.rates(feature_rates)
             self._flat = torch.empty_like(self._rates)

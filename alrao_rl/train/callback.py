@@ -11,9 +11,10 @@ import numpy as np
 
 from alrao_rl.agents.build import timesteps_of
 from alrao_rl.agents.file import save_agent
+from alrao_rl.checks import NOT_FINITE
 from alrao_rl.cli.console import print_warning
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.core.optim import NOT_FINITE, AlraoOptimizer
+from alrao_rl.core.optim import AlraoOptimizer
 from alrao_rl.recipes.schema import Recipe
 from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.runs.files import AGENTS, CHECKPOINT

@@ -83,7 +83,7 @@ def train(options: RunOptions, recipe: Recipe, how: Execution) -> int:
         # The process may have been killed between finishing the run and removing its checkpoints.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finished_before(recipe, folder, config, how.quiet)
-    from alrao_rl.core.optim import SkippedUpdateWarning
+    from alrao_rl.checks import SkippedUpdateWarning
     from alrao_rl.environments.make import classes, close
     from alrao_rl.fast import kernels
     from alrao_rl.train.callback import TrainingCallback
@@ -275,7 +275,7 @@ def _warn_of_lost_heads(times: int) -> None:
 
 def _warn_of_skipped_updates(skipped: int, n_updates: int) -> None:
     if skipped:
-        from alrao_rl.core.optim import NOT_FINITE
+        from alrao_rl.checks import NOT_FINITE
 
         print_warning(
             f"{skipped:,} of {n_updates:,} updates were skipped, wholly or in part: a loss or its gradient was nan or "
