@@ -370,7 +370,7 @@ def test_cells_of_two_keys():
         ({"envs": ["CartPole-v2"]}, "did you mean 'CartPole-v1'?"),
         ({"grid": {"lerning_rate": [1]}}, "--grid lerning_rate: no such key for dqn; did you mean 'learning_rate'?"),
         ({"agents": ["dqn-adam"], "grid": {"learning_rate": [-1.0]}}, "learning_rate is -1.0"),
-        ({"grid": {"gamma": [0.9], "hyperparameters.gamma": [0.5]}}, "one and the same"),
+        ({"grid": {"gamma": [0.9], "hyperparameters.gamma": [0.5]}}, "are the same"),
     ],
 )
 def test_cells_refused(more, says):
