@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train install install-test test test-long faults lint figures docs bench bench-checkpoint bench-sweep clean
+.PHONY: train install install-test test test-quick test-long test-oldest faults lint figures docs bench bench-checkpoint bench-sweep clean
 
 train: .venv/installed ## Train DQN without a learning rate on CartPole; what is handed over is well tested
 	$(PY) -m alrao_rl.train --algo dqn --env CartPole-v1 --eval-budget 10
@@ -15,8 +15,14 @@ install-test: .venv/installed-test
 test: .venv/installed-test lint ## Lint, types, fast and slow tests
 	$(PY) -m pytest -n 2
 
+test-quick: .venv/installed-test ## What is not slow, in under two minutes on two cores
+	$(PY) -m pytest -q -n 2 -m 'not slow and not long and not faults'
+
 test-long: .venv/installed-test ## Tests of minutes each
 	$(PY) -m pytest -n 2 --dist worksteal -rP -m long
+
+test-oldest: .venv/installed-test ## The quick suite with the oldest releases that pyproject.toml allows, in a virtual environment of its own
+	$(PY) -m pytest -q -rP -m long tests/test_oldest.py
 
 faults: .venv/installed-test ## Every fault at full size, up to 90 minutes on two cores; given again it goes on
 	$(PY) -m pytest -q -n 2 --dist worksteal -m faults tests/faults; status=$$?; $(PY) tests/faults/table.py; exit $$status

@@ -81,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Before anything is played, not after."""
+    """Check this before anything is played, not after."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"--video is {str(path)!r}: the folder {folder} does not exist")
@@ -98,8 +98,8 @@ def play(args: argparse.Namespace) -> list[float]:
     """Play episodes and return their returns.
 
     Raises:
-        UserError: there is no such agent, or its environment cannot be made, shown or recorded.
-        PlayError: the environment raised an error, with its first line.
+        UserError: if there is no such agent, or its environment cannot be made, shown or recorded.
+        PlayError: if the environment raises an error; with its first line.
     """
     from alrao_rl.agents.file import agent_path, load_agent
     from alrao_rl.environments.make import make_one
@@ -150,7 +150,7 @@ def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: l
     masked = "action_masks" in inspect.signature(model.predict).parameters
     while not done:
         if frames is not None:
-            frames.append(deepcopy(env.render()))  # some draw into the same array again
+            frames.append(deepcopy(env.render()))  # some environments draw into the same array again
         if stochastic and model.use_sde and _draws_noise(step, model.sde_sample_freq):
             model.policy.reset_noise()
         masks = {"action_masks": env.get_wrapper_attr("action_masks")()} if masked else {}
@@ -163,7 +163,7 @@ def _episode(model: Any, env: Any, seed: int | None, stochastic: bool, frames: l
 
 
 def _draws_noise(step: int, every: int) -> bool:
-    """Whether gSDE draws its noise anew at this step of an episode: at the first, and as often as in training."""
+    """Whether gSDE resamples its noise at this step of an episode: at the first, and as often as in training."""
     return step == 0 or (every > 0 and step % every == 0)
 
 
@@ -175,7 +175,7 @@ def _import_moviepy() -> Any:
 
 
 def _write_video(path: Path, frames: list[Any], fps: float) -> None:
-    """Write beside the target and rename, so that a failure leaves no half video."""
+    """Write next to the target and rename, so that a failure leaves no incomplete video."""
     clip = _import_moviepy()(frames, fps=fps)
     temporary = path.with_name(f".{path.stem}.part.mp4")
     try:

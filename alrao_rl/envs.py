@@ -1,4 +1,4 @@
-"""Where agents that were exported for Stable-Baselines3 look for the class of their statistics."""
+"""Where agents exported for Stable-Baselines3 look for the class of their statistics."""
 
 from alrao_rl.environments.normalization import RunningMeanSquare
 

@@ -1,4 +1,4 @@
-"""Mistakes of the user's: one clear line that names the value, with the nearest valid choice."""
+"""User errors: one clear line that names the value, with the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave; commands print it as one line and exit with status 2."""
+    """A mistake in the user's input; commands print it as one line and exit with status 2."""
+
+
+class FolderError(UserError):
+    """A folder that cannot be used, where another one would do: the command adds how to choose another."""
 
 
 ALIASES = {
@@ -17,7 +21,7 @@ ALIASES = {
     "hidden_sizes": "net_arch", "layers": "net_arch", "activation": "activation_fn", "replay_size": "buffer_size",
     "memory_size": "buffer_size", "num_heads": "alrao.n_heads", "heads": "alrao.n_heads",
 }  # fmt: skip
-"""What other libraries and papers call a key, where its letters are too different to tell."""
+"""What other libraries and papers call a key, where the spelling is too different to match."""
 
 
 def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
@@ -38,6 +42,6 @@ def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or the name of its type."""
+    """The first non-empty line of an error's message, or the name of its type."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)

@@ -1,15 +1,15 @@
 """Write a trained agent in another format: ``python -m alrao_rl.export RUN --to sb3``.
 
-``sb3``: Stable-Baselines3's own zip, for ``DQN.load`` and its like, in programs that know nothing of our files. Where
-the agent was trained on normalised observations, their statistics lie beside it as SB3 has them, a pickled
+``sb3``: Stable-Baselines3's own zip, for ``DQN.load`` and the like, in programs that do not use alrao_rl's files. If
+the agent was trained on normalised observations, their statistics are written next to it in SB3's form, a pickled
 ``VecNormalize``.
 
-SB3's ``load`` unpickles both: it executes what is in them. Load only what comes from who you trust.
+SB3's ``load`` unpickles both, which executes what is in them. Load only files from someone you trust.
 
-``onnx``: the averaged model as a graph for ONNX Runtime and its like, from raw observations, images with their channels
+``onnx``: the averaged model as a graph for ONNX Runtime and the like, from raw observations, images with their channels
 first, to ``action``, as ``predict(observation, deterministic=True)`` gives it, and ``scores``: Q-values of all actions,
-their logits (log-probabilities, of Discrete and MultiDiscrete actions of an Alrao agent), or the mean. Inputs have the
-names of the parts of a Dict observation, ``observation`` where there is none; ``action_input`` is one named ``action``.
+their logits (log-probabilities, of Discrete and MultiDiscrete actions of an Alrao agent), or the mean. Inputs are named
+after the parts of a Dict observation, others ``observation``; a part named ``action`` becomes ``action_input``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from alrao_rl.agents.acting import Statistics
 
 _MARK = b"written by alrao_rl.export"
-"""In our files: those may be overwritten."""
+"""Marks exported files, which may be overwritten."""
 
 
 def parser() -> CommandLine:
@@ -42,8 +42,8 @@ def parser() -> CommandLine:
     p = CommandLine(
         prog="python -m alrao_rl.export",
         description="Write a trained agent in another format. sb3: a zip for DQN.load, A2C.load or PPO.load, and, if "
-        "its observations are normalised, their statistics for VecNormalize.load beside it. Loading those executes "
-        "what is in them: load only what comes from who you trust. onnx: the averaged model, from raw observations to "
+        "its observations are normalised, their statistics for VecNormalize.load next to it. Loading those executes "
+        "what is in them: load only files from someone you trust. onnx: the averaged model, from raw observations to "
         "actions and their scores.",
     )
     p.add_argument(
@@ -53,7 +53,7 @@ def parser() -> CommandLine:
         help="a run folder, such as results/train/CartPole-v1/dqn/seed-0, or a .safetensors file",
     )
     p.add_argument("--to", required=True, choices=("sb3", "onnx"), help="the format")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: beside the agent)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: next to the agent)")
     return p
 
 
@@ -71,14 +71,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def to_sb3(run: Path, out: Path | None = None) -> None:
-    """Write SB3's zip, and ``NAME_vecnormalize.pkl`` beside it where observations are normalised.
+    """Write SB3's zip, and ``NAME_vecnormalize.pkl`` next to it if observations are normalised.
 
     Args:
         run: a run folder, whose best agent is taken, or the path of an agent's ``.safetensors`` file.
-        out: where to, ending in ``.zip``; None for beside the agent. A zip that was written so before is replaced.
+        out: where to, ending in ``.zip``; None for next to the agent. An earlier export is replaced.
 
     Raises:
-        UserError: there is no such agent, something else is in the place, or it cannot be written.
+        UserError: if there is no such agent, another file is in the place, or it cannot be written.
     """
     from alrao_rl.agents.file import agent_path, rebuild
 
@@ -86,21 +86,21 @@ def to_sb3(run: Path, out: Path | None = None) -> None:
     target = out or path.with_suffix(".zip")
     if target.suffix != ".zip":
         raise UserError(f"--out is {str(target)!r}, expected a file name that ends in .zip, as SB3 expects it")
-    beside = target.with_name(f"{target.stem}_vecnormalize.pkl")
+    sidecar = target.with_name(f"{target.stem}_vecnormalize.pkl")
     model, statistics = rebuild(path)
-    _refuse_to_overwrite(target, beside)
+    _refuse_to_overwrite(target, sidecar)
     try:
         write_atomically(target, _zip(model))
-        beside.unlink(missing_ok=True)  # an earlier agent's
+        sidecar.unlink(missing_ok=True)  # an earlier agent's
         if statistics:
-            write_atomically(beside, pickle.dumps(_normalizer(model, statistics)))
+            write_atomically(sidecar, pickle.dumps(_normalizer(model, statistics)))
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another file with --out") from None
     kind = type(model)
     loader = f"{kind.__module__.partition('.')[0]}.{kind.__name__}.load"
-    say(f"written: {target}, for {loader}, which executes what it is given")
+    say(f"written: {target}, for {loader}, which executes what is in it")
     if statistics:
-        say(f"written: {beside}, for VecNormalize.load, likewise: the agent takes observations that went through it")
+        say(f"written: {sidecar}, for VecNormalize.load, which does too: the agent takes observations normalised by it")
 
 
 def to_onnx(run: Path, out: Path | None = None) -> None:
@@ -108,10 +108,10 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
 
     Args:
         run: a run folder, whose best agent is taken, or the path of an agent's ``.safetensors`` file.
-        out: where to, ending in ``.onnx``; None for beside the agent. A file that was written so before is replaced.
+        out: where to, ending in ``.onnx``; None for next to the agent. An earlier export is replaced.
 
     Raises:
-        UserError: there is no such agent, or its algorithm has no such form; onnx is not installed; something else is
+        UserError: if there is no such agent, its algorithm cannot be exported, onnx is not installed, another file is
             in the place, or it cannot be written.
     """
     from gymnasium import spaces
@@ -129,9 +129,9 @@ def to_onnx(run: Path, out: Path | None = None) -> None:
     model, statistics = rebuild(path)
     served = [row.cls for row in ALGORITHMS.values() if row.exports_onnx]
     if (name := type(model).__name__) not in served:
-        raise UserError(f"--to onnx does not serve {name}, expected {', '.join(served)}; --to sb3 does")
+        raise UserError(f"--to onnx does not support {name}, expected {', '.join(served)}; --to sb3 does")
     if target.exists() and (not target.is_file() or _MARK not in target.read_bytes()[:200]):
-        raise UserError(f"{target} is there already and not an export of alrao-rl: choose another file with --out")
+        raise UserError(f"{target} exists already and is not an export of alrao-rl: choose another file with --out")
     data, inputs = _graph(model, statistics)
     try:
         write_atomically(target, data)
@@ -166,7 +166,7 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
     if len(set(inputs)) < len(inputs):
         raise UserError(f"--to onnx cannot name its inputs {', '.join(inputs)}: rename a part of the observations")
     logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
-    logger.setLevel(logging.ERROR)  # of torchvision, which nobody needs here
+    logger.setLevel(logging.ERROR)  # it warns about torchvision, which is not needed here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -174,7 +174,7 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
                 Acting(model.policy, statistics), examples, dynamo=True, verbose=False, dynamic_shapes=(batch,),
                 input_names=inputs, output_names=outputs,
             )  # fmt: skip
-    except Exception as error:  # whatever a user's own extractor holds
+    except Exception as error:  # a user's own extractor may hold anything
         raise UserError(f"--to onnx cannot follow the network: {first_line(error)}; --to sb3 can") from None
     finally:
         logger.setLevel(level)
@@ -183,21 +183,21 @@ def _graph(model: BaseAlgorithm, statistics: Statistics) -> tuple[bytes, list[st
     return graph.SerializeToString(), inputs
 
 
-def _refuse_to_overwrite(target: Path, beside: Path) -> None:
-    """Only an export of ours is replaced.
+def _refuse_to_overwrite(target: Path, sidecar: Path) -> None:
+    """Refuse to replace anything but an earlier export.
 
     Raises:
-        UserError: one of the files is there and another's.
+        UserError: if one of the files exists and is not an export.
     """
     try:
         with zipfile.ZipFile(target) as file:
             zip_is_ours = file.comment == _MARK
     except (OSError, zipfile.BadZipFile):
         zip_is_ours = False
-    statistics_are_ours = beside.is_file() and _MARK in beside.read_bytes()
-    for path, ours in ((target, zip_is_ours), (beside, statistics_are_ours)):
+    statistics_are_ours = sidecar.is_file() and _MARK in sidecar.read_bytes()
+    for path, ours in ((target, zip_is_ours), (sidecar, statistics_are_ours)):
         if path.exists() and not ours:
-            raise UserError(f"{path} is there already and not an export of alrao-rl: choose another file with --out")
+            raise UserError(f"{path} exists already and is not an export of alrao-rl: choose another file with --out")
 
 
 def _zip(model: BaseAlgorithm) -> bytes:
@@ -212,8 +212,8 @@ def _zip(model: BaseAlgorithm) -> bytes:
 def _normalizer(model: BaseAlgorithm, statistics: Statistics) -> Any:
     """SB3's ``VecNormalize`` with these statistics, which stay as they are until its ``training`` is true.
 
-    Images in Dict observations have their channels first, as the agent's file has them: where the environment's are
-    last, ``VecTransposeImage`` goes below it.
+    Images in Dict observations have their channels first, as in the agent's file: if the environment's are last,
+    ``VecTransposeImage`` goes below it.
     """
     from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 

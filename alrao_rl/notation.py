@@ -16,13 +16,13 @@ def parse_seeds(texts: Iterable[str], where: str) -> list[int]:
     """Seeds such as ``0-9`` or ``0,3,5-7``.
 
     Raises:
-        UserError: an empty range, a seed twice, something else than whole numbers.
+        UserError: if a range is empty or too long, or a part is not a seed or a range.
     """
     seeds: list[int] = []
     for part in (part.strip() for text in texts for part in text.split(",")):
         found = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part)
         if found is None:
-            raise UserError(f"{where}: {part!r} is no seed, expected whole numbers and ranges such as 0-9 or 0,3,5-7")
+            raise UserError(f"{where}: {part!r} is not a seed, expected whole numbers or ranges such as 0-9 or 0,3,5-7")
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first:
             raise UserError(f"{where}: the range {part} is empty; did you mean {last}-{first}?")
@@ -35,7 +35,7 @@ def parse_seeds(texts: Iterable[str], where: str) -> list[int]:
 
 
 def seeds_as_text(seeds: Iterable[int]) -> str:
-    """What :func:`parse_seeds` reads as these seeds: ``0-9,100``."""
+    """Seeds in the form that :func:`parse_seeds` reads: ``0-9,100``."""
     ranges: list[list[int]] = []
     for seed in sorted(seeds):
         if ranges and seed == ranges[-1][-1] + 1:
@@ -51,7 +51,7 @@ def literal(value: Any) -> str:
         return f"{{{', '.join(f'{toml_key(key)} = {literal(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
-    # TOML has escapes of four digits or eight, and JSON writes what needs more than four as two of them.
+    # Not ASCII only: JSON escapes a character that needs more than four digits as two, which TOML does not accept.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -1,18 +1,18 @@
-"""How numbers are written for people: as many digits as mean something, whatever the size of a reward."""
+"""Numbers written for people: only meaningful digits, whatever the scale of the rewards."""
 
 from __future__ import annotations
 
 import math
 
 LARGE = 1e7
-"""From here on, and below ``SMALL``, a number is written with an exponent."""
+"""From here on, and below ``SMALL``, numbers are written with an exponent."""
 SMALL = 1e-4
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits: ``0.00093``, ``310.2``, ``1,234``, ``1.5e+09``.
+    """A number with ``digits`` significant digits: ``0.00093``, ``310.2``, ``1,234``, ``1.5e+09``.
 
-    No digit before the decimal point is rounded away, and zeros at the end are left out.
+    Digits before the decimal point are never rounded away; trailing zeros are dropped.
     """
     value = float(value)
     size = abs(value)
@@ -25,9 +25,9 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def decimals(value: float, digits: int = 4) -> int:
-    """Decimal places with which a number has so many significant digits; none where it has them before the point."""
+    """Decimal places that give a number ``digits`` significant digits; 0 if those before the point suffice."""
     size = abs(float(value))
-    # As it is rounded to those digits: 9.9996 is 10.00.
+    # Of the rounded number: 9.9996 becomes 10.00.
     exponent = int(f"{size:.{digits - 1}e}".partition("e")[2]) if 0 < size < math.inf else 0
     return max(digits - 1 - exponent, 0)
 

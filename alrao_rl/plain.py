@@ -1,4 +1,4 @@
-"""The averaged model of a converted network as plain torch: nothing of Alrao left, to act, to export, to hand on."""
+"""The averaged model of a converted network as plain torch, with nothing of Alrao left: to act, export or share."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
 
 
 def averaged(network: nn.Module) -> nn.Module:
-    """An independent copy of a converted network that computes what it computes now, of plain modules alone.
+    """An independent copy of a converted network, made of plain modules only, with the same outputs as now.
 
-    It is in evaluation mode and takes no gradients; ``torch.export``, ``torch.onnx`` and ``torch.jit`` can follow it.
-    Where outputs are averaged (``"values"``, ``"mean"``) an output layer is one ``Linear``, Σ_j a_j θ_j, where
-    probabilities are it is a :class:`Mixture`; a parameter beside the outputs, as log_std, is its ``extra``. Other
-    modules keep their names and types.
+    It is in evaluation mode and takes no gradients; ``torch.export``, ``torch.onnx`` and ``torch.jit`` can trace it.
+    An output layer becomes one ``Linear``, Σ_j a_j θ_j, if outputs are averaged (``"values"``, ``"mean"``), and a
+    :class:`Mixture` if probabilities are; a parameter beside the outputs, such as log_std, becomes its ``extra``.
+    Other modules keep their names and types.
 
     Args:
         network: a network made by :func:`~alrao_rl.core.convert.convert`.
 
     Raises:
-        ValueError: it is not converted, or holds a module of which no copy can be made.
+        ValueError: if it is not converted, or contains a module that cannot be copied.
     """
     if not hasattr(network, "alrao_config"):
         parts = [name for name, part in network.named_modules() if hasattr(part, "alrao_config")]
@@ -34,7 +34,7 @@ def averaged(network: nn.Module) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(
             f"the network cannot be copied: {str(error).partition('.')[0]}; detach() what a module keeps of a call, "
-            "and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
+            "and use torch.nn.utils.parametrizations.weight_norm instead of torch.nn.utils.weight_norm"
         ) from None
     replace_heads(plain)
     del plain.alrao_config, plain.alrao_rates
@@ -42,7 +42,7 @@ def averaged(network: nn.Module) -> nn.Module:
 
 
 class Mixture(nn.Module):
-    """The average of heads whose probabilities are averaged, which is no ``Linear``: Σ_j a_j p_j(x) as logits.
+    """Heads averaged as probabilities, which a single ``Linear`` cannot do: Σ_j a_j p_j(x), as logits.
 
     Args:
         heads: the output layer.
@@ -55,11 +55,12 @@ class Mixture(nn.Module):
         self.kind, self.splits, self.shape = heads.kind, heads.splits, (heads.n_heads, heads.out_features)
         self.out_features = heads.out_features
         self.all = _empty_linear(heads, heads.n_heads)
-        weight, bias, weights = heads.usable()
+        theta, averaging_weights = heads._finite_heads()
+        weight, bias = heads._split(heads._rows(theta.detach()))
         self.all.weight.data = weight.reshape(-1, heads.in_features).clone()
         if bias is not None:
             self.all.bias.data = bias.reshape(-1).clone()
-        self.register_buffer("weights", weights.clone())
+        self.register_buffer("weights", averaging_weights.detach().clone())
 
     def forward(self, features: Tensor, offset: Tensor | None = None) -> Tensor:
         """``[B, I]`` to ``[B, O]``; ``offset``, ``[B, O]``, as for the heads."""
@@ -71,7 +72,7 @@ class Mixture(nn.Module):
 
 
 def replace_heads(network: nn.Module) -> None:
-    """Put the plain module that computes its average in the place of every duplicated output layer."""
+    """Replace every duplicated output layer by the plain module that computes its average."""
     for module in list(network.modules()):
         for name, child in list(module._modules.items()):
             if isinstance(child, OutputHeads):
@@ -90,8 +91,8 @@ def _plain(heads: OutputHeads) -> nn.Module:
 
 
 def _empty_linear(heads: OutputHeads, copies: int = 1) -> nn.Linear:
-    """A ``Linear`` of the shape, type and place of so many heads in a row, to be filled."""
-    # Its own initialisation must leave no trace. Not skip_init, which loads sympy: most of a second of every start.
+    """A ``Linear`` with the shape, type and device of ``copies`` heads in a row, to be filled."""
+    # Initialising it must not advance torch's generator. Not skip_init: importing sympy takes most of a second.
     with torch.random.fork_rng(devices=()):
         layer = nn.Linear(heads.in_features, copies * heads.out_features, heads.bias is not None)
     return layer.to(heads.weight)

@@ -1,4 +1,4 @@
-"""Importing this registers our environments with Gymnasium, and MinAtar's."""
+"""Importing this module registers this package's environments, MinAtar's among them, with Gymnasium."""
 
 from alrao_rl.environments.register import provide
 

@@ -21,13 +21,13 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module", params=["compiled", "torch"])
-def loops(request):
+def backend(request):
     """Small networks computed by compiled code, and, as on a GPU, by operations on tensors."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
             patch.setattr(kernels, "library", None)
         elif kernels.library is None:
-            pytest.skip("no compiled loops here")
+            pytest.skip("no compiled library here")
         yield request.param
 
 

@@ -418,12 +418,12 @@ def test_counts_from_0(observation, action, says):
         (spaces.Dict(), DISCRETE, r"observes Dict\(\), expected at least one part"),
         (spaces.Dict(x=spaces.Dict(y=BOX)), DISCRETE, r"observes Dict\('y': Box.* as 'x', .*FlattenObservation"),
         (spaces.Dict(x=BOX, y=SCALAR), DISCRETE, r"observes Box\(.*\) as 'y', expected at least.*FlattenObservation"),
-        (spaces.Dict(x=BOX, y=spaces.Sequence(BOX)), DISCRETE, r"observes Sequence\(.* as 'y', .*leave out 'y' by"),
-        (spaces.Dict(x=BOX, y=NOTHING), DISCRETE, r"observes Box\(.* as 'y', .*leave out 'y' by"),
+        (spaces.Dict(x=BOX, y=spaces.Sequence(BOX)), DISCRETE, r"observes Sequence\(.* as 'y', .*leave out 'y' with"),
+        (spaces.Dict(x=BOX, y=NOTHING), DISCRETE, r"observes Box\(.* as 'y', .*leave out 'y' with"),
         (
             spaces.Dict(direction=DISCRETE, image=BOX, mission=spaces.Text(9)), DISCRETE,
-            r"observes Text\(.* as 'mission', expected Box, .*, or a Dict of these; leave out 'mission' by the wrapper "
-            r'{ name = "FilterObservation", filter_keys = \["direction", "image"\] }',
+            r"observes Text\(.* as 'mission', expected Box, .*, or a Dict of these; leave out 'mission' with the "
+            r'wrapper { name = "FilterObservation", filter_keys = \["direction", "image"\] }',
         ),
     ],
 )  # fmt: skip

@@ -359,6 +359,7 @@ def test_a_better_head_takes_over_and_another_comes_back(name):
     assert weights[2] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
 def test_whiteness_finds_the_rate_of_a_moving_target(scale):
     """A scalar tracks a random walk through noise; weight goes within a factor 3 of the best fixed rate."""

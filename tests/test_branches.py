@@ -12,7 +12,7 @@ from torch import nn
 from alrao_rl.core.mixtures import mix_logits
 from alrao_rl.fast import OutputHeads, branches, kernels
 
-pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled library here")
 
 KINDS = {
     "values": {"kind": "values", "rule": "switch"},

@@ -62,6 +62,7 @@ class Masked(Sums):
 # --- identity with the stock algorithm ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [300, pytest.param(2_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["qrdqn", "recurrent"])
 def test_identity(kind, steps):
@@ -70,6 +71,7 @@ def test_identity(kind, steps):
     assert_identical(*both(*arguments, policy=policy_of(kind), eps=eps), 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "actions", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=lambda space: str(space)
 )
@@ -339,6 +341,7 @@ def test_actions_that_are_not_discrete():
         alrao_rl.AlraoQRDQNPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), lambda _: 1.0)
 
 
+@pytest.mark.slow
 def test_without_sb3_contrib_a_line_says_what_to_install():
     script = "import sys, alrao_rl; sys.modules['sb3_contrib'] = None; alrao_rl.AlraoPolicy; alrao_rl.AlraoLstmPolicy"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -382,6 +385,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", "-adam"])
 def test_train_and_enjoy(algo, suffix, install, tmp_path, capsys):
     install("game", GAME)

@@ -212,6 +212,7 @@ def test_default_interval_belongs_to_the_base():
     assert AlraoConfig(base="sgd", lr_range=[1e-3, 1.0]).interval == (1e-3, 1.0)
 
 
+@pytest.mark.slow
 def test_supervised_classifier_as_published():
     """SGD on (1e-5, 10) with switch: learns without a learning rate."""
     torch.manual_seed(0)
@@ -232,6 +233,7 @@ def test_supervised_classifier_as_published():
     assert net[2].averaging_weights[-1] < 0.05  # SGD at 10 diverges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_regression_survives_rates_at_which_a_linear_output_diverges(scale):
     torch.manual_seed(0)

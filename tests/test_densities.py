@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from alrao_rl.fast import densities, kernels
 from alrao_rl.fast.densities import gaussian_log_prob
 
-pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled library here")
 
 
 def normal(mean, log_std, actions):
@@ -29,7 +29,7 @@ def found(function, mean, log_std, actions):
 @pytest.fixture
 def compiled(monkeypatch):
     """No other way than compiled code."""
-    monkeypatch.setattr(densities.core, "gaussian_log_prob", None)
+    monkeypatch.setattr(densities, "_by_torch", None)
 
 
 @given(
@@ -44,7 +44,7 @@ def test_value_and_gradients(branches, n, k, scale, seed):
     inputs = torch.randn(*branches, n, k), scale * torch.randn(*branches, k), torch.randn(n, k)
     fast = found(gaussian_log_prob, *inputs)
     torch.testing.assert_close(fast, found(normal, *inputs), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(fast, found(densities.core.gaussian_log_prob, *inputs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast, found(densities._by_torch, *inputs), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         assert torch.equal(gaussian_log_prob(*inputs), fast[0])
 
@@ -152,7 +152,7 @@ def test_left_to_torch(monkeypatch):
 
 # --- importance weights ---------------------------------------------------------------------------------------------
 
-WAYS = pytest.mark.parametrize("way", [gaussian_log_prob, densities.core.gaussian_log_prob], ids=["compiled", "torch"])
+WAYS = pytest.mark.parametrize("way", [gaussian_log_prob, densities._by_torch], ids=["compiled", "torch"])
 
 
 @WAYS

@@ -70,6 +70,7 @@ def test_returns_are_those_of_the_agent(run, capfd):
     assert printed.out.splitlines()[-1] == f"mean return over 3 episodes: {significant(np.mean(expected))}"
 
 
+@pytest.mark.slow
 def test_the_real_command(run, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "alrao_rl.enjoy", str(run), "--episodes", "2"],

@@ -154,6 +154,7 @@ def test_every_episode_is_another_and_goes_on_from_a_state():
 # --- in a run -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["dqn", "a2c", "ppo"])
 def test_training_does_not_depend_on_evaluations(odd, tmp_path, agent):
     """Not even where the environment draws from the generators that everybody has."""
@@ -202,7 +203,7 @@ def test_where_nothing_is_evaluated_the_best_agent_is_the_last(tmp_path, capfd):
     assert main([*args, "--eval-episodes", "5"]) == 0
     printed = capfd.readouterr()
     assert f"{out} is finished" in printed.out
-    said = "warning: the run is finished and was evaluated otherwise (eval_episodes: 0 -> 5): another --out "
+    said = "warning: the run is finished and was evaluated differently (eval_episodes: 0 -> 5): another --out "
     assert printed.err.startswith(said)
 
 
@@ -224,6 +225,7 @@ def test_ties_go_to_the_later(odd, tmp_path):
     assert (facts["best_return"], facts["best_timestep"], facts["last_return"]) == (5.0, 300, 5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.1, 0.3, 1.0])
 def test_the_budget_is_never_exceeded(tmp_path, budget):
     args = [*arguments("ppo", "CartPole-v1", 3000), "--eval-budget", str(budget), "--out", str(tmp_path)]
@@ -262,6 +264,6 @@ def test_evaluations_make_no_other_run():
     assert [other.config[key] for key in ("eval_episodes", "eval_freq", "eval_budget")] == [0, 10, 0.5]
     assert identity(default.config) == identity(other.config)
     assert default.digests[0] == other.digests[0]
-    assert other.cell.arguments[-8:-2] == (
+    assert other.options.arguments()[-10:-4] == (
         "--eval-episodes", "0", "--eval-freq", "10", "--eval-budget", "0.5",
     )  # fmt: skip

@@ -13,12 +13,14 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_runs(path, capsys):
     runpy.run_path(str(path))["main"](2_048)
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_page_on_your_own_environment(tmp_path):
     """Its commands, with its files beside the example, only shorter."""
     text = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")

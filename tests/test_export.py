@@ -1,5 +1,6 @@
 """``python -m alrao_rl.export``: what SB3 loads acts as what we saved."""
 
+import functools
 import json
 import os
 import pickle
@@ -77,8 +78,11 @@ def actions_of(path, algorithm, stock, normalized, space, action_space, observat
     return np.load(out)
 
 
-def only_long(*cases):
-    return [pytest.param(*case, marks=pytest.mark.long) for case in cases]
+def only(mark, *cases):
+    return [pytest.param(*case, marks=mark) for case in cases]
+
+
+slow, only_long = functools.partial(only, pytest.mark.slow), functools.partial(only, pytest.mark.long)
 
 
 CASES = [
@@ -99,6 +103,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algo", "policy", "space", "actions", "normalize"), CASES)
 def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actions, normalize):
     """In a fresh process, with SB3's own load."""
@@ -112,7 +117,7 @@ def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actio
     assert err == ""
     package = "stable_baselines3" if algo in ("dqn", "a2c", "ppo") else "sb3_contrib"
     loader = f"{package}.{type(model).__name__}.load"
-    assert out.startswith(f"written: {tmp_path / 'agent.zip'}, for {loader}, which executes what it is given\n")
+    assert out.startswith(f"written: {tmp_path / 'agent.zip'}, for {loader}, which executes what is in it\n")
     assert (tmp_path / "agent_vecnormalize.pkl").exists() == ("vecnormalize.pkl" in out) == bool(normalize)
     observations, loaded = samples(space, 20), load_agent(tmp_path)
     expected = np.array([loaded.predict(observation, deterministic=True)[0] for observation in observations])
@@ -181,6 +186,7 @@ def test_hyperparameters_are_those_of_training(tmp_path):
         assert json.loads(file.read("data"))["buffer_size"] == 1_000_000
 
 
+@pytest.mark.slow
 def test_the_real_command_on_a_real_run(tmp_path, monkeypatch):
     """``--out`` names the file; the same again replaces it, and what belonged to another agent goes."""
     monkeypatch.chdir(tmp_path)
@@ -248,7 +254,7 @@ def test_statistics_of_the_users_beside_an_export_of_ours_stay(tmp_path, capfd):
         assert main([str(tmp_path), "--to", "sb3"]) == 0
     capfd.readouterr()
     (tmp_path / "agent_vecnormalize.pkl").write_bytes(b"mine")
-    assert "agent_vecnormalize.pkl is there already" in refused(capfd, tmp_path, "--to", "sb3")
+    assert "agent_vecnormalize.pkl exists already" in refused(capfd, tmp_path, "--to", "sb3")
     assert (tmp_path / "agent_vecnormalize.pkl").read_bytes() == b"mine"
 
 
@@ -259,7 +265,7 @@ def test_what_is_not_ours_stays(run, tmp_path, capfd, name):
     (tmp_path / "m.zip").rename(tmp_path / name)
     before = (tmp_path / name).read_bytes()
     error = refused(capfd, run, "--to", "sb3", "--out", tmp_path / "m.zip")
-    assert f"{tmp_path / name} is there already and not an export of alrao-rl" in error
+    assert f"{tmp_path / name} exists already and is not an export of alrao-rl" in error
     assert (tmp_path / name).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"run", "other", name}
 
@@ -291,16 +297,19 @@ def test_help_imports_no_torch():
 # --- ONNX -----------------------------------------------------------------------------------------------------------
 
 GRAPHS = [
-    *((algo, "alrao", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo")),
+    ("a2c", "alrao", RAW, "discrete", "scale"),
+    *slow(*((algo, "alrao", RAW, "discrete", "scale") for algo in ("dqn", "ppo"))),
     *only_long(*((algo, "stock", RAW, "discrete", "scale") for algo in ("dqn", "a2c", "ppo"))),
-    ("dqn", "alrao", IMAGE, "discrete", False),
-    ("qrdqn", "alrao", RAW, "discrete", True),
-    ("a2c", "alrao", OBSERVATIONS["discrete"], "multi-discrete", False),
-    ("ppo", "alrao", RAW, "multi-binary", False),
-    ("ppo", "alrao", RAW, "box", True),
-    ("a2c", "alrao", RAW, "sde", False),
+    *slow(
+        ("dqn", "alrao", IMAGE, "discrete", False),
+        ("qrdqn", "alrao", RAW, "discrete", True),
+        ("a2c", "alrao", OBSERVATIONS["discrete"], "multi-discrete", False),
+        ("ppo", "alrao", RAW, "multi-binary", False),
+        ("ppo", "alrao", RAW, "box", True),
+        ("a2c", "alrao", RAW, "sde", False),
+        ("ppo", "alrao", DICT, "discrete", True),
+    ),
     *only_long(("ppo", "stock", RAW, "box", True), ("a2c", "stock", RAW, "sde", False)),
-    ("ppo", "alrao", DICT, "discrete", True),
 ]
 
 
@@ -338,6 +347,7 @@ def test_onnx_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, acti
     np.testing.assert_allclose(scores, scores_of(model, given), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2), (3, 1), (1, 3)])
 def test_onnx_of_actions_of_several_dimensions(tmp_path, capfd, shape):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -353,6 +363,7 @@ def test_onnx_of_actions_of_several_dimensions(tmp_path, capfd, shape):
     np.testing.assert_allclose(action, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_of_a_part_that_is_named_as_an_output(tmp_path, capfd):
     onnxruntime = pytest.importorskip("onnxruntime")
     agent, space = make_agent("ppo"), spaces.Dict({"action": RAW, "n": spaces.Discrete(4)})
@@ -387,10 +398,10 @@ def test_onnx_refuses_what_it_cannot_do(tmp_path, capfd, monkeypatch):
     assert "--to onnx needs onnx and onnxscript; install them with: pip install" in capfd.readouterr().err
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: object())
     assert main([str(tmp_path), "--to", "onnx"]) == 2
-    assert "--to onnx does not serve RecurrentPPO, expected DQN, QRDQN, A2C, PPO" in capfd.readouterr().err
+    assert "--to onnx does not support RecurrentPPO, expected DQN, A2C, PPO, QRDQN" in capfd.readouterr().err
     agent = make_agent("ppo")
     save_agent(make_model(agent, RAW, ACTIONS["discrete"], steps=0), agent, tmp_path / "agent", timestep=0)
     (tmp_path / "agent.onnx").write_bytes(b"mine")
     assert main([str(tmp_path), "--to", "onnx"]) == 2
-    assert "is there already and not an export of alrao-rl" in capfd.readouterr().err
+    assert "exists already and is not an export of alrao-rl" in capfd.readouterr().err
     assert (tmp_path / "agent.onnx").read_bytes() == b"mine"

@@ -11,7 +11,7 @@ from alrao_rl.core.bases import BASES
 from alrao_rl.core.heads import KINDS
 
 STEPS = 12
-pytestmark = pytest.mark.usefixtures("loops")
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def learner(way, kind, base, rule, extra=False, **options):

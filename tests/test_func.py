@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from alrao_rl import AlraoOptimizer, Output, averaged, convert
 from alrao_rl.fast.branches import Kernel
 
-pytestmark = pytest.mark.usefixtures("loops")
+pytestmark = pytest.mark.usefixtures("backend")
 KINDS = [Output("values"), Output("mean"), Output("categorical"), Output("categorical", splits=[1, 2])]
 KINDS += [Output("bernoulli"), Output("mean", extra=torch.zeros(3))]
 kinds = pytest.mark.parametrize("output", KINDS, ids=lambda output: f"{output.kind}-{output.splits}-{output.extra}")

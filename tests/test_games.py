@@ -223,12 +223,12 @@ def test_atari_evaluation_is_of_whole_games():
 @pytest.mark.parametrize(
     ("options", "kwargs", "says"),
     [
-        ("", "", "AtariWrapper: the game skips frames by itself (frameskip 4), and the wrapper 4 of what is left; give "
-         "it frameskip = 1, and repeat_action_probability = 0.0 if no action is to stick (it is 0.25)"),
+        ("", "", "AtariWrapper: the game itself skips frames (frameskip 4), and the wrapper would skip 4 of the rest; "
+         "give it frameskip = 1, and repeat_action_probability = 0.0 for no sticky actions (it is 0.25)"),
         (", frame_skip = 2", "frameskip = 3\nrepeat_action_probability = 0.0", "AtariWrapper with {'frame_skip': 2}: "
-         "the game skips frames by itself (frameskip 3), and the wrapper 2 of what is left"),
-        (", action_repeat_probability = 0.1", "frameskip = 1", "the game lets actions stick by itself "
-         "(repeat_action_probability 0.25), and the wrapper once more; give it repeat_action_probability = 0.0"),
+         "the game itself skips frames (frameskip 3), and the wrapper would skip 2 of the rest"),
+        (", action_repeat_probability = 0.1", "frameskip = 1", "the game itself has sticky actions "
+         "(repeat_action_probability 0.25), and so would the wrapper; give it repeat_action_probability = 0.0"),
     ],
 )  # fmt: skip
 def test_atari_frames_are_not_skipped_twice(tmp_path, capfd, options, kwargs, says):
@@ -267,7 +267,7 @@ def test_atari_actions_that_stick_are_said(capfd, kwargs, frame_skip, warned):
 @pytest.mark.parametrize(
     ("space", "what"),
     [
-        (image(4, 60, 60, 3), "Box(0, 255, (4, 60, 60, 3), uint8), of 4 dimensions, and only of three is it an image"),
+        (image(4, 60, 60, 3), "Box(0, 255, (4, 60, 60, 3), uint8), of 4 dimensions, and only three make an image"),
         (image(60, 60), "Box(0, 255, (60, 60), uint8), of 2 dimensions"),
         (
             spaces.Dict(eye=image(2, 9, 9, 3), x=image(128)),

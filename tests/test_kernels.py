@@ -16,7 +16,7 @@ from alrao_rl.fast import AlraoOptimizer, convert, kernels
 from alrao_rl.fast.addresses import Addresses
 
 ROOT = Path(__file__).parent.parent
-compiled = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+compiled = pytest.mark.skipif(kernels.library is None, reason="no compiled library here")
 
 
 def test_built_where_there_is_a_compiler():
@@ -175,6 +175,7 @@ def test_trains_on_after_parameters_have_left_for_other_memory(change):
     assert not torch.equal(net[2].weight, before)
 
 
+@pytest.mark.slow
 def test_trains_without_the_library():
     """As where it could not be built: an installed package without a compiler."""
     script = (

@@ -11,7 +11,7 @@ from torch import nn
 
 from alrao_rl.fast import HeadwiseTensor, OutputHeads, kernels, losses
 
-pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled loops here")
+pytestmark = pytest.mark.skipif(kernels.library is None, reason="no compiled library here")
 
 NAMES = ("mse_loss", "smooth_l1_loss", "huber_loss")
 LAYER = OutputHeads(nn.Linear(2, 3), 3, (1e-3, 1e-1), rule="uniform")

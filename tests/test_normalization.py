@@ -2,7 +2,9 @@
 
 import csv
 import json
+import pickle
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from common import arguments, bits
@@ -11,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 from alrao_rl import load_agent
 from alrao_rl.agents.build import build
 from alrao_rl.environments.make import make_env, settle
+from alrao_rl.environments.normalization import RunningMeanSquare
 from alrao_rl.recipes.files import load_agent_recipe
 from alrao_rl.recipes.resolve import resolve
 from alrao_rl.recipes.schema import NORMALIZATIONS
@@ -77,6 +80,7 @@ def test_paper_and_replay_recipes_are_as_they_were():
     assert resolve("dqn", "CartPole-v1").is_settled
 
 
+@pytest.mark.skipif(not hasattr(gym.wrappers, "DiscretizeAction"), reason="this Gymnasium has no such wrapper")
 def test_wrappers_decide_too(tmp_path):
     file = tmp_path / "discrete.toml"
     file.write_text('id = "Pendulum-v1"\n[[wrappers]]\nname = "DiscretizeAction"\nbins = 3\n')
@@ -182,3 +186,8 @@ def test_statistics_of_rewards_are_part_of_a_checkpoint():
     assert one.returns.tolist() == two.returns.tolist()
     assert one.returns.any()
     assert dict(bits(snapshot.take(other))) == dict(bits(state))
+
+
+def test_the_class_of_statistics_is_where_exported_agents_look_for_it():
+    """Pickles name it by the module it was in when it was written."""
+    assert pickle.loads(b"calrao_rl.envs\nRunningMeanSquare\n.") is RunningMeanSquare

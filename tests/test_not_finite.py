@@ -13,13 +13,13 @@ from torch import nn
 
 from alrao_rl import AlraoPolicy
 from alrao_rl.agents.file import read_agent
+from alrao_rl.checks import SkippedUpdateWarning
 from alrao_rl.core import AlraoOptimizer, convert
-from alrao_rl.core.optim import SkippedUpdateWarning
 from alrao_rl.enjoy import main as enjoy
 from alrao_rl.train.callback import TrainingCallback
 from alrao_rl.train.command import main
 
-pytestmark = pytest.mark.usefixtures("loops")
+pytestmark = pytest.mark.usefixtures("backend")
 ODD = '''
 import shutil
 import gymnasium as gym, numpy as np
@@ -88,6 +88,7 @@ def finite(out):
             assert torch.as_tensor(value).isfinite().all(), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ENVIRONMENTS)
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
@@ -113,6 +114,7 @@ def test_from_the_environment(odd, tmp_path, capfd, watched, algo, kwargs, reaso
     assert watched == []
 
 
+@pytest.mark.slow
 @OVERFLOW
 @pytest.mark.parametrize("algo", ENVIRONMENTS)
 def test_a_huge_reward(odd, tmp_path, capfd, watched, algo):
@@ -129,6 +131,7 @@ def test_a_huge_reward(odd, tmp_path, capfd, watched, algo):
     finite(out)
 
 
+@pytest.mark.slow
 @OVERFLOW
 @pytest.mark.parametrize(
     ("algo", "rates", "lost", "skipped"),

@@ -508,3 +508,17 @@ def test_what_helps_a_learning_rate_that_rises():
         UserWarning, match=r"0\.01 times that .* a warm-up may rise from there, but if it is to fall from"
     ):
         ramp(0.01, 1, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32")]
+)
+def test_state_is_in_the_precision_of_the_rates_and_float32_at_least(dtype, expected):
+    """A running mean of squares in bfloat16 would not decay: 0.999 rounds to 1."""
+    net = network([nn.Linear(4, 6), nn.Tanh()], base="adam").to(getattr(torch, dtype))
+    optimizer = AlraoOptimizer(net)
+    net(torch.randn(8, 4, dtype=getattr(torch, dtype))).square().mean().backward()
+    optimizer.step()
+    [state] = optimizer.state_dict()["state"].values()
+    assert {state[name].dtype for name in ("exp_avg", "exp_avg_sq")} == {getattr(torch, expected)}
+    assert {state[name].dtype for name in ("steps", "reclones", "lost")} == {torch.float32}

@@ -1225,6 +1225,7 @@ def test_densities_of_heads_are_importance_weighted(use_sde):
     torch.testing.assert_close(gradient(torch.ones_like), gradient(ratio), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a2c_keeps_its_standard_deviation():
     """Without importance weights log σ of all heads fell below −16 within these steps, and heads were lost."""
     model = A2C(AlraoPolicy, "Pendulum-v1", seed=0, device="cpu").learn(4000)

@@ -249,8 +249,9 @@ def put(root, state, agent, env, seed, rate):
         (path / "config.json").write_text("{")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toml", [False, True])
-@pytest.mark.parametrize("order", [0, 1, *(pytest.param(order, marks=pytest.mark.slow) for order in range(2, 6))])
+@pytest.mark.parametrize("order", range(6))
 def test_a_report_after_every_run_of_a_sweep(tmp_path, quick, order, toml):
     """Whatever is there yet and in whatever state, there is a report; without a run there is an error."""
     rng = np.random.default_rng(order)
@@ -539,6 +540,7 @@ def test_a_collapsed_run_is_named(tmp_path):
     assert "CartPole-v1, dqn: collapsed on seed 2" in text(make(tmp_path)[0])
 
 
+@pytest.mark.slow
 def test_the_same_runs_are_the_same_bytes(ten, tmp_path):
     root, _, _ = ten
     first, second = tmp_path / "first", root / "report"
@@ -786,6 +788,7 @@ def test_no_verdict_where_no_run_finished(tmp_path):
     assert "0 of the 6 runs here finished" in lead(page)
 
 
+@pytest.mark.slow
 def test_a_single_seed(tmp_path, rendered):
     sweep(tmp_path, [0])
     page, _ = make(tmp_path)
@@ -915,6 +918,7 @@ def test_the_page_is_kept_small_by_fewer_bins(tmp_path, monkeypatch):
     assert "25 bins, each 4 % of the steps" in make(tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_watch_ends_when_all_runs_are_over(tmp_path, monkeypatch, capsys):
     sweep(tmp_path, range(2), envs=[ENV])
     path = write(tmp_path, seed=1, state="interrupted")
@@ -930,6 +934,7 @@ def test_watch_ends_when_all_runs_are_over(tmp_path, monkeypatch, capsys):
     assert "http" not in (tmp_path / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process(ten, tmp_path):
     root, _, _ = ten
     command = [sys.executable, "-X", "importtime", "-m", "alrao_rl.report", str(root), "--out", str(tmp_path)]
@@ -1065,6 +1070,7 @@ def test_returns_have_the_digits_that_mean_something():
     assert with_interval(stats.Interval(0.001, 0.0, 0.004)) == "0.001 [0.000, 0.004]"
 
 
+@pytest.mark.slow
 def test_a_watch_from_before_the_first_run(tmp_path, monkeypatch, quick):
     """Runs that come one by one, of whatever state; the last of them is the last that was asked for."""
     lines = ["agents = ['dqn', 'dqn-adam']", "envs = ['CartPole-v1']", "seeds = [0, 1]"]

@@ -550,7 +550,7 @@ def test_paired_by_seed():
     assert {env: scores.tolist() for env, scores in one.items()} == {"a": [0.1, 0.2]}
     assert {env: scores.tolist() for env, scores in other.items()} == {"a": [1.1, 1.2]}
     assert stats.paired_by_seed(x[:0], y) == ({}, {})
-    with pytest.raises(ValueError, match="seed 1 of a is there twice"):
+    with pytest.raises(ValueError, match="seed 1 of a appears twice"):
         stats.paired_by_seed(pd.concat([x, x[1:2]]), y)
 
 

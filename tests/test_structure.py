@@ -1,4 +1,4 @@
-"""The plan of the house: which way imports point, what lies where, and that the method is plain."""
+"""The structure: which way imports point, what lies where, and that the method is plain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alrao_rl"
-# A room is a folder, or a file beside them; it imports rooms of the floors below and nothing else.
+# A part is a folder of the package, or a file beside them; it imports parts of the lines above its own and no others.
 FLOORS = [
     {"errors", "numbers"},
     {"checks", "notation"},
@@ -42,21 +42,21 @@ def module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def room(module):
+def part(module):
     return module.split(".")[1]
 
 
 def test_imports_point_down():
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     modules = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.name != "__init__.py"]
-    assert {room(module_name(path)) for path in modules} == set(floor)
+    assert {part(module_name(path)) for path in modules} == set(floor)
     for path in modules:
-        here = room(module_name(path))
+        here = part(module_name(path))
         for name in imports(path):
             top = name.partition(".")[0]
             # The package itself has the version, and all public names for whoever builds by name.
             if top == "alrao_rl" and name not in ("alrao_rl", "alrao_rl.__version__"):
-                assert room(name) == here or floor[room(name)] < floor[here], f"{path} imports {name}"
+                assert part(name) == here or floor[part(name)] < floor[here], f"{path} imports {name}"
             elif here in ONLY and top not in sys.stdlib_module_names:
                 assert top in ONLY[here], f"{path} imports {name}"
 
@@ -91,6 +91,7 @@ def test_import_is_light():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["dqn", "a2c", "ppo"])
 def test_start_loads_no_compiler(algo):
     """Torch's compiler and its computer algebra take longer to load than all of SB3."""

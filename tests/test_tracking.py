@@ -150,6 +150,7 @@ def evaluations(out):
 # --- real trackers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_all_arrives_and_the_run_is_the_same(untracked, tmp_path, capfd, tracker):
     pytest.importorskip(tracker)
@@ -183,6 +184,7 @@ class StopError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_a_continued_run_is_one_run_there(untracked, tmp_path, monkeypatch, capfd, tracker):
     """Killed after more than its checkpoint knows: no point is lost, none is there twice."""
@@ -216,6 +218,7 @@ def test_a_continued_run_is_one_run_there(untracked, tmp_path, monkeypatch, capf
         assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_what_a_run_is_called(tmp_path):
     pytest.importorskip("mlflow")
     assert main([*ARGS, "--seed", "3", "--out", str(tmp_path / "run"), "--track", "mlflow"]) == 0
@@ -260,7 +263,7 @@ def test_a_server_that_is_down(untracked, tmp_path, monkeypatch, tracker):
     command = [sys.executable, "-c", script, *ARGS, "--out", str(tmp_path / "run"), "--track", tracker]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
-    assert done.stderr.count(f"warning: --track {tracker} has failed and the run goes on without it: ") == 1
+    assert done.stderr.count(f"warning: --track {tracker} has failed and the run continues without it: ") == 1
     same_files(untracked, tmp_path / "run")
 
 
@@ -287,7 +290,7 @@ def test_a_sweep_hands_it_on(tmp_path, monkeypatch, capfd, tracker):
 def test_no_run_depends_on_a_tracker(untracked, bad, tmp_path, monkeypatch, capfd, when):
     monkeypatch.setenv("FAILS", when)
     assert main([*ARGS, "--out", str(tmp_path / "run"), "--track", "wandb"]) == 0
-    warning = "warning: --track wandb has failed and the run goes on without it: ConnectionError: no network\n"
+    warning = "warning: --track wandb has failed and the run continues without it: ConnectionError: no network\n"
     assert capfd.readouterr().err == ("" if when == "never" else warning)
     same_files(untracked, tmp_path / "run")
 

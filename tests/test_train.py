@@ -22,6 +22,8 @@ from common import one_error
 from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.envs.registration import EnvSpec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alrao_rl.agents.build import algorithm
 from alrao_rl.environments.make import make_env, make_one
@@ -36,6 +38,7 @@ from alrao_rl.sweep import command as sweep
 from alrao_rl.train.callback import TrainingCallback
 from alrao_rl.train.command import from_arguments, main, parser
 from alrao_rl.train.display import bar_chart
+from alrao_rl.train.options import RunOptions
 
 ROOT = Path(__file__).parent.parent
 FILES = {"config.json", "status.json", "sha256.json", ".lock", *COLUMNS} | {
@@ -322,7 +325,7 @@ def test_run_folder_of_another_configuration(finished, capfd, more, difference):
     folder, _ = finished
     before = contents(folder)
     message = refused(capfd, *CARTPOLE, *more, "--out", folder)
-    assert f"{folder} holds a run of another configuration {difference}: choose another folder with --out" in message
+    assert f"{folder} holds a run of another configuration {difference}; choose another folder with --out" in message
     assert contents(folder) == before
 
 
@@ -377,13 +380,13 @@ def test_status_that_was_edited(finished, tmp_path, capfd, edit):
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "status.json is not as a finished run leaves it" in lines[0]
+    assert "status.json is not that of a finished run" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (None, "status.json is not there: the run is damaged, choose another folder with --out"),
+        (None, "status.json is missing: the run is damaged; choose another folder with --out"),
         ('{"a": 1}', "status.json has the state None, expected one of queued, running, "),
         ('{"state": "finshed"}', "status.json has the state 'finshed', expected one of queued, running, "),
     ],
@@ -407,7 +410,7 @@ def test_status_of_an_unfinished_run_that_says_it_is_finished(finished, tmp_path
     (tmp_path / "run" / "status.json").write_text('{"state": "finished"}')
     for more in ([], ["--quiet"]):
         assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run"), *more]) == 2
-        assert "says that it is finished and has no sha256.json" in capfd.readouterr().err
+        assert "says that it is finished but lacks sha256.json" in capfd.readouterr().err
     assert (tmp_path / "run" / "checkpoint").is_dir()
 
 
@@ -497,14 +500,14 @@ def test_a_longer_time_limit_among_the_kwargs(tmp_path):
     ("wrappers", "expected"),
     [
         ('{name = "TimeLimits", max_episode_steps = 3}', "did you mean 'TimeLimit'?"),
-        ('{name = "os.system", command = "true"}', "wrapper 'os.system' is not in gymnasium.wrappers"),
-        ('{name = "vector"}', "wrapper 'vector' is not in gymnasium.wrappers"),
-        ("{max_episode_steps = 3}", "wrapper None is not in gymnasium.wrappers"),
+        ('{name = "os.system", command = "true"}', "wrapper 'os.system' is neither in gymnasium.wrappers"),
+        ('{name = "vector"}', "wrapper 'vector' is neither in gymnasium.wrappers"),
+        ("{max_episode_steps = 3}", "wrapper None is neither in gymnasium.wrappers"),
         ('{name = "TimeLimit", steps = 3}', "wrapper TimeLimit does not take {'steps': 3}"),
         (  # CartPole's own limit is 500
             '{name = "TimeLimit", max_episode_steps = 501}',
             "CartPole-v1: wrapper TimeLimit of 501 steps would do nothing, as episodes end after 500; expected at most "
-            "500, or max_episode_steps = 501 among the kwargs",
+            "500, or max_episode_steps = 501 in the kwargs",
         ),
         (
             '{name = "TimeLimit", max_episode_steps = 3}, {name = "FrameStackObservation", stack_size = 2}, '
@@ -547,7 +550,7 @@ class Centred(gym.Wrapper):
 def test_a_wrapper_that_learns_within_the_environment(monkeypatch, tmp_path, capfd, wrapper):
     monkeypatch.setitem(gym.registry, "Own-v0", EnvSpec("Own-v0", lambda: wrapper(PendulumEnv())))
     message = refused(capfd, "--algo", "ppo", "--env", "Own-v0", "--out", tmp_path / "run")
-    assert message.startswith(f"error: Own-v0: the wrapper {wrapper.__name__} keeps running statistics, which each ")
+    assert message.startswith(f"error: Own-v0: the wrapper {wrapper.__name__} keeps running statistics, separate ")
     assert message.endswith("use normalize_observations of the agent instead: --set normalize_observations=true")
     assert not (tmp_path / "run").exists()
 
@@ -602,6 +605,7 @@ def test_environment_that_cannot_be_reset_or_made(tiny, tmp_path, capfd):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_before_a_checkpoint_it_is_started_anew(tiny, tmp_path, capfd):
     """While it is alive a second process is refused; killed, the same command repeats it exactly."""
     out, go = tmp_path / "run", tmp_path / "go"
@@ -740,11 +744,11 @@ def test_whole_rollouts_are_told_before(tmp_path, capfd, algo, options, steps):
 @pytest.mark.parametrize(
     ("algo", "sets", "expected"),
     [
-        ("dqn", [], "DQN learns after 1,000 steps (learning_starts), and these are 40: give it more timesteps, or a "
+        ("dqn", [], "DQN learns after 1,000 steps (learning_starts), but the run has 40: give it more timesteps, or a "
          "smaller number such as --set learning_starts=4"),
-        ("qrdqn", ["learning_starts=40"], "QRDQN learns after 40 steps (learning_starts), and these are 40"),
-        ("dqn", ["learning_starts=48", "train_freq=8", "n_envs=2"], "DQN learns after 48 steps (learning_starts), and "
-         "these are 48"),  # 40 are three rollouts of 8 x 2
+        ("qrdqn", ["learning_starts=40"], "QRDQN learns after 40 steps (learning_starts), but the run has 40"),
+        ("dqn", ["learning_starts=48", "train_freq=8", "n_envs=2"], "DQN learns after 48 steps (learning_starts), but "
+         "the run has 48"),  # 40 are three rollouts of 8 x 2
         ("dqn", ["learning_starts=0", "gradient_steps=0"], "gradient_steps of DQN is 0, expected at least 1"),
     ],
 )  # fmt: skip
@@ -857,7 +861,7 @@ def test_an_environment_that_is_the_only_one(install, tmp_path, capfd, at_reset)
     args = ["--algo", "a2c", "--env", "alone:Alone-v0", "--timesteps", "200", "--out", str(out), "--quiet"]
     args += ["--env-kwargs", f"at_reset={at_reset}", "--set", "n_envs=1", "net_arch=[4]"]
     message = one_error(main, capfd, *args, status=1)
-    assert "RuntimeError: evaluations need environments beside those of training: " in message
+    assert "RuntimeError: evaluations need environments in addition to those of training: " in message
     assert "the simulator is in use; --eval-episodes 0 trains without evaluations; see " in message
     assert json.loads((out / "status.json").read_text())["state"] == "failed"
     assert "ConnectionError: the simulator is in use" in (out / "traceback.txt").read_text()
@@ -896,7 +900,7 @@ def test_time_limits_without_memory_for_them_are_told(tmp_path, capfd, monkeypat
     args = ["--algo", "dqn", "--env", "CartPole-v1", "--timesteps", "20", *more, "--set", "net_arch=[4]"]
     assert main([*args, "buffer_size=50", "learning_starts=9", f"optimize_memory_usage={saves}"]) == 0
     err = capfd.readouterr().err
-    said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended"
+    said = "warning: with optimize_memory_usage an episode that a time limit cuts off counts as terminated"
     assert err.startswith(said) if saves == "true" else err == ""
     assert err.count("\n") == (saves == "true")
 
@@ -937,11 +941,12 @@ def test_a_signal_after_the_end_leaves_a_finished_run_finished(tiny, tmp_path):
 
 
 def test_a_full_disk_behind_the_output_ends_the_printing_and_not_the_run():
-    code = "from alrao_rl.errors import print_warning as w, say; say('a'); w('b'); say('c'); w('d')"
+    code = "from alrao_rl.cli.console import print_warning as w, say; say('a'); w('b'); say('c'); w('d')"
     line = f"{sys.executable} -c {shlex.quote(code)} > /dev/full 2> /dev/full"
     assert subprocess.run(["bash", "-c", line], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_and_a_terminal_of_few_letters(tmp_path):
     line = f"{sys.executable} -m alrao_rl.train --list | head -c 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=ROOT, capture_output=True, text=True)
@@ -992,12 +997,12 @@ DQN_ON_CARTPOLE = ["--algo", "dqn", "--env", "CartPole-v1"]
         ([*DQN_ON_CARTPOLE, "--timesteps", "1.0005k"], "--timesteps: '1.0005k': expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--timesteps", "1e400"], "--timesteps: '1e400': expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--seed", "0-4"], "'0-4' are several seeds, expected one; python -m alrao_rl.sweep"),
-        ([*DQN_ON_CARTPOLE, "--seed", "one"], "'one' is no seed, expected a whole number"),
+        ([*DQN_ON_CARTPOLE, "--seed", "one"], "'one' is not a seed, expected a whole number"),
         ([*DQN_ON_CARTPOLE, "--seed", "-1"], "--seed is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--eval-episodes", "-1"], "--eval-episodes is -1, expected"),
         ([*DQN_ON_CARTPOLE, "--device", "gpu"], "did you mean 'cuda'?"),
         ([*DQN_ON_CARTPOLE, "--device", "nonsense", "--dry-run"], "--device is 'nonsense', expected cpu"),
-        (["--algo", "dqn", "--env", ":CartPole-v1"], "there is no installed package ''"),
+        (["--algo", "dqn", "--env", ":CartPole-v1"], "the package '' to import it from is not installed"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao=3"], "--set alrao: it is a table, set one of its keys"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.lr_range=[1]"], "expected two numbers 0 < lr_min <= lr_max"),
         ([*DQN_ON_CARTPOLE, "--set", "alrao.head_max_grad_norm=foo"], "None (in TOML 'none'), 'auto' or a positive"),
@@ -1061,6 +1066,7 @@ def test_bad_input_of_the_real_command(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "missing", "says"),
     [
@@ -1085,3 +1091,28 @@ def test_a_finished_run_that_is_damaged_is_told(finished, tmp_path, capfd, name)
     (tmp_path / "run" / name).write_bytes(data)
     assert main([*CARTPOLE, "--seed", "3", "--out", str(tmp_path / "run")]) == 2
     assert f"{name} is damaged" in capfd.readouterr().err
+
+
+@given(
+    st.builds(
+        RunOptions,
+        agent=st.sampled_from(["dqn", "mine/agent.toml"]),
+        env=st.sampled_from(["CartPole-v1", "json:X-v0", "env.toml"]),
+        seed=st.integers(0, 2**31 - 1),
+        overrides=st.lists(st.sampled_from(["gamma=0.9", "net_arch=[3, 4]", 'activation_fn="re lu"', "n_envs=2"])).map(
+            tuple
+        ),
+        timesteps=st.none() | st.integers(1, 10**12),
+        env_kwargs=st.dictionaries(
+            st.text("abc_é-", min_size=1),
+            st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        ),
+        eval_episodes=st.integers(0, 99),
+        eval_freq=st.none() | st.integers(1, 99),
+        eval_budget=st.floats(0, 9),
+        trust=st.booleans(),
+    )
+)
+def test_a_command_line_asks_for_what_its_options_are(options):
+    """A sweep hands its options to the process of a run so."""
+    assert from_arguments(parser().parse_args(options.arguments()))[0] == options

@@ -1,4 +1,4 @@
-"""Models that act and do not learn, which is what an agent's file is loaded as."""
+"""Models that act but do not learn: what an agent's file is loaded as."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 Statistics = dict[str, RunningMeanStd]
 """Running mean and variance of observations: of each normalised key of a Dict space, or of ``""``, the whole."""
-_ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn on with"
+_ACTS_ONLY = "load_agent makes an agent that acts: its file holds no optimizer state and no data to learn from"
 _LOSES_STATISTICS = "{} would lose the statistics that normalise observations: keep the run's files, or use save_agent"
 
 
 def acting(algorithm: type[Any]) -> type[Any]:
-    """The algorithm without what it cannot do when it was loaded to act."""
+    """A subclass of the algorithm that refuses what a model loaded to act cannot do."""
 
     class Acting(algorithm):
         def learn(self, *args: Any, **kwargs: Any) -> Any:
@@ -30,15 +30,15 @@ def acting(algorithm: type[Any]) -> type[Any]:
 
         def set_env(self, env: Any, force_reset: bool = True) -> None:
             env = self._wrap_env(env, self.verbose)
-            self.n_envs = env.num_envs  # that of training matters to who learns
+            self.n_envs = env.num_envs  # the number in training matters to learning only
             super().set_env(env, force_reset)
 
-    Acting.__name__ = Acting.__qualname__ = algorithm.__name__  # as SB3's messages call it
+    Acting.__name__ = Acting.__qualname__ = algorithm.__name__  # the name in SB3's messages
     return Acting
 
 
 def normalizing(policy: type[Any]) -> type[Any]:
-    """The policy, taking raw observations where it was trained on normalised ones.
+    """A subclass of the policy that takes raw observations, although it was trained on normalised ones.
 
     ``statistics`` are those of each normalised key of a Dict space, or of ``""``.
     """
@@ -47,7 +47,7 @@ def normalizing(policy: type[Any]) -> type[Any]:
         statistics: Statistics
 
         def obs_to_tensor(self, observation: Any) -> Any:
-            tensor, vectorized = super().obs_to_tensor(observation)  # first: it refuses what has another shape
+            tensor, vectorized = super().obs_to_tensor(observation)  # first, because it rejects wrong shapes
             if isinstance(tensor, dict):
                 return {key: self._normalize(value, key) for key, value in tensor.items()}, vectorized
             return self._normalize(tensor, ""), vectorized
@@ -68,13 +68,13 @@ def normalizing(policy: type[Any]) -> type[Any]:
 
 
 class SpacesOnly(gym.Env[Any, Any]):
-    """An environment that has spaces and nothing else, to build a model on that only predicts."""
+    """An environment with spaces and nothing else, to build a model that only predicts."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
     def action_masks(self) -> Any:
-        """Refuse likewise; that it has them lets an algorithm that asks for masks be built."""
+        """Refuse, like ``reset``; an algorithm that needs masks can be built because the method exists."""
         raise RuntimeError(_ACTS_ONLY)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:

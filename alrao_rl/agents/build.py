@@ -40,7 +40,7 @@ def algorithm(agent: Agent) -> type[BaseAlgorithm]:
     """The class of an agent's algorithm.
 
     Raises:
-        UserError: it is one of sb3-contrib's, which is not installed.
+        UserError: if it is one of sb3-contrib's, which is not installed.
     """
     name = agent.algorithm.cls
     if hasattr(stable_baselines3, name):
@@ -66,7 +66,7 @@ def policy_kwargs(agent: Agent, observation_space: spaces.Space[Any]) -> dict[st
     if "activation_fn" in kwargs:
         kwargs["activation_fn"] = ACTIVATIONS[kwargs["activation_fn"]]
     if is_image_space(observation_space):
-        # SB3's own extractor has ReLU whatever the agent's units are, and takes no small images.
+        # SB3's own extractor has ReLU whatever the agent's activation is, and does not take small images.
         units = kwargs.get("activation_fn", nn.Tanh if agent.policy == "alrao" else nn.ReLU)
         extractor = image_extractor(observation_space)
         if agent.policy == "alrao" or extractor is not AlraoNatureCNN or units is not nn.ReLU:
@@ -80,7 +80,7 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
     """Make the SB3 algorithm of an agent on a vectorised environment.
 
     Raises:
-        UserError: SB3 or Alrao refuses a value or the environment's spaces, with their reason on one line.
+        UserError: if SB3 or Alrao rejects a value or the environment's spaces, with the reason on one line.
     """
     name = agent.algorithm.cls
     if agent.algorithm.learns_from_replay and not isinstance(env.action_space, spaces.Discrete):
@@ -97,7 +97,7 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
         if isinstance(value := hyperparameters.get(key), str):
             hyperparameters[key] = LinearSchedule(first_value(value), 0.0, 1.0)
     if hyperparameters.get("optimize_memory_usage"):
-        # SB3 cannot do both: the end of an episode by a time limit then counts as any other, of which ``train`` warns.
+        # SB3 cannot do both: a time limit then counts as any other end of an episode, of which ``train`` warns.
         hyperparameters["replay_buffer_kwargs"] = {"handle_timeout_termination": False}
     try:
         return kind(
@@ -113,7 +113,7 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
 
 
 def timesteps_of(model: BaseAlgorithm, timesteps: int) -> int:
-    """How many timesteps ``learn(timesteps)`` takes: Stable-Baselines3 ends between two rollouts only."""
+    """How many timesteps ``learn(timesteps)`` takes: Stable-Baselines3 stops only between two rollouts."""
     learner = cast(Any, model)
     steps = learner.n_steps if isinstance(model, OnPolicyAlgorithm) else learner.train_freq.frequency
     rollout = steps * model.n_envs
@@ -121,28 +121,30 @@ def timesteps_of(model: BaseAlgorithm, timesteps: int) -> int:
 
 
 def refuse_no_update(model: BaseAlgorithm, timesteps: int) -> None:
-    """Refuse what would end without a single update.
+    """Reject a run that would end without a single update.
 
     Raises:
-        UserError: an algorithm with a replay buffer that ends before it starts to learn, or has no gradient steps.
+        UserError: if an algorithm with a replay buffer would end before it learns, or has no gradient steps.
     """
     if not isinstance(model, OffPolicyAlgorithm):
         return
     steps, name = timesteps_of(model, timesteps), type(model).__name__
     if steps <= model.learning_starts:
         raise UserError(
-            f"{name} learns after {model.learning_starts:,} steps (learning_starts), and these are {steps:,}: give it "
-            f"more timesteps, or a smaller number such as --set learning_starts={steps // 10}"
+            f"{name} learns after {model.learning_starts:,} steps (learning_starts), but the run has {steps:,}: give "
+            f"it more timesteps, or a smaller number such as --set learning_starts={steps // 10}"
         )
     if model.gradient_steps == 0:
-        raise UserError(f"gradient_steps of {name} is 0, expected at least 1, or -1 for one a step: nothing is learned")
+        raise UserError(
+            f"gradient_steps of {name} is 0, expected at least 1, or -1 for one per step: it learns nothing"
+        )
 
 
 def check_device(device: str, what: str = "device") -> None:
     """Reject a string that is not a torch device, or a device this machine lacks; ``what`` names it in the error."""
     try:
         if torch.empty(0, device="cpu" if device == "auto" else torch.device(device)).is_meta:
-            raise RuntimeError("meta holds no numbers")
+            raise RuntimeError("meta tensors hold no numbers")
     except (RuntimeError, AssertionError, TypeError) as error:
         known = str(device).startswith(("cpu", "cuda"))
         hint = suggest("cuda" if device == "gpu" else str(device), () if known else ("cpu", "cuda", "auto"))
@@ -153,7 +155,7 @@ def check_device(device: str, what: str = "device") -> None:
 
 
 def with_small_buffer(agent: Agent) -> Agent:
-    """The same agent without a replay buffer of its training size: it is loaded to act."""
+    """The same agent with the smallest replay buffer, for loading it to act."""
     if not agent.algorithm.learns_from_replay:
         return agent
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, "buffer_size": 1}})

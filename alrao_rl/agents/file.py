@@ -1,8 +1,8 @@
 """Agents on disk: weights as safetensors, everything else as JSON. Loading executes nothing from the files.
 
-``NAME.safetensors`` is the whole agent: the policy's state, where observations are normalised their running
-statistics, and in its header the algorithm, the spaces, the options and a hash of the weights. ``NAME.json`` is a copy
-of that header for people. One file, replaced at once, cannot be half of one agent and half of another.
+``NAME.safetensors`` is the whole agent: the policy's state, the running statistics if observations are normalised,
+and in its header the algorithm, the spaces, the options and a hash of the weights. ``NAME.json`` is a copy of that
+header for people. One file, replaced atomically, cannot be half of one agent and half of another.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
 
     Returns:
         An SB3 model for ``predict``, which takes raw observations even if the agent was trained on normalised ones.
-        It is there to act: the file holds no optimizer state and no replay buffer. With gSDE (``use_sde``) sampled
+        It can only act: the file holds no optimizer state and no replay buffer. With gSDE (``use_sde``) sampled
         actions follow one noise matrix, as in SB3, until ``model.policy.reset_noise()`` draws another.
 
     Raises:
-        UserError: there is no such agent, or the file is damaged or not ours.
+        UserError: if there is no such agent, or the file is damaged or not an agent of alrao-rl.
     """
     path = agent_path(run, which)
     check_device(device)
     model, statistics = rebuild(path, device)
     if hasattr(model, "replay_buffer"):
-        # No buffer is better than one of size 1, on which a model that is given an environment would learn nonsense.
+        # No buffer is better than one of size 1, from which a model with a new environment would learn nonsense.
         model.replay_buffer = None
     model.__class__ = acting(type(model))
     if statistics:
@@ -89,35 +89,35 @@ def load_agent(run: str | Path, which: str = "agent", device: str = "cpu") -> Ba
 
 
 def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]:
-    """The SB3 model of an agent's file, on environments that have spaces and nothing else, and its statistics.
+    """The SB3 model of an agent's file, on environments with spaces and nothing else, and its statistics.
 
-    The model takes observations as they were in training: normalised by the statistics, if there are any.
+    The model takes observations as in training: normalised by the statistics, if there are any.
 
     Raises:
-        UserError: there is no such agent, or the file is damaged or not ours.
+        UserError: if there is no such agent, or the file is damaged or not an agent of alrao-rl.
     """
     description, tensors = read_agent(path)
     try:
         agent = check_agent(description["agent"], "its header")
         observations = decode_space(description["observation_space"])
         actions = decode_space(description["action_space"])
-        # As many environments as in training, or SB3 would complain of a rollout shorter than a minibatch.
+        # As many environments as in training, or SB3 would complain about a rollout shorter than a minibatch.
         env = DummyVecEnv([lambda: SpacesOnly(observations, actions)] * agent.n_envs)
         model = build(with_small_buffer(agent), env, seed=None, device=device)
         policy = {name.removeprefix("policy."): value for name, value in tensors.items() if name.startswith("policy.")}
         _set_weights(model, policy)
         if model.use_sde:
-            # What was drawn before has the deviation of a network that is untrained.
+            # The noise drawn so far has the standard deviation of an untrained network.
             cast(Any, model.policy).reset_noise()
         statistics = _read_statistics(tensors, observations, description)
-    except Exception as error:  # whatever a foreign file may hold
+    except Exception as error:  # a foreign file may hold anything
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
     if agent.algorithm.learns_from_replay:
         learner = cast(DQN, model)
         learner.exploration_rate = learner.exploration_final_eps
         default = inspect.signature(type(model)).parameters["buffer_size"].default
-        learner.buffer_size = agent.hyperparameters.get("buffer_size", default)  # that of training, for who saves it
+        learner.buffer_size = agent.hyperparameters.get("buffer_size", default)  # as in training, in case it is saved
     return model, statistics
 
 
@@ -147,7 +147,7 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The description and the tensors of an agent's file, checked against their hash.
 
     Raises:
-        UserError: no such file, damaged or not ours.
+        UserError: if there is no such file, or it is damaged or not an agent of alrao-rl.
     """
     try:
         data = path.read_bytes()
@@ -166,7 +166,7 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise UserError(f"{path} is not an agent of this version: expected the format {FORMAT!r}")
     if _digest(data) != description.get("sha256"):
         raise UserError(f"{path} is damaged: the hash of its weights is not the one it was saved with")
-    # The header has no hash of its own, but in the folder of a finished run.
+    # The hash does not cover the header; in the folder of a finished run the manifest does.
     check_manifest(path.parent, path.name)
     return description, tensors
 
@@ -175,7 +175,7 @@ def _set_weights(model: BaseAlgorithm, weights: dict[str, torch.Tensor]) -> None
     try:
         model.policy.load_state_dict(weights)
     except RuntimeError:
-        # torch names every tensor, on as many lines.
+        # torch's message lists every tensor, one per line.
         raise ValueError("its weights do not fit its spaces and options") from None
 
 
@@ -185,16 +185,16 @@ def _digest(data: bytes) -> str:
 
 
 def _refuse_to_forget(model: BaseAlgorithm) -> None:
-    """Refuse a normalisation that the file says nothing of.
+    """Refuse a normalisation with settings that the file does not record.
 
     Raises:
-        UserError: it clips elsewhere than ``VecNormalize`` does by default, or has another ε.
+        UserError: if it does not have ``VecNormalize``'s default limit for clipping and its default ε.
     """
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None and normalizer.norm_obs:
         for name, expected in {"clip_obs": 10.0, "epsilon": 1e-8}.items():
-            if (given := getattr(normalizer, name)) != expected:
-                raise UserError(f"{name} of VecNormalize is {given}, expected {expected:g} in an agent that is saved")
+            if (value := getattr(normalizer, name)) != expected:
+                raise UserError(f"{name} of VecNormalize is {value}, expected {expected:g} in an agent to be saved")
 
 
 def _statistics(model: BaseAlgorithm) -> Statistics:
@@ -208,7 +208,7 @@ def _statistics(model: BaseAlgorithm) -> Statistics:
 def _read_statistics(
     tensors: dict[str, torch.Tensor], space: spaces.Space[Any], description: dict[str, Any]
 ) -> Statistics:
-    """Those of each normalised part of the observations, from an agent's file."""
+    """Statistics of each normalised part of the observations, from an agent's file."""
     centred = description["agent"].get("normalize_observations") is True
     statistics: Statistics = {}
     for name in tensors:
@@ -222,6 +222,6 @@ def _read_statistics(
         kind = RunningMeanStd if centred or mean.any() else RunningMeanSquare
         rms = statistics[key] = kind(shape=mean.shape)
         rms.mean, rms.var = mean, variance
-        # Older files say the timestep alone, at each of which there is an observation.
+        # Older files have only the timestep; there is one observation per timestep.
         rms.count = float(tensors.get(f"normalization.{key}.count", description.get("timestep", rms.count)))
     return statistics

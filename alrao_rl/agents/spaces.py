@@ -26,7 +26,7 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def _bounds(space: spaces.Box) -> dict[str, Any]:
-    """Bounds of a Box; one number where all are equal. Infinities as JSON strings."""
+    """Bounds of a Box; one number if all are equal. Infinities as JSON strings."""
 
     def encode(bound: np.ndarray[Any, Any]) -> Any:
         values = bound.reshape(-1).tolist()
@@ -50,12 +50,12 @@ def decode_space(data: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Dict":
-        # As pairs: of a dict it would sort the keys, and features are made in their order.
+        # As pairs: it would sort the keys of a dict, and features are made in the order of the keys.
         return spaces.Dict([(key, decode_space(inner)) for key, inner in data["spaces"].items()])
     raise ValueError(f"unknown space {kind!r}")
 
 
 def _bound(data: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    # Whole numbers past floating point, which does not hold the greatest ones.
+    # Not by way of floating point for whole numbers, since it cannot hold the largest ones.
     flat = np.asarray(data, dtype=dtype if np.issubdtype(dtype, np.integer) else np.float64).reshape(-1)
     return np.broadcast_to(flat, (int(np.prod(shape)),)).reshape(shape).astype(dtype)

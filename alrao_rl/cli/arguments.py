@@ -15,7 +15,7 @@ def parse_count(text: str) -> int:
     """A number of timesteps on a command line: ``100000``, ``100_000``, ``1e5``, ``100k`` or ``0.1m``, for argparse.
 
     Raises:
-        ArgumentTypeError: it is none, or no whole one.
+        ArgumentTypeError: if it is not a number, or not a whole one.
     """
     found = re.fullmatch(r"([+-]?[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)(e[+-]?[0-9]{1,2}|[km])?", text.strip().lower())
     if found is not None:
@@ -29,7 +29,7 @@ def parse_seed(text: str) -> int:
     """The seed of a single run, for argparse.
 
     Raises:
-        ArgumentTypeError: it is none; for several it names the command that takes them.
+        ArgumentTypeError: if it is not one; for several seeds it names the command that takes them.
     """
     with contextlib.suppress(ValueError):
         return int(text)
@@ -38,4 +38,4 @@ def parse_seed(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"{text!r} are several seeds, expected one; python -m alrao_rl.sweep --seeds {text} trains them all"
         )
-    raise argparse.ArgumentTypeError(f"{text!r} is no seed, expected a whole number")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a seed, expected a whole number")

@@ -1,4 +1,4 @@
-"""What commands say: the command line's errors, and lines of output that no lost terminal stops."""
+"""Output of commands: one-line errors, and printing that survives a lost terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from alrao_rl.errors import UserError, suggest
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose errors are one line too, with the nearest option."""
+    """An argument parser with one-line errors that name the nearest option."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a :class:`UserError` in place of printing the usage."""
+        """Raise a :class:`UserError` instead of printing the usage."""
         _, _, unknown = message.partition("unrecognized arguments: ")
         hint = suggest(unknown.split("=")[0].split()[0], self._option_string_actions) if unknown.strip() else ""
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
@@ -28,23 +28,23 @@ def say(*lines: object) -> None:
 
 
 def print_error(message: object) -> None:
-    """Print one line ``error: …`` to stderr, whatever line ends a quoted value holds."""
+    """Print one line ``error: …`` to stderr, even if a quoted value contains line breaks."""
     _print_line("error", message)
 
 
 def print_warning(message: object) -> None:
-    """Print one line ``warning: …`` to stderr: what goes on otherwise than the user expects."""
+    """Print one line ``warning: …`` to stderr, for what may differ from what the user expects."""
     _print_line("warning", message)
 
 
 def _print_line(kind: str, message: object) -> None:
-    # What a stranger's file is called, or holds, must not command the terminal.
+    # The name or content of a stranger's file must not send control sequences to the terminal.
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(str(message).splitlines()))
     _put(f"{kind}: {text}", sys.stderr)
 
 
 def _put(text: str, stream: TextIO) -> None:
-    """Print. A reader that goes away, a lost terminal or a full disk ends the printing and not the run."""
+    """Print. A closed pipe, a lost terminal or a full disk ends the printing, not the run."""
     try:
         try:
             print(text, file=stream, flush=True)
@@ -57,7 +57,7 @@ def _put(text: str, stream: TextIO) -> None:
 
 
 def python() -> str:
-    """How the user would call this interpreter: ``python`` if that is it, else its path, relative where it is near."""
+    """How the user would call this interpreter: ``python`` if that finds it, else its path, relative if below here."""
     if shutil.which("python") == sys.executable:
         return "python"
     path = Path(sys.executable)

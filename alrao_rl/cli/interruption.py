@@ -1,12 +1,12 @@
-"""Ctrl-C and SIGTERM: a command stops where it can go on from, and within seconds wherever it is.
+"""Ctrl-C and SIGTERM: a command stops at a point it can resume from, and within seconds wherever it is.
 
-    the signal     is noted; what is at work asks whether it should stop, where it can do so in order
+    the signal     is noted; running code checks whether to stop, at points where it can do so cleanly
     patience over  it has not stopped: KeyboardInterrupt is raised in the main thread, wherever that is
-    limit reached  this was not heeded, by code that catches everything or hangs: the process ends
+    limit reached  code that catches everything, or hangs, has ignored it: the process ends
     second signal  the process ends at once
 
-A thread keeps the time, for a handler in Python has to wait until the main thread is back from C. Out of its reach is
-only C code that hangs and does not let go of the interpreter's lock.
+A thread keeps the time, because a Python signal handler has to wait until the main thread returns from C. It is
+powerless only against C code that hangs without releasing the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_STATUSES = tuple(128 + number for number in SIGNALS)
-"""Exit statuses of a command that was interrupted, as a shell has them."""
+"""Exit statuses of an interrupted command, by the shell's convention."""
 
 _SAME = 0.3
-"""Seconds in which a second signal is the same: ``timeout`` sends each one twice."""
+"""Seconds within which a second signal counts as the same one: ``timeout`` sends each twice."""
 _LAST_WORDS = 1.0
-"""Seconds for them: who is to end a process that hangs must not hang itself."""
+"""Seconds they may take: the thread that ends a hanging process must not hang itself."""
 
 _current: Interruption | None = None
 
 
 class Interruption:
-    """A context in which signals are heeded so. In a thread other than the main one it does nothing.
+    """A context in which signals are handled like this. Outside the main thread it does nothing.
 
     Args:
         patience: seconds from the signal until KeyboardInterrupt is raised.
         limit: seconds from the signal until the process ends; one more for its last words.
-        last_words: called before it does, in another thread.
+        last_words: called before the process ends, in another thread.
     """
 
     def __init__(self, patience: float, limit: float, last_words: Callable[[], object] = lambda: None) -> None:
@@ -50,7 +50,7 @@ class Interruption:
         self._lock = threading.Lock()
         self._armed = self._in_order = False
         self.raised = False
-        """Whether KeyboardInterrupt was raised. An environment may have caught it: nothing after it is to be kept."""
+        """Whether KeyboardInterrupt was raised. An environment may have caught it: discard everything after it."""
 
     @property
     def asked(self) -> bool:
@@ -69,8 +69,8 @@ class Interruption:
             self._main = threading.get_ident()
             reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
-            # Also where a shell has SIGINT ignored, as for commands in the background: who sends it means it.
-            self._before = {number: signal.signal(number, self._heed) for number in SIGNALS}
+            # Even if the shell ignores SIGINT, as for commands in the background: whoever sends it means it.
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
             self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
@@ -83,36 +83,36 @@ class Interruption:
             self._armed, _current = False, None
         self.restore()
         with self._writer:
-            self._writer.shutdown(socket.SHUT_RDWR)  # which ends the thread
+            self._writer.shutdown(socket.SHUT_RDWR)  # ends the thread
 
     def abandon(self) -> None:
-        """Heed no more signals in a child of the process; the socket stays as it is, its other end is the parent's."""
+        """Stop handling signals, in a forked child; the socket stays as it is: its other end is the parent's."""
         global _current
         self._armed, _current = False, None
         self.restore()
 
     def restore(self) -> None:
-        """Give the signals back to who had them before."""
+        """Restore the signal handlers that were installed before."""
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def stop_in_order(self) -> bool:
-        """Call where it can be stopped in order: from here on nothing is raised.
+        """Call at a point where the command can stop cleanly: from here on nothing is raised.
 
         Returns:
-            False if that has happened already.
+            False if KeyboardInterrupt has been raised already.
         """
         with self._lock:
             self._in_order = True
             return not self.raised
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.raised and self._armed:
             raise KeyboardInterrupt
 
     def _watch(self, reader: socket.socket) -> None:
-        """In a thread of its own: the seconds after a signal."""
+        """Time the seconds after a signal, in a separate thread."""
         with reader:
             self._signal = _next(reader, None)
             if self._signal is None:
@@ -127,7 +127,7 @@ class Interruption:
         with self._lock:
             if self._armed and not self._in_order:
                 self.raised = True
-                # To the thread, whose sleep or wait it ends.
+                # Sent to the thread, to end its sleep or wait.
                 signal.pthread_kill(self._main, self.exit_status - 128)
 
     def _end(self) -> None:
@@ -146,7 +146,7 @@ class Interruption:
 
 
 def _next(reader: socket.socket, until: float | None) -> int | None:
-    """The next of our signals, or None: there was none until then, or no more will come."""
+    """The next of ``SIGNALS``; None if there was none until then, or no more will come."""
     while True:
         reader.settimeout(None if until is None else max(until - time.monotonic(), 1e-3))
         try:
@@ -158,7 +158,7 @@ def _next(reader: socket.socket, until: float | None) -> int | None:
 
 
 def _another(reader: socket.socket, until: float) -> bool:
-    """Wait; whether there is another signal."""
+    """Wait until then; return whether another signal came."""
     same = min(time.monotonic() + _SAME, until)
     while _next(reader, same) is not None:
         pass
@@ -166,7 +166,7 @@ def _another(reader: socket.socket, until: float) -> bool:
 
 
 def _forget() -> None:
-    """In a process that was forked, by an environment perhaps: its signals are none of ours."""
+    """Leave the signals of a forked process alone; an environment may have forked it."""
     if _current is not None:
         _current.abandon()
 
@@ -175,7 +175,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def exit_at_once() -> None:
-    """End quietly on the first signal, as long as there is nothing to be put in order."""
+    """End quietly on the first signal, while there is nothing to clean up yet."""
 
     def end(number: int, frame: Any) -> None:
         os._exit(128 + number)
@@ -185,14 +185,14 @@ def exit_at_once() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; after an interruption past everything that an environment may have left running."""
+    """End the process; after an interruption, regardless of what an environment may have left running."""
     if status in EXIT_STATUSES:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
     if "ale_py" in sys.modules:
-        # It complains at length of games that are there at the end. What torch holds is free only the second time.
+        # ALE complains at length about games alive at exit. What torch holds is freed only by the second call.
         gc.collect()
         gc.collect()
     sys.exit(status)

@@ -6,8 +6,8 @@ together by ``convert.py``. :mod:`alrao_rl.fast` computes the same in less time,
 """
 
 from alrao_rl.core.config import AlraoConfig
-from alrao_rl.core.convert import Output, convert
-from alrao_rl.core.heads import OutputHeads
+from alrao_rl.core.convert import convert
+from alrao_rl.core.heads import Output, OutputHeads
 from alrao_rl.core.headwise import HeadwiseError, HeadwiseTensor, on_branches
 from alrao_rl.core.optim import AlraoOptimizer
 

@@ -1,7 +1,7 @@
 """The base update: a first-order rule that turns a gradient g into a direction u, which the learning rates scale.
 
-A new one is a subclass of :class:`BaseUpdate` and a line in :data:`BASES`. Which interval of learning rates is the
-default belongs to the base, as the size of its directions does.
+A new one is a subclass of :class:`BaseUpdate` and an entry in :data:`BASES`. The default interval of learning rates
+belongs to the base, as the size of its directions does (docs/method.md, "The base update").
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Adam(BaseUpdate):
         m, v = state["exp_avg"], state["exp_avg_sq"]
         m.lerp_(g, 1 - self.beta1)
         v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+        # By segment: a head that was re-cloned has fewer steps behind it than the others.
         correct1, correct2 = (layout.spread(_correction(beta, state["steps"])) for beta in (self.beta1, self.beta2))
         return (m / correct1) / ((v / correct2).sqrt_() + self.eps)
 
@@ -90,7 +91,7 @@ class RmsProp(BaseUpdate):
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         v = state["square_avg"]
         v.mul_(self.decay).addcmul_(g, g, value=1 - self.decay)
-        if self.bias_correction:
+        if self.bias_correction:  # not in place: v is the state
             v = v / layout.spread(_correction(self.decay, state["steps"]))
         return g / ((v + self.eps).sqrt_() if self.eps_inside else v.sqrt() + self.eps)
 
@@ -108,6 +109,8 @@ class FeatureNormalized(BaseUpdate):
     def direction(self, g: Tensor, state: State, layout: Layout) -> Tensor:
         v = state["square_avg"]
         v.mul_(self.beta).addcmul_(g, g, value=1 - self.beta)
+        # One scale for all incoming parameters of a feature, as they have one rate. The ratios among them are the
+        # gradient's own, where RMSprop would equalise them.
         mean = layout.feature_mean(v / layout.spread(_correction(self.beta, state["steps"])))
         return g / (mean.sqrt_() + self.eps)
 
@@ -121,5 +124,6 @@ BASES: dict[str, type[BaseUpdate]] = {
 
 
 def _correction(beta: float, steps: Tensor) -> Tensor:
-    """1 − β^t without cancellation."""
+    """1 − β^t, ``[…, S]``."""
+    # expm1, because 1 − β^t cancels for β near 1 and small t.
     return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)

@@ -3,35 +3,34 @@
     Φ(x) = Σ_j a_j C_j(φ(x))        log η_j = log η_min + (j−1)/(J−1) · log(η_max/η_min)
 
 The trunk φ learns from the loss of the average Φ alone, every head C_j from its own loss alone, the averaging weights
-a_j from how well each head has been doing (averaging.py). Shapes: J heads, P parameters a head, B data, I inputs, O
-outputs. The functions of this file take any dimensions in front (``…``), as of S networks at once.
+a_j from how well each head has been doing (averaging.py): docs/method.md, "One loss, J + 1 gradients". Shapes: J heads,
+P parameters per head, B data, I inputs, O outputs. The functions of this file take any dimensions in front (``…``), as
+of S networks at once.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from alrao_rl.checks import one_of
-from alrao_rl.core.averaging import AveragingRule, Evidence, make_rule
-from alrao_rl.core.headwise import HeadwiseTensor
-from alrao_rl.core.mixtures import mix_bernoulli, mix_logits
+from alrao_rl.checks import output_options, warn_of_unused_passes
+from alrao_rl.core.averaging import AveragingRule, Evidence, Spec, make_rule
+from alrao_rl.core.headwise import HeadwiseTensor, Losses
+from alrao_rl.core.mixtures import by_component, mix_bernoulli, mix_logits
 from alrao_rl.core.rates import head_rates
 
-MANY_PASSES = 100
-"""Backward passes for one step: more than anyone accumulates."""
 KINDS = ("values", "categorical", "bernoulli", "mean")
 LINEAR = ("values", "mean")
-"""Kinds whose average is that of the outputs; of the others it is that of probabilities."""
+"""Kinds whose average is that of the outputs; for the others it is that of probabilities."""
 _uncompiled: list[Callable[[OutputHeads, Tensor, Tensor | None], Tensor]] = []
-"""``_averaged`` wrapped in ``torch.compiler.disable``, made once dynamo is imported, which takes a second."""
+"""``_averaged`` wrapped in ``torch.compiler.disable``, made once dynamo is imported: importing it takes a second."""
 
 
 def average_outputs(kind: str, splits: Sequence[int], outputs: Tensor, weights: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ def average_outputs(kind: str, splits: Sequence[int], outputs: Tensor, weights: 
         return (weights[..., None, None] * outputs).sum(-3)
     if kind == "bernoulli":
         return mix_bernoulli(outputs, weights)
-    return torch.cat([mix_logits(part, weights) for part in outputs.split(list(splits), -2)], -2)
+    return by_component(mix_logits, splits, outputs, weights)
 
 
 def average_heads(theta: Tensor, weights: Tensor) -> Tensor:
@@ -49,16 +48,49 @@ def average_heads(theta: Tensor, weights: Tensor) -> Tensor:
 
 
 def without_lost(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Heads that are not finite as zeros, their weight shared among the others, by their weights if any.
+    """θ and averaging weights without the heads that are not finite: these are zeros, their weight goes to the others.
 
-    ``[…, J, P]`` and ``[…, J]`` to the same. No weight is quite 0, which has no logarithm.
+    ``[…, J, P]`` and ``[…, J]`` to the same. The others share it in proportion to their weights, equally if these are
+    all 0.
     """
     finite = theta.isfinite().all(-1)
     kept = weights * finite
     kept = kept / kept.sum(-1, keepdim=True)
     equal = finite.to(kept) / finite.sum(-1, keepdim=True).clamp_min(1).to(kept)
     kept = torch.where(kept.isfinite(), kept, equal)
+    # where, not a product: 0 · NaN is NaN. And mixtures take the logarithm of every weight, so none may be exactly 0.
     return torch.where(finite.unsqueeze(-1), theta, 0.0), kept.clamp_min(torch.finfo(kept.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Output:
+    """How one output layer is averaged.
+
+    Args:
+        kind: ``"values"`` and ``"mean"`` average outputs (``"mean"`` is the location of a policy, ``"values"`` an
+            estimate of a label), ``"categorical"`` averages probabilities, giving log-probabilities, ``"bernoulli"``
+            averages the probability of each component, giving logits.
+        rule: averaging rule, see :func:`~alrao_rl.core.averaging.make_rule`; None takes the configuration's
+            ``value_averaging`` for ``kind="values"`` and its ``policy_averaging`` otherwise.
+        splits: sizes of the independent categorical components of the output (default: one of all outputs).
+        init: initialises a fresh copy of the layer in place (default: the layer's own ``reset_parameters``).
+        extra: further parameters of the output that each head has a copy of, such as a Gaussian policy's log_std.
+        clamp_average_only: ``clamp`` leaves the heads' branches, as PPO's ``clip_range_vf`` needs: its band moves with
+            the average, so that a head outside of it would never have a gradient again.
+
+    Raises:
+        ValueError, TypeError: an argument is not one of these.
+    """
+
+    kind: str = "values"
+    rule: Spec | None = None
+    splits: Sequence[int] | None = None
+    init: Callable[[nn.Linear], object] | None = None
+    extra: Tensor | None = None
+    clamp_average_only: bool = False
+
+    def __post_init__(self) -> None:
+        output_options(self.kind, KINDS, self.splits, self.init, self.extra)
 
 
 class OutputHeads(nn.Module):
@@ -73,54 +105,45 @@ class OutputHeads(nn.Module):
         layer: the layer to duplicate; head 1 keeps its weights.
         n_heads: J.
         lr_range: (η_min, η_max).
-        kind: how heads are averaged: ``"values"`` and ``"mean"`` average outputs (``"mean"`` is the location of a
-            policy, ``"values"`` an estimate of a label), ``"categorical"`` averages probabilities, giving
-            log-probabilities, ``"bernoulli"`` averages the probability of each component, giving logits.
-        rule: averaging rule, see :func:`~alrao_rl.core.averaging.make_rule`.
-        splits: sizes of the independent categorical components of the output (default: one of all outputs).
-        init: initialises a fresh copy of the layer in place (default: the layer's own ``reset_parameters``).
-        extra: further parameters of the output that a head owns a copy of, such as a Gaussian policy's log_std.
-        clamp_average_only: ``clamp`` leaves the heads' branches, as PPO's ``clip_range_vf`` needs: its band moves with
-            the average, so that a head outside of it would have no gradient for ever.
+        args, kwargs: how they are averaged, the arguments of :class:`Output`; ``rule`` is ``"switch"`` by default.
+
+    Raises:
+        ValueError: an unknown kind or rule, or ``splits`` that do not add up to the outputs.
     """
 
     tensor = HeadwiseTensor
-    """What an output is."""
+    """The class of the outputs."""
     make_rule: Callable[..., AveragingRule] = staticmethod(make_rule)
     theta: nn.Parameter
+    """θ, ``[J, P]``: for each output its I weights and its bias, then the extra parameter."""
+    averaging_weights: nn.Parameter
+    """a, ``[J]``."""
     rates: Tensor
+    """η_j, ``[J]``."""
 
     def __init__(
-        self,
-        layer: nn.Linear,
-        n_heads: int,
-        lr_range: tuple[float, float],
-        kind: str = "values",
-        rule: str | Mapping[str, Any] = "switch",
-        splits: Sequence[int] | None = None,
-        init: Callable[[nn.Linear], object] | None = None,
-        extra: Tensor | None = None,
-        clamp_average_only: bool = False,
+        self, layer: nn.Linear, n_heads: int, lr_range: tuple[float, float], *args: Any, **kwargs: Any
     ) -> None:
         super().__init__()
-        one_of("kind", kind, KINDS)
-        self.n_heads, self.kind = n_heads, kind
-        self.clamp_average_only = clamp_average_only
+        output = Output(*args, **kwargs)
+        self.n_heads, self.kind, self.clamp_average_only = n_heads, output.kind, output.clamp_average_only
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.splits = list(splits) if splits is not None else [layer.out_features]
+        self.splits = list(output.splits or [layer.out_features])
         if sum(self.splits) != layer.out_features:
             raise ValueError(f"splits are {self.splits}, expected sizes that add up to {layer.out_features} outputs")
-        self._extra_shape = None if extra is None else extra.shape
-        # A head is the rows of its matrix, the bias of every output behind its weights, and then the extra parameter.
-        self._columns = layer.in_features + (layer.bias is not None)
+        extra = torch.empty(0) if output.extra is None else output.extra
+        self._extra_shape = None if output.extra is None else extra.shape
+        self._has_bias = layer.bias is not None
+        self._columns = self.in_features + self._has_bias
         self._n_matrix = self.out_features * self._columns
-        copies = [layer, *(_fresh(layer, init) for _ in range(n_heads - 1))]
-        own = [torch.cat([_matrix(copy).flatten(), *([] if extra is None else [extra.flatten()])]) for copy in copies]
+        copies = [layer, *(_fresh(layer, output.init) for _ in range(n_heads - 1))]
+        own = [torch.cat([_matrix(copy).flatten(), extra.to(layer.weight).flatten()]) for copy in copies]
+        # One parameter for all heads, so that one product gives all outputs and one row is all there is of a head.
         self.theta = nn.Parameter(torch.stack(own).detach())
         # A parameter, though nothing trains it by gradient descent: target networks copy parameters, not buffers.
         self.averaging_weights = nn.Parameter(torch.full((n_heads,), 1.0 / n_heads), requires_grad=False)
         self.register_buffer("rates", head_rates(n_heads, lr_range))
-        self.rule = self.make_rule(rule, self.rates)
+        self.rule = self.make_rule("switch" if output.rule is None else output.rule, self.rates)
         self.rule.prepare(self.theta.shape[1])
         self.to(layer.weight)
         self.register_load_state_dict_post_hook(make_distribution)
@@ -130,7 +153,7 @@ class OutputHeads(nn.Module):
     @property
     def weight(self) -> Tensor:
         """View of every head's weight, ``[J, O, I]``."""
-        return self._rows(self.theta)[..., : self.in_features]
+        return self._split(self._rows(self.theta))[0]
 
     @property
     def bias(self) -> Tensor | None:
@@ -142,10 +165,6 @@ class OutputHeads(nn.Module):
         """View of every head's extra parameter, ``[J, *extra.shape]``, or None."""
         return None if self._extra_shape is None else self._extra(self.theta)
 
-    @property
-    def _has_bias(self) -> bool:
-        return self._columns > self.in_features
-
     def _rows(self, theta: Tensor) -> Tensor:
         """View of the rows of each head's matrix, ``[…, P]`` to ``[…, O, columns]``."""
         return theta[..., : self._n_matrix].unflatten(-1, (self.out_features, self._columns))
@@ -156,9 +175,8 @@ class OutputHeads(nn.Module):
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Views of weight and bias, ``[…, columns]`` to ``[…, I]`` and ``[…, 1]``."""
-        if not self._has_bias:
-            return rows, None
-        return rows.narrow(-1, 0, self.in_features), rows.narrow(-1, self.in_features, 1)
+        weight = rows.narrow(-1, 0, self.in_features)
+        return weight, rows.narrow(-1, self.in_features, 1) if self._has_bias else None
 
     def extra_repr(self) -> str:
         """Shapes and kind, for ``print(network)``."""
@@ -171,6 +189,7 @@ class OutputHeads(nn.Module):
 
         ``offset``, ``[…, O]``, is added to the outputs of every head before they are averaged: a mask of classes.
         """
+        # torch.compile cannot trace a loss with several branches, so it has to break its graph here.
         if "torch._dynamo" in sys.modules:
             if not _uncompiled:
                 _uncompiled.append(torch.compiler.disable(OutputHeads._averaged))
@@ -182,21 +201,21 @@ class OutputHeads(nn.Module):
             flat = None if offset is None else offset.reshape(-1, self.out_features)
             output = self._averaged(features.reshape(-1, self.in_features), flat)
             return output.reshape(*features.shape[:-1], self.out_features)
-        return self._forward(features, offset, *self._usable())
-
-    def with_extra(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The averaged outputs, ``[B, I]`` to ``[B, O]``, and :meth:`averaged_extra`, in one look at the parameters."""
-        usable = self._usable()
-        return self._forward(features, None, *usable), self._averaged_extra(*usable)
+        return self._forward(features, offset, *self._finite_heads())
 
     def _forward(self, features: Tensor, offset: Tensor | None, theta: Tensor, weights: Tensor) -> Tensor:
-        held = self._outputs(features, offset, theta if self._is_function() else theta.detach())
+        """Average, ``[B, O]``, or all branches, ``[1 + J, B, O]``, from features ``[B, I]``, θ and a."""
+        is_function = self._is_function()
+        # The average's branch: the gradient of its loss reaches the trunk through the features, and a, but no head.
+        held = self._outputs(features, offset, theta if is_function else theta.detach())  # [J, O, B]
         average = average_outputs(self.kind, self.splits, held, weights).t()
-        if not torch.is_grad_enabled() or self._is_function():
+        if not torch.is_grad_enabled() or is_function:
             return average
-        own = self._outputs(features.detach(), offset, theta)
+        # The heads' branches: the gradient of head j's loss reaches θ_j alone, and no trunk.
+        own = self._outputs(features.detach(), offset, theta)  # [J, O, B]
         if self.kind == "categorical":
-            own = torch.cat([part.log_softmax(1) for part in own.split(self.splits, 1)], 1)
+            # As the average, which is a mixture of these.
+            own = by_component(lambda part: part.log_softmax(-2), self.splits, own)
         return self.tensor.wrap(torch.cat([average.unsqueeze(0), own.transpose(1, 2)]), [self])
 
     def _outputs(self, x: Tensor, offset: Tensor | None, theta: Tensor) -> Tensor:
@@ -206,56 +225,56 @@ class OutputHeads(nn.Module):
         outputs = outputs if bias is None else outputs + bias
         return outputs if offset is None else outputs + offset.t()
 
-    def collapse(self) -> dict[str, Tensor | None]:
-        """Weight and bias of the one ``Linear`` that computes the average of outputs, Σ_j a_j θ_j."""
-        if self.kind not in LINEAR:
-            raise ValueError(f"heads of the kind {self.kind!r} average probabilities: no one layer computes that")
-        theta, weights = self._usable()
-        weight, bias = self._split(self._rows(self._mean(theta.detach(), weights.detach())))
-        return {"weight": weight, "bias": None if bias is None else bias.squeeze(1)}
-
-    def usable(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What the average is made of, without heads that are not finite: weights, ``[J, O, I]``, biases, and a."""
-        theta, weights = self._usable()
-        return *self._split(self._rows(theta.detach())), weights.detach()
-
     def averaged_extra(self) -> Tensor:
-        """The extra parameter (a log_std), averaged as the outputs are; headwise when gradients are enabled."""
+        """The extra parameter (a log_std), averaged as outputs are; headwise when gradients are enabled."""
         if self._extra_shape is None:
             raise AttributeError("this output layer has no extra parameter")
-        return self._averaged_extra(*self._usable())
+        return self._averaged_extra(*self._finite_heads())
 
     def _averaged_extra(self, theta: Tensor, weights: Tensor) -> Tensor:
-        own, function = self._extra(theta), self._is_function()
-        average = average_heads((own if function else own.detach()).flatten(1), weights).view(own.shape[1:])
-        if not torch.is_grad_enabled() or function:
+        own, is_function = self._extra(theta), self._is_function()
+        average = average_heads((own if is_function else own.detach()).flatten(1), weights).view(own.shape[1:])
+        if not torch.is_grad_enabled() or is_function:
             return average
         return self.tensor.wrap(torch.cat([average.unsqueeze(0), own]), [self])
+
+    def collapse(self) -> dict[str, Tensor | None]:
+        """Weight ``[O, I]`` and bias ``[O]`` of the one ``Linear`` that computes the average, Σ_j a_j θ_j.
+
+        Raises:
+            ValueError: the heads' probabilities are averaged, which is more than one layer.
+        """
+        if self.kind not in LINEAR:
+            raise ValueError(f"heads of the kind {self.kind!r} average probabilities: no one layer computes that")
+        theta, weights = self._finite_heads()
+        weight, bias = self._split(self._rows(self._mean(theta.detach(), weights.detach())))
+        return {"weight": weight, "bias": None if bias is None else bias.squeeze(1)}
 
     _mean = staticmethod(average_heads)
 
     def _is_function(self) -> bool:
         """Whether this is called as a function of its parameters, by torch.func, a trace or functional_call.
 
-        Then it is the plain average, with the derivatives of that: nothing is learned from what comes back.
+        Then it is the plain average, differentiable in all it depends on: nothing is learned from such a call.
         """
         transformed = torch.jit.is_tracing() or bool(retrieve_all_functorch_interpreters())  # type: ignore[attr-defined]
         return transformed or not isinstance(self.theta, nn.Parameter)
 
-    def _usable(self) -> tuple[Tensor, Tensor]:
-        """θ and averaging weights, heads that are not finite masked out; the weights ask for ∂ℓ/∂a if the rule does."""
+    def _finite_heads(self) -> tuple[Tensor, Tensor]:
+        """θ and averaging weights, non-finite heads masked out; the weights require grad if the rule needs ∂ℓ/∂a."""
         theta: Tensor = self.theta
         if self._is_function():
-            finite = theta.isfinite().all()
+            # No branch on values, which a trace does not have.
             kept, weights = without_lost(theta, self.averaging_weights)
-            return kept, torch.where(finite, self.averaging_weights, weights)
-        # A copy of the network drops hooks.
+            return kept, torch.where(theta.isfinite().all(), self.averaging_weights, weights)
+        # Here and not in __init__: copies of a network lose their hooks.
         if theta.requires_grad and not self.theta._post_accumulate_grad_hooks:
             self.theta.register_post_accumulate_grad_hook(self._take_gradient)
         weights = self.averaging_weights.detach()
         if not theta.detach().isfinite().all():
             theta, weights = without_lost(theta, weights)
         if self.rule.uses == "gains" and torch.is_grad_enabled():
+            # A clone, so that its gradient −g_j arrives here and not in the .grad of a parameter.
             weights = weights.clone().requires_grad_()
             weights.register_hook(lambda gradient: self._evidence.add("gains", -gradient))
         return theta, weights
@@ -273,38 +292,33 @@ class OutputHeads(nn.Module):
         return self._evidence.gradient
 
     def _take_gradient(self, theta: Tensor) -> None:
-        """Take the heads' gradient out of ``.grad``.
-
-        Algorithms clip the norm over all parameters: there one diverging head would starve the trunk and the others.
-        """
+        """Move the heads' gradient from ``.grad`` to the evidence."""
+        # Algorithms clip the norm over all .grad: there one diverging head would starve the trunk and the others.
         if theta.grad is not None:
             self._evidence.add("gradient", theta.grad)
         theta.grad = None
         self._passes += 1
-        if self._passes == MANY_PASSES:
-            warn_of_passes()
+        warn_of_unused_passes(self._passes)
 
-    def watch(
-        self, branches: Tensor, losses: Tensor | Callable[[Tensor], Tensor | None], is_likelihood: bool = False
-    ) -> None:
-        """Take ``losses``, ``[1 + J]``, as evidence once a backward pass runs through ``branches``.
+    def watch(self, branches: Tensor, losses: Losses, name: str = "residual") -> None:
+        """Record ``losses`` as evidence once a backward pass runs through ``branches``.
 
-        Losses, or what makes them of the gradient that arrives at ``branches``.
+        Args:
+            branches: the branches of a loss, ``[1 + J, …]``.
+            losses: ``[1 + J]``, or a function that makes them of the gradient that arrives at ``branches``; None of it
+                is no evidence.
+            name: which field of :class:`~alrao_rl.core.averaging.Evidence` they are.
         """
         if not branches.requires_grad:
             return
-        name = "nll" if is_likelihood else "residual"
 
         def take(gradient: Tensor) -> None:
             found = losses if isinstance(losses, Tensor) else losses(gradient)
             if found is not None:
                 self._evidence.add(name, found.to(self.theta.dtype))
 
+        # Only with the backward pass: a loss that is logged and not learned from is no evidence.
         branches.register_hook(take)
-
-    def watch_loss(self, losses: Tensor, gradient: Tensor) -> None:
-        """Take ``losses``, ``[1 + J, …]``, as they enter the final loss, as evidence if no loss function tells more."""
-        self._evidence.add("loss", (losses * gradient).reshape(len(losses), -1).sum(1).to(self.theta.dtype))
 
     def drop_evidence(self) -> None:
         """Forget gradients and evidence that no optimizer step has used."""
@@ -318,9 +332,7 @@ class OutputHeads(nn.Module):
 
         ``gradient``, ``[J, P]``, is that of the heads, finite.
         """
-        known = self.evidence
-        evidence = Evidence(known.residual, known.nll, known.loss, known.gains, gradient)
-        self.rule.update(self.averaging_weights.detach(), evidence)
+        self.rule.update(self.averaging_weights.detach(), replace(self.evidence, gradient=gradient))
 
     @torch.no_grad()
     def reclone(self, lost: Tensor) -> None:
@@ -332,30 +344,10 @@ class OutputHeads(nn.Module):
         self.theta.copy_(torch.where(lost[:, None], self._mean(theta, weights), self.theta))
         self.rule.forget(lost)
 
-    def stats(self) -> dict[str, Any]:
-        """Weights and rates ``[J]``, the entropy of the weights in nats, the effective learning rate Π_j η_j^{a_j}."""
-        weights = self.averaging_weights.detach().double().cpu()
-        rates = self.rates.double().cpu()
-        return {
-            "weights": weights.numpy(),
-            "rates": rates.numpy(),
-            "entropy": float(torch.special.entr(weights).sum()),
-            "effective_lr": float(torch.exp((weights * rates.log()).sum())),
-        }
-
-
-def warn_of_passes() -> None:
-    """Warn of backward passes that nobody uses."""
-    warnings.warn(
-        f"{MANY_PASSES} backward passes without a step of the Alrao optimizer: output heads learn only through it "
-        "(policy.optimizer, or AlraoOptimizer), not through another torch optimizer",
-        stacklevel=4,
-    )
-
 
 @torch.no_grad()
 def make_distribution(layer: OutputHeads, *_: object) -> None:
-    """Make a distribution of averaging weights that are none, as after noise on all parameters."""
+    """Make the averaging weights non-negative with sum 1 again, after noise on all parameters for example."""
     weights = layer.averaging_weights
     if not (math.isclose(weights.sum().item(), 1.0, abs_tol=1e-3) and (weights >= 0).all()):
         weights.nan_to_num_(0.0, 0.0, 0.0).clamp_(min=torch.finfo(weights.dtype).tiny)
@@ -363,7 +355,7 @@ def make_distribution(layer: OutputHeads, *_: object) -> None:
 
 
 def _matrix(layer: nn.Linear) -> Tensor:
-    """Weight and bias of a layer side by side, ``[O, I + 1]``."""
+    """Weight and bias of a layer side by side, ``[O, columns]``."""
     return layer.weight if layer.bias is None else torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1)
 
 

@@ -24,9 +24,16 @@ class Layout:
         self.parameters = [*self.trunk, *(layer.theta for layer in layers)]
         lengths = [parameter.numel() for parameter in self.parameters]
         self.numel, self.lengths = sum(lengths), lengths
+        # One segment per head, not per layer: a head has its own count of steps, and is re-cloned alone.
         heads = [size for layer in layers for size in [layer.theta.shape[1]] * layer.n_heads]
         self.n_trunk = self.numel - sum(heads)
         self.sizes = torch.tensor([self.n_trunk, *heads])
+        # Every head is one feature, numbered behind those of the trunk.
+        trunk = [self.features.index[parameter].expand(parameter.shape).reshape(-1) for parameter in self.trunk]
+        of_heads = self.features.n_features + torch.arange(len(heads))
+        self._index = torch.cat([*trunk, of_heads.repeat_interleave(self.sizes[1:])])
+        # The features of frozen parameters have no entries here, hence the 1.
+        self._counts = torch.bincount(self._index, minlength=self.features.n_features + len(heads)).clamp_min(1).float()
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat vector that belong to each of ``parameters``, in their shapes."""
@@ -43,32 +50,28 @@ class Layout:
         return list(counts[..., 1:].split([layer.n_heads for layer in self.layers], -1))
 
     def rates(self, feature_rates: Tensor) -> Tensor:
-        """The learning rate of every entry, ``[…, N]``, from those of the trunk's features, ``[…, n_features]``."""
-        trunk = [feature_rates[..., self._index(parameter).to(feature_rates.device)] for parameter in self.trunk]
-        heads = [layer.rates[:, None].expand_as(layer.theta).reshape(-1) for layer in self.layers]
-        return torch.cat([*trunk, *(rates.expand(*feature_rates.shape[:-1], -1) for rates in heads)], -1)
+        """The learning rate of every entry, ``[…, N]``, from those of the trunk's features, ``[…, n_features]``.
 
-    def _index(self, parameter: nn.Parameter) -> Tensor:
-        return self.features.index[parameter].expand(parameter.shape).reshape(-1)
+        In float32 at least, and the optimizer's state and arithmetic with it.
+        """
+        heads = [layer.rates.expand(*feature_rates.shape[:-1], -1) for layer in self.layers]
+        rates = torch.cat([feature_rates, *heads], -1)[..., self._features(feature_rates.device)[0]]
+        # In bfloat16, 0.999 v rounds to v, so that a running mean of squares would never decay.
+        return rates.to(torch.promote_types(rates.dtype, torch.float32))
 
     def spread(self, per_segment: Tensor) -> Tensor:
         """One number for every segment to one for every entry: ``[…, S]`` to ``[…, N]``."""
         self.sizes = self.sizes.to(per_segment.device)
+        # With the known output size a GPU need not report the sum of the sizes.
         return torch.repeat_interleave(per_segment, self.sizes, -1, output_size=self.numel)
 
     def feature_mean(self, flat: Tensor) -> Tensor:
         """Replace every entry by the mean over its feature, ``[…, N]`` to ``[…, N]``; a head is one feature."""
-        index, count = self._feature_index(flat.device)
-        sums = flat.new_zeros(*flat.shape[:-1], len(count)).index_add_(-1, index, flat)
-        return (sums / count)[..., index]
+        index, counts = self._features(flat.device)
+        sums = flat.new_zeros(*flat.shape[:-1], len(counts)).index_add_(-1, index, flat)
+        return (sums / counts)[..., index]
 
-    def _feature_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        cached: tuple[Tensor, Tensor] | None = getattr(self, "_cache", None)
-        if cached is None or cached[0].device != device:
-            n, heads = self.features.n_features, self.sizes[1:].cpu()
-            index = torch.cat(
-                [*(self._index(p) for p in self.trunk), n + torch.arange(len(heads)).repeat_interleave(heads)]
-            )
-            count = torch.bincount(index, minlength=n + len(heads)).clamp_min(1).float()
-            cached = self._cache = index.to(device), count.to(device)
-        return cached
+    def _features(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The feature of every entry, ``[N]``, and the number of entries of every feature, on ``device``."""
+        self._index, self._counts = self._index.to(device), self._counts.to(device)
+        return self._index, self._counts

@@ -34,45 +34,28 @@ def features_of(module: nn.Module) -> Iterator[tuple[int, dict[str, Tensor]]]:
         # The weight is [in, out / groups, ...]: input channels of group g feed the output channels of group g.
         per_group = module.out_channels // module.groups
         group = torch.arange(module.in_channels) // (module.in_channels // module.groups)
-        index = group[:, None] * per_group + torch.arange(per_group)
-        spatial = (1,) * len(module.kernel_size)
-        yield module.out_channels, {"weight": index.reshape(*index.shape, *spatial), "bias": _rows(module.out_channels)}
+        index = (group[:, None] * per_group + torch.arange(per_group))[(..., *[None] * len(module.kernel_size))]
+        yield module.out_channels, {"weight": index, "bias": torch.arange(module.out_channels)}
     elif isinstance(module, _ROWS):
         n = module.weight.shape[0]
-        yield n, {"weight": _rows(n).reshape(n, *(1,) * (module.weight.dim() - 1)), "bias": _rows(n)}
+        yield n, {"weight": torch.arange(n).reshape(n, *(1,) * (module.weight.dim() - 1)), "bias": torch.arange(n)}
     elif isinstance(module, _EMBEDDINGS):
-        yield module.embedding_dim, {"weight": _rows(module.embedding_dim)}
+        yield module.embedding_dim, {"weight": torch.arange(module.embedding_dim)}
     elif isinstance(module, _NORMS):
         scale = getattr(module, "weight", None)
         if scale is not None:
-            index = _rows(scale.numel()).reshape(scale.shape)
+            index = torch.arange(scale.numel()).reshape(scale.shape)
             yield scale.numel(), {"weight": index, "bias": index}
-    elif isinstance(module, nn.RNNBase):
-        for suffix in _recurrent_suffixes(module):
-            yield _hidden_units(module, suffix, module.hidden_size)
-            if module.proj_size:
-                yield module.proj_size, {f"weight_hr{suffix}": _rows(module.proj_size)[:, None]}
-    elif isinstance(module, nn.RNNCellBase):
-        yield _hidden_units(module, "", module.hidden_size)
-
-
-def _rows(n: int) -> Tensor:
-    return torch.arange(n)
-
-
-def _recurrent_suffixes(module: nn.RNNBase) -> Iterator[str]:
-    for layer in range(module.num_layers):
-        yield f"_l{layer}"
-        if module.bidirectional:
-            yield f"_l{layer}_reverse"
-
-
-def _hidden_units(module: nn.Module, suffix: str, hidden_size: int) -> tuple[int, dict[str, Tensor]]:
-    """One feature per hidden unit: its rows in every gate of both weights and both biases."""
-    n_gates = getattr(module, f"weight_hh{suffix}").shape[0] // hidden_size
-    index = _rows(hidden_size).repeat(n_gates)
-    names = {f"weight_{side}{suffix}": index[:, None] for side in ("ih", "hh")}
-    return hidden_size, names | {f"bias_{side}{suffix}": index for side in ("ih", "hh")}
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        # One feature per hidden unit of each layer and direction: its rows in every gate, in both weights and biases.
+        for names in getattr(module, "_all_weights", [["weight_ih", "weight_hh"]]):
+            suffix = names[1].removeprefix("weight_hh")
+            n_gates = getattr(module, f"weight_hh{suffix}").shape[0] // module.hidden_size
+            index = torch.arange(module.hidden_size).repeat(n_gates)
+            weights = {f"weight_{side}{suffix}": index[:, None] for side in ("ih", "hh")}
+            yield module.hidden_size, weights | {f"bias_{side}{suffix}": index for side in ("ih", "hh")}
+            if n_projected := getattr(module, "proj_size", 0):
+                yield n_projected, {f"weight_hr{suffix}": torch.arange(n_projected)[:, None]}
 
 
 class FeatureMap:
@@ -97,6 +80,7 @@ class FeatureMap:
         for module in modules:
             for n, names in features_of(module):
                 self._add(n, {module._parameters.get(name): index for name, index in names.items()})
+        # After all layers: a tied weight has features if any layer that owns it gives it some.
         for module in modules:
             for parameter in module.parameters(recurse=False):
                 if parameter not in self.index:
@@ -110,6 +94,7 @@ class FeatureMap:
 
     def draw(self, lr_range: tuple[float, float], generator: torch.Generator) -> Tensor:
         """Draw a learning rate for every feature, shape ``[n_features]``, log-uniform in ``lr_range``."""
+        # In float64 on the CPU, so that a seed gives the same rates on every device.
         low, high = math.log(lr_range[0]), math.log(lr_range[1])
         uniform = torch.rand(self.n_features, generator=generator, dtype=torch.float64)
         uniform[self.whole] = 0.5
@@ -125,11 +110,7 @@ def head_rates(n_heads: int, lr_range: tuple[float | Tensor, float | Tensor]) ->
         n_heads: J.
         lr_range: (η_min, η_max), two numbers, or two tensors ``[…]``.
     """
-    if isinstance(lr_range[0], Tensor) or isinstance(lr_range[1], Tensor):
-        low, high = torch.broadcast_tensors(*map(torch.as_tensor, lr_range))
-        rows = [head_rates(n_heads, ends) for ends in zip(low.flatten().tolist(), high.flatten().tolist(), strict=True)]
-        return torch.stack(rows).view(*low.shape, n_heads)
-    low, high = math.log(lr_range[0]), math.log(lr_range[1])
-    if n_heads == 1:
-        return torch.tensor([math.exp((low + high) / 2)])
-    return torch.exp(torch.linspace(low, high, n_heads, dtype=torch.float64)).float()
+    low, high = (torch.as_tensor(end, dtype=torch.float64).log().unsqueeze(-1) for end in lr_range)
+    # One head has the middle of the interval, not an end of it.
+    fractions = torch.linspace(0, 1, n_heads, dtype=torch.float64) if n_heads > 1 else torch.tensor([0.5])
+    return torch.exp(low + (high - low) * fractions).float()

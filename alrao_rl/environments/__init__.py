@@ -1,1 +1,1 @@
-"""Environments: which there are, how they are made, wrapped, normalised and recorded."""
+"""Environments: registering, checking, making, wrapping, normalising and recording them."""

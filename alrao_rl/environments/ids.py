@@ -1,4 +1,4 @@
-"""Which ids of environments can be made here."""
+"""Check of environment ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alrao_rl.recipes.files import recipe_names
 
 
 def check_id(name: str) -> None:
-    """Refuse an id that Gymnasium does not know, or whose package is not installed; imports no such package."""
+    """Reject an id that Gymnasium does not know, or whose package is not installed, without importing the package."""
     import gymnasium as gym
 
     from alrao_rl.environments import register
@@ -18,13 +18,13 @@ def check_id(name: str) -> None:
     if colon:
         root = package.split(".")[0]
         if not root.isidentifier() or importlib.util.find_spec(root) is None:
-            raise UserError(f"environment {name!r}: there is no installed package {root!r} to import it from")
+            raise UserError(f"environment {name!r}: the package {root!r} to import it from is not installed")
         return
     register.provide(env_id)
     try:
         gym.spec(env_id)
     except gym.error.DeprecatedEnv as error:
-        raise UserError(f"environment {env_id!r} is gone: {first_line(error)}") from None
+        raise UserError(f"environment {env_id!r} is no longer available: {first_line(error)}") from None
     except gym.error.NamespaceNotFound:
         raise UserError(
             f"unknown environment {env_id!r}: name the package that registers it, such as 'ale_py:ALE/Pong-v5'"

@@ -27,7 +27,7 @@ _EXTRAS = {
     "gymnasium.envs.box2d": ("Box2D", "gymnasium[box2d]"),
     "gymnasium.envs.mujoco": ("MuJoCo", "alrao-rl[mujoco]"),
 }
-"""What Gymnasium's own environments need beside it: each asks for several packages, some by names of their own."""
+"""Extras for Gymnasium's own environments, by module: they need several packages, some imported by other names."""
 
 
 def make_env(
@@ -43,11 +43,11 @@ def make_env(
         recipe: what to make.
         seed: seed of the run; evaluation environments add :data:`EVALUATION_SEED_OFFSET`.
         training: training environments (the agent's ``n_envs``) or evaluation ones.
-        n_envs: how many, if not the agent's number.
-        make: makes one of them, if not :func:`make_one`.
+        n_envs: how many, instead of the agent's number.
+        make: makes one of them, instead of :func:`make_one`.
 
     Raises:
-        UserError: the environment cannot be made, with the reason and what to install.
+        UserError: if the environment cannot be made, with the reason and what to install.
     """
     n = n_envs or recipe.agent.n_envs
     games = DummyVecEnv([make or (lambda: make_one(recipe.environment, training))] * n)
@@ -59,12 +59,12 @@ def make_env(
 
 
 def settle(recipe: Recipe) -> Recipe:
-    """The recipe with true or false where its agent says "continuous", which depends on the environment's actions.
+    """The recipe with its agent's "continuous" replaced by true or false, which depends on the environment's actions.
 
-    Makes one of the environment for it, once in a process.
+    Makes one environment for this, once per process.
 
     Raises:
-        UserError: the environment cannot be made.
+        UserError: if the environment cannot be made.
     """
     origins, values = dict(recipe.origins), {}
     for name in NORMALIZATIONS:
@@ -81,15 +81,15 @@ def settle(recipe: Recipe) -> Recipe:
 
 @cache
 def _action_space(environment: str) -> spaces.Space[Any]:
-    """Of an environment, given as JSON."""
+    """Action space of an environment given as JSON."""
     env = make_one(Environment.model_construct(**json.loads(environment)))
-    with contextlib.suppress(Exception):  # those of the run will say so
+    with contextlib.suppress(Exception):  # closing the run's own environments will report it
         env.close()
     return env.action_space
 
 
 def classes(env: VecEnv) -> set[type]:
-    """Of the first environment, each of its wrappers, and what they hold: a game of ALE, a model of MuJoCo."""
+    """Classes of the first environment, its wrappers, and what they hold: a game of ALE, a model of MuJoCo."""
     layer, found = cast(Any, env.unwrapped).envs[0], set[type]()
     while True:
         found |= {type(layer), *map(type, vars(layer).values())}
@@ -99,13 +99,13 @@ def classes(env: VecEnv) -> set[type]:
 
 
 def warn(environment: Environment, env: gym.Env[Any, Any]) -> None:
-    """Say what of an environment a user may not expect."""
+    """Warn of what a user may not expect of an environment."""
     for caution in (*supported.cautions(env), *atari.cautions(env, environment.kwargs)):
         print_warning(f"{environment.id} {caution}")
 
 
 def close(env: VecEnv | gym.Env[Any, Any]) -> None:
-    """Close environments; what they raise then is a warning, as all that they were for is done."""
+    """Close environments; an error is only a warning, because their work is done."""
     try:
         env.close()
     except Exception as error:
@@ -117,18 +117,18 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
 
     Args:
         environment: what to make.
-        training: for training, where an Atari game may be wrapped otherwise.
-        kwargs: arguments for it beside those of the recipe, such as ``render_mode``.
+        training: for training, where an Atari game may be wrapped differently.
+        kwargs: arguments in addition to those of the recipe, such as ``render_mode``.
 
     Raises:
-        UserError: it cannot be made, with the reason and what to install.
+        UserError: if it cannot be made, with the reason and what to install.
     """
-    given = {**environment.kwargs, **kwargs}
+    arguments = {**environment.kwargs, **kwargs}
     register.provide(environment.id)
     try:
-        env = gym.make(environment.id, **given)
+        env = gym.make(environment.id, **arguments)
     except TypeError as error:
-        raise UserError(f"{environment.id} does not take {given}: {first_line(error)}") from None
+        raise UserError(f"{environment.id} does not take {arguments}: {first_line(error)}") from None
     except Exception as error:
         raise UserError(f"{environment.id} cannot be made: {_missing(error) or first_line(error)}") from error
     if environment.wrappers:
@@ -141,16 +141,16 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
 
 
 class Shared(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment that stands for several, to build a model on: that takes its spaces and methods and no step."""
+    """An environment that stands in for several, to build a model: that uses its spaces and methods but never steps."""
 
     @property
     def unwrapped(self) -> Any:
-        """Itself: Stable-Baselines3 refuses one environment in several places."""
+        """Itself, because Stable-Baselines3 refuses to use one environment several times."""
         return self
 
 
 def _missing(error: Exception) -> str | None:
-    """What to install, where an environment could not be made for want of what Gymnasium's own ones need."""
+    """What to install if one of Gymnasium's own environments could not be made for lack of a package."""
     if isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
         modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
         for package, (name, extra) in _EXTRAS.items():
@@ -160,7 +160,7 @@ def _missing(error: Exception) -> str | None:
 
 
 def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, Any]) -> gym.Env[Any, Any]:
-    """Apply one wrapper, given as ``{name = "…", option = …}``; no other code is reached.
+    """Apply one wrapper, given as ``{name = "…", option = …}``; no other code can be reached.
 
     It is one of ``gymnasium.wrappers``, or SB3's ``AtariWrapper``, see :func:`~alrao_rl.environments.atari.wrap`.
     """
@@ -169,7 +169,7 @@ def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, A
     known["AtariWrapper"] = lambda env, **options: atari.wrap(env, training, **options)
     if name not in known:
         raise UserError(
-            f"{env_id}: wrapper {name!r} is not in gymnasium.wrappers, nor AtariWrapper{suggest(str(name), known)}"
+            f"{env_id}: wrapper {name!r} is neither in gymnasium.wrappers nor AtariWrapper{suggest(str(name), known)}"
         )
     # TOML has no tuples, which wrappers expect.
     spec = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
@@ -178,7 +178,7 @@ def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, A
     try:
         return known[name](env, **spec)
     except Exception as error:
-        if isinstance(error, NotImplementedError):  # Gymnasium's, for a space that it does not know
+        if isinstance(error, NotImplementedError):  # from Gymnasium, for a space it does not know
             supported.refuse_observations(env_id, env.observation_space)
         if spec and isinstance(error, TypeError):
             raise UserError(f"{env_id}: wrapper {name} does not take {spec}: {first_line(error)}") from None
@@ -187,13 +187,13 @@ def _wrap(env: gym.Env[Any, Any], env_id: str, training: bool, spec: dict[str, A
 
 
 def _refuse_longer_limit(env: gym.Env[Any, Any], env_id: str, steps: object) -> None:
-    """Refuse a time limit around a shorter one, such as that of the registry, which would end the episodes first."""
+    """Reject a time limit around a shorter one, such as the registry's, which would end the episodes first."""
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, gym.wrappers.TimeLimit) and isinstance(steps, int) and steps > layer._max_episode_steps:
             limit = layer._max_episode_steps
             raise UserError(
                 f"{env_id}: wrapper TimeLimit of {steps} steps would do nothing, as episodes end after {limit}; "
-                f"expected at most {limit}, or max_episode_steps = {steps} among the kwargs in the place of the wrapper"
+                f"expected at most {limit}, or max_episode_steps = {steps} in the kwargs instead of the wrapper"
             )
         layer = layer.env

@@ -1,8 +1,9 @@
-"""MinAtar's games for Gymnasium: images as Stable-Baselines3 knows them, and all chance from ``np_random``.
+"""MinAtar's games for Gymnasium: images in Stable-Baselines3's format, and all randomness from ``np_random``.
 
 Young and Tian, "MinAtar: An Atari-Inspired Testbed for Thorough and Reproducible Reinforcement Learning Experiments"
-(https://arxiv.org/abs/1903.03176). The package's own class for Gymnasium gives 10×10×C of bool, which SB3 takes for no
-image, draws from a generator that nobody can save, and lets the last action of an episode stick into the next one.
+(https://arxiv.org/abs/1903.03176). The package's own class for Gymnasium gives 10×10×C of bool, which SB3 does not
+treat as an image, draws from a generator that cannot be saved, and lets the last action of an episode stick into the
+next one.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ _PIXELS = 16
 
 
 class MinAtar(gym.Env[Frame, np.int64]):
-    """A game of MinAtar with the actions that do something in it, its minimal set.
+    """A game of MinAtar with its minimal set of actions, those that do something in it.
 
-    Observations are ``[C, 10, 10]``: a channel for every kind of object, 255 where one is, 0 elsewhere.
+    Observations are ``[C, 10, 10]``: a channel for every kind of object, 255 where there is one, 0 elsewhere.
 
     Args:
-        game: MinAtar's name of it, such as ``breakout``.
+        game: MinAtar's name for it, such as ``breakout``.
         render_mode: None or ``rgb_array``.
-        sticky_action_prob: how often the last action is repeated in place of the one that is given.
-        difficulty_ramping: whether a game becomes harder as it goes on, where it can.
+        sticky_action_prob: probability that the last action is repeated instead of the given one.
+        difficulty_ramping: whether the game becomes harder as it goes on, if it can.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  Gymnasium's own form
@@ -50,9 +51,9 @@ class MinAtar(gym.Env[Frame, np.int64]):
         self.action_space = spaces.Discrete(len(self._actions))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        """Begin an episode, which then depends on ``np_random`` and the actions alone."""
+        """Begin an episode, which then depends only on ``np_random`` and the actions."""
         super().reset(seed=seed)
-        # The old interface that MinAtar draws by, on the generator that Gymnasium seeds and others may save.
+        # NumPy's old interface, which MinAtar uses, on the generator that Gymnasium seeds and that can be saved.
         self._game.random = self._game.env.random = np.random.RandomState(self.np_random.bit_generator)
         self._game.last_action = 0
         self._game.reset()
@@ -64,7 +65,7 @@ class MinAtar(gym.Env[Frame, np.int64]):
         return self._observe(), float(reward), bool(terminated), False, {}
 
     def render(self) -> Any:
-        """The state in MinAtar's own colours, ``[160, 160, 3]``; of two objects in a cell the later channel's."""
+        """The state in MinAtar's own colours, ``[160, 160, 3]``; if two objects share a cell, the later channel's."""
         state = self._game.state()
         n_channels = state.shape[-1]
         top = (state * np.arange(1, n_channels + 1)).max(2)

@@ -14,10 +14,10 @@ from alrao_rl.recipes.schema import Agent
 
 
 def normalized(env: VecEnv, agent: Agent, training: bool) -> VecEnv:
-    """The environments under SB3's VecNormalize as the agent asks for it; as they are where there is nothing to do.
+    """The environments under SB3's VecNormalize as the agent asks for it; unchanged if there is nothing to normalise.
 
-    What has a mean and a variance is normalised: Box observations, but for images, which SB3 scales by itself. Rewards
-    are in training only, and returns are counted below.
+    Only Box observations have a mean and a variance to normalise, except images, which SB3 scales itself. Rewards are
+    normalised in training only; the returns of episodes are summed below, from the original rewards.
     """
     how, space = agent.normalize_observations, env.observation_space
     keys = None
@@ -28,7 +28,7 @@ def normalized(env: VecEnv, agent: Agent, training: bool) -> VecEnv:
     if not (norm_obs or norm_reward):
         return env
     if any(map(_has_channels_last, space.values() if isinstance(space, spaces.Dict) else [space])):
-        # Below the normalisation: SB3 would do it above, and replay what was not transposed.
+        # Below the normalisation: SB3 would do it above, and store untransposed observations for replay.
         env = VecTransposeImage(env)
     gamma = agent.hyperparameters.get("gamma", 0.99)  # SB3's default
     normalizer = VecNormalize(
@@ -41,19 +41,20 @@ def normalized(env: VecEnv, agent: Agent, training: bool) -> VecEnv:
 
 
 class RunningMeanSquare(RunningMeanStd):
-    """Statistics that make VecNormalize divide by the running root mean square and leave the centre where it is.
+    """Statistics that make VecNormalize divide by the running root mean square, without subtracting the mean.
 
-    What hardly moves at first, such as the cosine of an angle near 0, would be blown up by its tiny variance.
+    An observation that hardly moves at first, such as the cosine of an angle near 0, would be blown up by its tiny
+    variance.
     """
 
     def update_from_moments(self, batch_mean: Any, batch_var: Any, batch_count: float) -> None:
-        """Take a batch: the mean stays 0, the variance is the mean square."""
+        """Add a batch: the mean stays 0, the variance is the mean square."""
         super().update_from_moments(np.zeros_like(batch_mean), batch_var + np.square(batch_mean), batch_count)
 
 
 def _uncentred(statistics: RunningMeanStd | dict[str, RunningMeanStd]) -> Any:
     if isinstance(statistics, dict):
-        return {key: _uncentred(one) for key, one in statistics.items()}
+        return {key: _uncentred(inner) for key, inner in statistics.items()}
     return RunningMeanSquare(shape=statistics.mean.shape)
 
 

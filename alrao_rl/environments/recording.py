@@ -1,6 +1,6 @@
 """The state of an environment as what led to it: its random generator before the last reset, and the actions since.
 
-No environment has to know of it. Pickling one is no way: some are copied without their inside and without an error.
+Environments need not support this. Pickling would not do: some are copied without their internals, and without error.
 """
 
 from __future__ import annotations
@@ -22,31 +22,30 @@ from alrao_rl.errors import first_line
 
 
 class ReplayError(Exception):
-    """The recorded episode does not lead to the recorded state, with the reason."""
+    """The recorded episode does not lead to the recorded state; the message says why."""
 
 
 class NonFiniteError(ValueError):
-    """The environment gave a reward or an observation that is nan, infinite, or too large: nobody can learn from it."""
+    """The environment gave a reward or an observation that is nan, infinite, or too large to learn from."""
 
 
 _LARGEST = float(np.finfo(np.float32).max)
-"""Networks and buffers compute with 32 bits: what is larger is infinite there."""
+"""Networks and buffers compute with 32 bits, where anything larger is infinite."""
 
 
 class Origin(gym.Wrapper[Any, Any, Any, Any]):
     """What an environment gives, below the wrappers of its file: its own rewards, and copies of the rest.
 
-    A wrapper above may change rewards, or keep observations, of which an environment may write each into the same
-    array.
+    A wrapper above may change the rewards, or keep observations that the environment writes into one array.
 
     Args:
-        env: as it is registered.
+        env: the environment as it is registered.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self.rewards: list[float] = []
-        """Of the open episode."""
+        """Rewards of the current episode."""
         self._steps = 0
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -59,8 +58,8 @@ class Origin(gym.Wrapper[Any, Any, Any, Any]):
         """Step.
 
         Raises:
-            ValueError: the reward is not a number.
-            NonFiniteError: nor a finite one.
+            ValueError: if the reward is not a number.
+            NonFiniteError: if it is not finite.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
@@ -69,13 +68,13 @@ class Origin(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class RecordingMonitor(Monitor[Any, Any]):
-    """SB3's Monitor, which also records the open episode, and whose returns are exact sums.
+    """SB3's Monitor, which also records the current episode, and computes returns as exact sums.
 
-    A Monitor, and around all other wrappers, so that a replay brings back everything below it: elapsed steps, stacked
-    frames, the rewards so far.
+    It is outside all other wrappers, so that a replay restores everything below it: elapsed steps, stacked frames, the
+    rewards so far.
 
-    Where SB3's ``EpisodicLifeEnv`` is below, an Atari game goes on after a reset: what is recorded is the whole game.
-    Where another Monitor is, or :class:`Origin`, that one has the rewards, as the wrappers in between found them.
+    Above SB3's ``EpisodicLifeEnv``, an Atari game goes on after a reset: the whole game is recorded. Above another
+    Monitor or :class:`Origin`, returns are those of its rewards, before the wrappers in between change them.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -93,7 +92,7 @@ class RecordingMonitor(Monitor[Any, Any]):
         """Start an episode and its record.
 
         Raises:
-            ValueError: the observation is not of its space's shape and kind, or not finite.
+            ValueError: if the observation does not have its space's shape and kind, or is not finite.
         """
         if self._begins_anew:
             self._before, self._reset, self._parts = generator_state(self.unwrapped), kwargs, []
@@ -107,16 +106,15 @@ class RecordingMonitor(Monitor[Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step and record the action.
 
-        ``info`` is a dict of its own for every step, with ``episode`` where an episode, or a game, has ended and
-        nowhere else.
+        ``info`` is a new dict at every step, with ``episode`` only if an episode, or a game, has ended.
 
         Raises:
-            ValueError: the reward is not a number, or the observation not of its space's shape and kind.
-            NonFiniteError: at once, before it is in a network or a replay buffer.
+            ValueError: if the reward is not a number, or the observation does not have its space's shape and kind.
+            NonFiniteError: if one of them is not finite, before it reaches a network or a replay buffer.
         """
         if self.needs_reset:
             raise RuntimeError("Tried to step environment that needs reset")
-        # An array may be a row of what the caller writes its next actions to.
+        # An array may be a row of a buffer into which the caller writes its next actions.
         self._parts[-1].append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.total_steps += 1
@@ -124,7 +122,7 @@ class RecordingMonitor(Monitor[Any, Any]):
         self.rewards.append(_number(reward, self.total_steps))
         if (name := _non_finite(observation)) is not None:
             raise NonFiniteError(f"{name} is not finite at step {self.total_steps} of the environment")
-        # An environment may hand out one dict for ever, and have an entry of this name.
+        # An environment may return the same dict at every step, and have an entry of this name.
         info = {key: value for key, value in info.items() if key != "episode"}
         if terminated or truncated:
             self.needs_reset = True
@@ -136,11 +134,11 @@ class RecordingMonitor(Monitor[Any, Any]):
 
     @property
     def _begins_anew(self) -> bool:
-        """Whether a reset begins a game, and does not go on with one after a lost life."""
+        """Whether a reset begins a new game, rather than continuing one after a lost life."""
         return self._lives is None or self._lives.was_real_done
 
     def _summary(self) -> dict[str, Any]:
-        """Return, length and time of what has ended."""
+        """Return, length and time of the episode or game that has ended."""
         return {
             "r": math.fsum(self._counting.rewards),
             "l": sum(map(len, self._parts)),
@@ -148,17 +146,17 @@ class RecordingMonitor(Monitor[Any, Any]):
         }
 
     def end_game(self) -> None:
-        """Let the next reset begin a game, whatever lives are left."""
+        """Let the next reset begin a new game, however many lives are left."""
         if self._lives is not None:
             self._lives.was_real_done = True
 
     def _check(self, observation: Any, when: str) -> None:
-        """Refuse what is not of its space's shape and kind: NumPy would fit it in without a word."""
-        if (reason := _unlike(self._space, observation)) is not None:
+        """Reject an observation that does not have its space's shape and kind: NumPy would silently convert it."""
+        if (reason := _mismatch(self._space, observation)) is not None:
             raise ValueError(f"the observation {reason} {when}")
 
     def record(self) -> dict[str, Any]:
-        """What leads to the present state, and what it is recognised by: ``rewards`` ``[T]`` and ``after``."""
+        """What leads to the current state, and what to recognise it by: ``rewards`` ``[T]`` and ``after``."""
         return {
             "before": self._before,
             "reset": self._reset,
@@ -168,10 +166,10 @@ class RecordingMonitor(Monitor[Any, Any]):
         }
 
     def replay(self, record: dict[str, Any]) -> Any:
-        """Go through a recorded episode; return its last observation.
+        """Replay a recorded episode; return its last observation.
 
         Raises:
-            ReplayError: it came out another way.
+            ReplayError: if it came out differently.
         """
         try:
             set_generator_state(self.unwrapped, record["before"])
@@ -180,7 +178,7 @@ class RecordingMonitor(Monitor[Any, Any]):
                 observation, _ = self.reset(**(record["reset"] if number == 0 else {}))
                 for action in part:
                     observation = self.step(action)[0]
-        except Exception as error:  # whatever an environment may raise that is not where it was
+        except Exception as error:  # an environment in another state may raise anything
             raise ReplayError(f"{type(error).__name__}: {first_line(error)}") from None
         if np.array(self.rewards, dtype=np.float64).tobytes() != record["rewards"].tobytes():
             raise ReplayError("its rewards came out differently")
@@ -191,24 +189,24 @@ class RecordingMonitor(Monitor[Any, Any]):
 
 
 def _number(reward: Any, step: int) -> float:
-    """A reward as a number; NumPy before 2.4 would take an array that holds one for it."""
+    """A reward as a number; NumPy before 2.4 would accept an array that holds one."""
     try:
         if getattr(reward, "ndim", 0):
             raise TypeError
         value = float(reward)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"the reward is {reward!r}, expected a number, at step {step} of the environment") from None
-    if not abs(value) <= _LARGEST:  # nor is nan
+    if not abs(value) <= _LARGEST:  # also true of nan
         raise NonFiniteError(f"the reward is {reward} at step {step} of the environment")
     return value
 
 
-def _unlike(space: spaces.Space[Any], observation: Any) -> str | None:
-    """How an observation differs from its space in shape or kind of numbers; None if it does not."""
+def _mismatch(space: spaces.Space[Any], observation: Any) -> str | None:
+    """How an observation differs from its space in shape or kind of number; None if it does not."""
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, Mapping) or observation.keys() != space.spaces.keys():
             return f"is not a dict of {', '.join(space.spaces)}"
-        found = ((key, _unlike(inner, observation[key])) for key, inner in space.spaces.items())
+        found = ((key, _mismatch(inner, observation[key])) for key, inner in space.spaces.items())
         return next((f"[{key!r}] {reason}" for key, reason in found if reason is not None), None)
     if space.shape is None or space.dtype is None:
         return None
@@ -221,13 +219,13 @@ def _unlike(space: spaces.Space[Any], observation: Any) -> str | None:
 
 
 def _non_finite(observation: Any) -> str | None:
-    """What of an observation is nan, infinite or too large, with its value; None if nothing is."""
+    """Which part of an observation is nan, infinite or too large, with its value; None if no part is."""
     if isinstance(observation, (dict, tuple)):
         parts = observation.items() if isinstance(observation, dict) else enumerate(observation)
         found = ((key, _non_finite(value)) for key, value in parts)
         return next((f"{name} [{key!r}]" for key, name in found if name is not None), None)
     values = np.asarray(observation)
-    # Whole numbers, such as those of images, are finite: not looking at them takes no time.
+    # Whole numbers, such as those of images, are finite; skipping them saves time.
     if values.dtype.kind != "f":
         return None
     usable = np.isfinite(values) if values.dtype.itemsize <= 4 else np.abs(values) <= _LARGEST
@@ -235,25 +233,25 @@ def _non_finite(observation: Any) -> str | None:
 
 
 def generator_state(owner: Any) -> dict[str, Any] | None:
-    """State of the ``np_random`` of an unwrapped environment or a space; None where it has none, or none yet."""
-    generator = getattr(owner, "_np_random", None)  # the property would make one
+    """State of the ``np_random`` of an unwrapped environment or a space; None if it has none, or none yet."""
+    generator = getattr(owner, "_np_random", None)  # the property would create one
     return _plain(generator.bit_generator.state) if isinstance(generator, np.random.Generator) else None
 
 
 def set_generator_state(owner: Any, state: dict[str, Any] | None) -> None:
-    """Set what :func:`generator_state` gave; None does nothing.
+    """Restore a state from :func:`generator_state`; None does nothing.
 
     In place, because others may hold the same generator.
 
     Raises:
-        ValueError: its generator is of another kind.
+        ValueError: if the generator is of another kind.
     """
     if state is not None:
         owner.np_random.bit_generator.state = state
 
 
 def _plain(state: Any) -> Any:
-    """Without arrays, so that two can be compared."""
+    """The state without arrays, so that two states can be compared."""
     if isinstance(state, dict):
         return {key: _plain(value) for key, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray) else state

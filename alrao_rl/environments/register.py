@@ -1,4 +1,4 @@
-"""Environments of ours, registered with Gymnasium when this is imported, and those of the extra ``envs``."""
+"""This package's environments, registered with Gymnasium on import, and those of the extra ``envs``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from alrao_rl.errors import UserError
 
 _NEEDS = {"ALE/": ("ale_py", "cv2"), "MinAtar/": ("minatar",)}
-"""Packages that the environments with such ids need; importing the first registers ALE's."""
+"""Packages that environments with these prefixes need; importing ``ale_py`` registers ALE's."""
 
 
 class WithoutVelocities(gym.ObservationWrapper[Any, Any, Any]):
-    """CartPole's position and angle alone: velocities have to be remembered. As in rl-baselines3-zoo."""
+    """CartPole with position and angle only, so that velocities must be inferred; as in rl-baselines3-zoo."""
 
     _KEPT = (0, 2)
 
@@ -40,7 +40,7 @@ def cartpole_without_velocities(**kwargs: Any) -> gym.Env[Any, Any]:
 
 gym.register("CartPoleNoVel-v1", f"{__name__}:cartpole_without_velocities", max_episode_steps=500)
 
-# As long as MinAtar's own limit in Freeway: in Seaquest who stays at the surface would play for ever.
+# MinAtar's own limit in Freeway, for all games: in Seaquest an agent that stays at the surface would play for ever.
 for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
     gym.register(
         f"MinAtar/{_game.title().replace('_', '')}-v1",
@@ -51,10 +51,10 @@ for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
 
 
 def provide(env_id: str) -> None:
-    """See to it that Gymnasium can make what it is asked for, if that is ALE's or MinAtar's.
+    """Make sure that Gymnasium can make an environment, if it is one of ALE's or MinAtar's.
 
     Raises:
-        UserError: the packages for it are not installed.
+        UserError: if the packages for it are not installed.
     """
     for prefix, packages in _NEEDS.items():
         if env_id.startswith(prefix):
@@ -62,4 +62,4 @@ def provide(env_id: str) -> None:
                 raise UserError(f"{env_id} needs {' and '.join(missing)}: pip install 'alrao-rl[envs]'")
             if prefix == "ALE/":
                 ale = importlib.import_module("ale_py")
-                ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # without a banner for every game
+                ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no banner for every game

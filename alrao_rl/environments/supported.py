@@ -1,4 +1,4 @@
-"""Which environments an agent can be trained on, and what is said of the others before anything is written."""
+"""Which environments an agent can be trained on; others are rejected before anything is written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from alrao_rl.errors import UserError
 _KINDS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _EXPECTED = "expected Box, Discrete, MultiDiscrete or MultiBinary"
 _SMALLEST_FRAME = 10
-"""Pixels a side; what is smaller and has two dimensions is a stack of vectors."""
+"""Pixels per side; anything smaller with two dimensions is a stack of vectors."""
 _FAR = 10.0
-"""So many times larger than 1, or smaller, bounds of actions are where a standard normal number hardly ever is."""
+"""Action bounds this many times larger or smaller than 1 are too far from the values of a standard normal number."""
 
 
 def refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:
-    """Refuse what Stable-Baselines3 has no policy for; its own words come late, and not of all of it.
+    """Reject spaces that Stable-Baselines3 has no policy for; its own errors come late, and do not cover all of them.
 
     Raises:
         UserError: with the part that is at fault, and a wrapper that helps.
@@ -31,7 +31,7 @@ def refuse_spaces(env_id: str, env: gym.Env[Any, Any]) -> None:
 
 
 def refuse_observations(env_id: str, space: spaces.Space[Any]) -> None:
-    """Refuse observations that Stable-Baselines3 has no policy for.
+    """Reject observations that Stable-Baselines3 has no policy for.
 
     Raises:
         UserError: with the part that is at fault, and a wrapper that helps.
@@ -43,18 +43,18 @@ def refuse_observations(env_id: str, space: spaces.Space[Any]) -> None:
     kept = [key for key, part in parts.items() if _flattens(part)]
     if 0 < len(kept) < len(parts):
         left_out, keys = ", ".join(repr(key) for key in parts if key not in kept), ", ".join(f'"{key}"' for key in kept)
-        help_ = f'leave out {left_out} by the wrapper {{ name = "FilterObservation", filter_keys = [{keys}] }}'
+        help_ = f'leave out {left_out} with the wrapper {{ name = "FilterObservation", filter_keys = [{keys}] }}'
     elif _can_be_flattened(space):
         help_ = "wrap it, for instance in gymnasium.wrappers.FlattenObservation"
     else:
-        help_ = "no wrapper of gymnasium.wrappers makes an array of it, so the environment has to"
+        help_ = "no wrapper in gymnasium.wrappers makes an array of it, so the environment has to"
     name, fault = next(iter(faults.items()), ("", "expected at least one part"))
     what = f"{parts[name]} as {name!r}" if name else f"{space}"
     raise UserError(f"{env_id} observes {what}, {fault}{', or a Dict of these' if fault == _EXPECTED else ''}; {help_}")
 
 
 def _fault(space: spaces.Space[Any]) -> str | None:
-    """What else was expected of actions, or of a part of observations; None if nothing."""
+    """What was expected of actions, or of a part of observations, instead; None if nothing is wrong."""
     if not isinstance(space, _KINDS):
         return _EXPECTED
     if 0 in (space.shape or ()):
@@ -65,7 +65,7 @@ def _fault(space: spaces.Space[Any]) -> str | None:
 
 
 def _flat_fault(space: spaces.Space[Any]) -> str | None:
-    """What else was expected of a part of observations, though actions may be so."""
+    """What was expected of a part of observations instead, where actions would be fine."""
     return "expected at least one dimension" if isinstance(space, spaces.Box) and space.shape == () else None
 
 
@@ -80,18 +80,18 @@ def _flattens(space: spaces.Space[Any]) -> bool:
 def _can_be_flattened(space: spaces.Space[Any]) -> bool:
     try:
         flat = spaces.utils.flatten_space(space)
-    except Exception:  # of a space of the user's own
+    except Exception:  # a user's own space may raise anything
         return False
     return isinstance(flat, spaces.Box) and 0 not in flat.shape
 
 
 def refuse_learning_wrappers(env_id: str, env: gym.Env[Any, Any]) -> None:
-    """Refuse wrappers with running statistics, such as ``NormalizeObservation``, wherever they were put on.
+    """Reject wrappers with running statistics, such as ``NormalizeObservation``, wherever they were applied.
 
-    Each environment would have its own: the agent is evaluated, saved and played with others than it was trained with.
+    Each environment would have its own: evaluation, saving and playing would not use those of training.
 
     Raises:
-        UserError: with what does it for the agent.
+        UserError: with the agent's option that does the same.
     """
     while isinstance(env, gym.Wrapper):
         held = {key: value for key, value in vars(env).items() if not isinstance(value, gym.Env)}
@@ -100,19 +100,19 @@ def refuse_learning_wrappers(env_id: str, env: gym.Env[Any, Any]) -> None:
             of_rewards = isinstance(env, gym.RewardWrapper) or name.lstrip("_").startswith(("ret", "rew"))
             key = "normalize_rewards" if of_rewards else "normalize_observations"
             raise UserError(
-                f"{env_id}: the wrapper {type(env).__name__} keeps running statistics, which each environment would "
-                f"have of its own and no agent is saved with; use {key} of the agent instead: --set {key}=true"
+                f"{env_id}: the wrapper {type(env).__name__} keeps running statistics, separate ones in each "
+                f"environment, that are not saved with the agent; use {key} of the agent instead: --set {key}=true"
             )
         env = env.env
 
 
 def _is_running(value: object) -> bool:
-    """Whether it is such as Gymnasium's and SB3's RunningMeanStd."""
+    """Whether ``value`` looks like Gymnasium's or SB3's RunningMeanStd."""
     return hasattr(value, "__dict__") and {"mean", "var", "count"} <= vars(value).keys()
 
 
 def cautions(env: gym.Env[Any, Any]) -> Iterator[str]:
-    """What is done with observations and actions otherwise than their maker may expect."""
+    """How observations and actions are treated differently from what the environment's author may expect."""
     space, actions = env.observation_space, env.action_space
     for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
         if not (isinstance(part, spaces.Box) and part.dtype == np.uint8 and (part.high == 255).all()):
@@ -120,13 +120,13 @@ def cautions(env: gym.Env[Any, Any]) -> Iterator[str]:
         n = len(part.shape)
         if n > 3 or (n == 2 and min(part.shape) >= _SMALLEST_FRAME):
             yield (
-                f"observes {part}{f' as {key!r}' if key else ''}, of {n} dimensions, and only of three is it "
-                "an image: its numbers up to 255 go to a network without convolutions; GrayscaleObservation and then "
+                f"observes {part}{f' as {key!r}' if key else ''}, of {n} dimensions, and only three make an "
+                "image: its numbers up to 255 go to a network without convolutions; GrayscaleObservation and then "
                 "FrameStackObservation make three"
             )
     if isinstance(actions, spaces.Box) and actions.is_bounded() and not _fits_a_gaussian(actions):
         yield (
-            f"acts in {actions}, and an agent begins around 0 with a standard deviation of 1, whatever the bounds: as "
+            f"acts in {actions}, but an agent begins around 0 with a standard deviation of 1, whatever the bounds: as "
             "Stable-Baselines3 recommends, scale actions to [-1, 1], with gymnasium.wrappers.RescaleAction(env, -1, 1) "
             'or in the environment\'s file wrappers = [{name = "RescaleAction", min_action = -1, max_action = 1}]'
         )

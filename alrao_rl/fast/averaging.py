@@ -1,7 +1,7 @@
-"""The averaging rules in less time: the three that the defaults use in C, each one call in place of forty operations.
+"""The averaging rules in less time: those of the defaults in C, one call each in place of forty operations.
 
-Subclasses of those in :mod:`alrao_rl.core.averaging`, which serve wherever memory is not what C expects: on a GPU, in
-another precision, for several networks at once, without the library.
+They are subclasses of those in :mod:`alrao_rl.core.averaging`, which take over where memory is not what C expects: on a
+GPU, in another precision, for several networks at once, or without the library.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class _Compiled(core.AveragingRule):
 
     def update(self, weights: Tensor, evidence: Evidence) -> None:
         """See :meth:`alrao_rl.core.averaging.AveragingRule.update`."""
+        # A rule without evidence is left to the plain class as well, which does nothing then.
         known: Tensor | None = getattr(evidence, self.uses, None)
         if known is not None and kernels.library is not None and self._can_read(weights, known):
             self._call(weights, evidence)
@@ -32,7 +33,9 @@ class _Compiled(core.AveragingRule):
         raise NotImplementedError
 
     def _can_read(self, weights: Tensor, known: Tensor) -> bool:
-        """Whether the library can read these and all buffers, which are of one network."""
+        """Whether the library can read these and all buffers, and they are those of one network."""
+        # The sizes are checked because C takes n_heads for the length of everything: stacked networks have more. By
+        # _buffers, past nn.Module's search for attributes, which takes longer than the check.
         buffers = cast("dict[str, Tensor]", self._buffers)
         sizes = {"losses": 1 + self.n_heads, "gains": self.n_heads}
         size = buffers["previous"].numel() if self.uses == "gradient" else sizes[self.uses]
@@ -40,7 +43,7 @@ class _Compiled(core.AveragingRule):
         return fits and can_read(weights, known, *buffers.values())
 
     def _address(self, buffer: str) -> int:
-        return cast(Tensor, self._buffers[buffer]).data_ptr()  # past nn.Module's search for attributes
+        return cast(Tensor, self._buffers[buffer]).data_ptr()
 
 
 class Switch(_Compiled, core.Switch):
@@ -48,6 +51,7 @@ class Switch(_Compiled, core.Switch):
 
     def _call(self, weights: Tensor, evidence: Evidence) -> None:
         losses = cast(Tensor, evidence.losses)
+        # The factor of log p_j as in Likelihood.likelihood; 0 says that losses are log-likelihoods.
         n = 0.0 if losses is evidence.nll else self.n / 2 if losses is evidence.residual else self.n
         place = self._address
         kernels.library.switching(  # type: ignore[union-attr]
@@ -67,7 +71,8 @@ class ExponentiatedGradient(_Compiled, core.ExponentiatedGradient):
         )  # fmt: skip
 
     def mean(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Σ_j a_j x_j, of one network by one operation in place of two."""
+        """Σ_j a_j x_j, for one network by one operation in place of two."""
+        # dot takes vectors only: stacked networks are left to the plain sum.
         return weights.dot(values).unsqueeze(0) if weights.dim() == 1 else super().mean(weights, values)
 
 
@@ -83,6 +88,7 @@ class Whiteness(_Compiled, core.Whiteness):
         )  # fmt: skip
 
 
+# A rule that has no fast version is the plain one.
 RULES: dict[str, type[core.AveragingRule]] = core.RULES | {
     "switch": Switch,
     "exponentiated-gradient": ExponentiatedGradient,

@@ -20,9 +20,9 @@ from alrao_rl.fast import kernels
 from alrao_rl.fast.memory import can_read, differentiate, is_plain
 
 MOST_WORK = {"linear": 2**20, "categorical": 2**24}
-"""Multiplications up to which torch, which starts a product slowly and computes it well, is no faster.
+"""Number of multiplications up to which C is faster: torch starts a product slowly, but computes it well.
 
-Exponentials, which categorical heads need as well, it computes slowly.
+Categorical heads need exponentials as well, which torch computes slowly.
 """
 
 
@@ -48,7 +48,8 @@ class Kernel:
 
     @classmethod
     def of(cls, kind: str, theta: Tensor, weights: Tensor, *shape: int) -> Kernel | None:
-        """The kernel for these parameters, if there is one."""
+        """The kernel for these parameters, or None."""
+        # C does not check: shapes that do not belong together, as after a load of other parameters, read past the end.
         outputs, inputs, bias = shape
         fits = len(theta) == len(weights) and theta.shape[1] >= outputs * (inputs + bias)
         if kernels.library is None or not fits or not can_read(theta, weights):
@@ -56,7 +57,8 @@ class Kernel:
         return cls(kernels.library, kind, theta, *shape)
 
     def serves(self, x: Tensor) -> bool:
-        """Whether it is for these inputs."""
+        """Whether the kernel can compute with these inputs, ``[B, I]``, and is quicker than torch."""
+        # Under autocast torch would compute in bfloat16, and the results would differ.
         return (
             x.shape[1] == self.inputs
             and x.shape[0] * self.inputs * self.outputs * (1 + self.n_heads) <= MOST_WORK[self.kind]
@@ -77,6 +79,7 @@ class Kernel:
         return branches
 
     def _call(self, x: Tensor, theta: Tensor, weights: Tensor, heads: int, out: Tensor) -> None:
+        # Features may be a slice of a larger tensor, as those of a batch are.
         x = x.contiguous()
         place = theta.data_ptr(), weights.data_ptr(), x.data_ptr()
         self._branches(self._shape, len(x), *place, heads, out.data_ptr())
@@ -89,6 +92,7 @@ class Kernel:
         Without linear ``branches`` the last is 0.
         """
         x, gradient = x.contiguous(), gradient.contiguous()
+        # Also where a gradient is not needed: the loops are over the same data, and one function is simpler than eight.
         of_x, of_rows, of_biases = torch.empty_like(x), x.new_empty(rows), x.new_empty((*rows[:-1], 1))
         of_weights = torch.empty_like(weights)
         tensors = theta, weights, x, branches, gradient, of_x, of_rows, of_biases, of_weights
@@ -108,7 +112,8 @@ class Branches(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, theta: Tensor, kernel: Kernel
     ) -> Tensor:
         """Compute the branches."""
-        branches = kernel.branches(x, theta, weights)
+        branches = kernel.branches(x, theta, weights)  # [1 + J, O, B]
+        # Linear branches are needed for the gradient of a alone, ⟨∂ℓ/∂Φ, C_j⟩, categorical ones for all gradients.
         # The leaf is saved so that autograd notices when parameters have changed; it has the memory of theta.
         ctx.save_for_backward(x, weight, branches if kernel.is_categorical or ctx.needs_input_grad[3] else None)
         ctx.rest = bias, weights, theta, kernel
@@ -120,7 +125,8 @@ class Branches(torch.autograd.Function):
         x, weight, branches = ctx.saved_tensors
         bias, weights, theta, kernel = ctx.rest
         needed = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled() or not is_plain(gradient):  # somebody will differentiate this once more
+        # With create_graph this will be differentiated once more, which compiled code cannot be.
+        if torch.is_grad_enabled() or not is_plain(gradient):
             inputs = x, weight, torch.zeros(()) if bias is None else bias, weights
             return *differentiate(partial(_by_torch, kernel.is_categorical), inputs, needed, gradient), None, None
         of_x, of_weight, of_bias, of_weights = kernel.gradients(x, weight.shape, theta, weights, branches, gradient)
@@ -141,6 +147,7 @@ def _by_torch(is_categorical: bool, x: Tensor, weight: Tensor, bias: Tensor, wei
         product = weight.flatten(0, -2) @ x.t() + (bias.flatten(0, -2) if bias.dim() else bias)
         return product.view(len(weights), -1, len(x))
 
+    # As OutputHeads._forward does it: the average's branch without the heads' gradients, the heads' without that of x.
     held = outputs(x, weight.detach(), bias.detach())
     own = outputs(x.detach(), weight, bias)
     if is_categorical:

@@ -1,12 +1,12 @@
 """HeadwiseTensor in less time: common operations work directly on the leading dimension, past torch.vmap.
 
-A subclass of :class:`alrao_rl.core.headwise.HeadwiseTensor`, which serves all that is not in :data:`HANDLERS`. Of
-``gather`` along the outputs is only noted what was chosen, until somebody reads it: a loss takes both in one go.
+A subclass of :class:`alrao_rl.core.headwise.HeadwiseTensor`, which handles all that is not in :data:`HANDLERS`.
+``gather`` along the outputs is put off until its result is read: a loss can do both in one go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from alrao_rl.core.headwise import (
     OutputLayer,
     average_of,
     every_branch,
-    of_one_layer,
+    record,
     watch_term,
     weighted,
 )
@@ -30,13 +30,14 @@ class HeadwiseTensor(core.HeadwiseTensor):
     """See :class:`alrao_rl.core.headwise.HeadwiseTensor`."""
 
     pending_gather: tuple[Tensor, Tensor] | None = None
-    """Until ``branches`` are read: those they are gathered from, ``[1 + n_heads, n, K]``, and the index, ``[n, 1]``."""
+    """Until ``branches`` are read: what they are gathered from, ``[1 + J, n, K]``, and the index, ``[n, 1]``."""
     is_zero_loss = False
-    """Whether this is a loss times 0, whose gradient need not be computed."""
+    """Whether this is a loss times 0: its gradient need not be computed."""
 
     @staticmethod
     def of(branches: Tensor, layers: frozenset[OutputLayer]) -> HeadwiseTensor:
-        """:meth:`wrap` of what is a set already."""
+        """:meth:`wrap`, for layers that are a set already."""
+        # Every operation ends here, which is why it does without a class argument and a conversion.
         result = HeadwiseTensor()
         result.branches = branches
         result.layers = layers
@@ -46,13 +47,15 @@ class HeadwiseTensor(core.HeadwiseTensor):
         if name != "branches" or self.pending_gather is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         source, index = self.pending_gather
-        with torch.inference_mode(False), torch.enable_grad():  # a loss may need it after who only looks at it
+        # With a graph even if it is only looked at without gradients: a loss may need it later.
+        with torch.inference_mode(False), torch.enable_grad():
             self.branches = source.gather(2, index.expand(len(source), -1, -1))
         self.pending_gather = None
         return self.branches
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # By function first and then by name: the first is one look-up for the commonest operations.
         if not kwargs and (quick := _QUICK.get(func)) is not None:
             return quick(*args)
         kwargs = kwargs or {}
@@ -75,6 +78,22 @@ def _like(branches: Tensor, source: core.HeadwiseTensor) -> HeadwiseTensor:
 # --- operands -------------------------------------------------------------------------------------------------------
 
 
+def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, core.HeadwiseTensor]:
+    """As the plain function of this name, past its walk through all arguments where there is one layer anyway."""
+    found = list(_headwise((*args, *kwargs.values())))
+    if all([other.layers == found[0].layers for other in found]):
+        return args, kwargs, found[0]
+    return core.of_one_layer(func, args, kwargs)
+
+
+def _headwise(values: Any) -> Iterator[core.HeadwiseTensor]:
+    for value in values:
+        if isinstance(value, core.HeadwiseTensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _headwise(value)
+
+
 def _promote(value: Tensor, n_branches: int) -> Tensor:
     """Branches of a plain tensor that requires a gradient: as it is for the average, detached for the heads."""
     heads = value.detach().unsqueeze(0).expand(n_branches - 1, *value.shape)
@@ -83,6 +102,7 @@ def _promote(value: Tensor, n_branches: int) -> Tensor:
 
 def _align(value: Tensor, ndim: int) -> Tensor:
     """Insert dimensions after the leading one, so that branches broadcast like their visible parts."""
+    # [1 + J, n] beside a visible [m, n]: without it the branches would be taken for the m.
     missing = ndim + 1 - value.dim()
     return value if missing <= 0 else value.reshape(value.shape[0], *(1,) * missing, *value.shape[1:])
 
@@ -125,6 +145,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs, first = of_one_layer(func, args, kwargs)
     n_branches = first.branches.shape[0]
     gradients = torch.is_grad_enabled()
+    # Labels, without branches, broadcast from the right as they are.
     ndim = max(_visible_ndim(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
     def operand(value: Any) -> Any:
@@ -140,6 +161,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     """add, sub and stack: also join losses of different layers."""
+    # The commonest case, one headwise operand, needs no question about layers.
     if len(args) == 2 and not kwargs and not (type(args[0]) is type(args[1]) is HeadwiseTensor):
         return (_join if isinstance(args[0], (list, tuple)) else _elementwise)(func, args, kwargs)
     first, other = args if len(args) == 2 else (None, None)
@@ -151,7 +173,8 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
         and first.branches.shape == other.branches.shape
         and first.branches.requires_grad
         and other.branches.requires_grad
-    ):  # the sum of two losses
+    ):
+        # The sum of two losses, as core's _sum makes it.
         for loss in args:
             if len(loss.layers) == 1:
                 watch_term(loss)
@@ -161,7 +184,7 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     losses = [term for term in terms if type(term) is HeadwiseTensor and term.branches.requires_grad]
     if len(losses) < 2 or all([loss.layers == losses[0].layers for loss in losses[1:]]):
         return (_join if stack else _elementwise)(func, args, kwargs)
-    return core.RULES["add"](func, args, kwargs)
+    return core.OPERATIONS["add"](func, args, kwargs)
 
 
 def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
@@ -182,7 +205,7 @@ def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _detach(func: Any, args: Any, kwargs: Any) -> Any:
-    return core.RULES["detach"](func, args, kwargs) if torch.is_grad_enabled() else args[0].branches[0].detach()
+    return core.OPERATIONS["detach"](func, args, kwargs) if torch.is_grad_enabled() else args[0].branches[0].detach()
 
 
 def _extremum(func: Any, args: Any, kwargs: Any) -> Any:
@@ -197,6 +220,7 @@ _FULL_REDUCTIONS = {"sum", "mean", "all", "any", "amax", "amin", "max", "min"}
 
 def _along(func: Any, args: Any, kwargs: Any) -> Any:
     """Functions along a dimension, ``f(x, dim, …)``, and reductions over everything, ``f(x)``."""
+    # Of branches [1 + J, …] every dimension counted from the front is one further, and "all" is all but the first.
     (x, *rest), name = args, func.__name__
     if not kwargs and name in ("sum", "mean") and x.branches.dim() > 1:  # the commonest cases
         if not rest:
@@ -208,7 +232,7 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
         return every_branch(func, args, kwargs)
     branches, key = x.branches, "axis" if "axis" in kwargs else "dim"
     position, everything = 1 if name in ("split", "chunk") else 0, False
-    if kwargs.get(key) in ((), []):  # no dimension stands for all, but not for the branches
+    if kwargs.get(key) in ((), []):  # no dimension means all of them, but not the branches
         del kwargs[key]
     elif len(rest) > position and rest[position] in ((), []):
         del rest[position]
@@ -226,7 +250,8 @@ def _along(func: Any, args: Any, kwargs: Any) -> Any:
     if name in ("softmax", "log_softmax") and branches.dim() > 2:
         dim = kwargs[key] if key in kwargs else rest[0]
         if dim in (-1, branches.dim() - 1) and len(rest) < 2 and kwargs.get("dtype") is None:
-            # Torch's kernel for the last dimension takes a row at a time, and those of actions are short.
+            # Torch's kernel for the last dimension takes one row at a time, and there are few actions in a row: along
+            # the batch it has long ones.
             return _like(getattr(torch, name)(branches.transpose(-1, -2), -2).transpose(-1, -2), x)
     if branches.dim() == 1 and name != "unsqueeze":  # a dimension of a scalar: 0 and -1 stand for none
         return every_branch(func, args, kwargs if key not in kwargs else {**kwargs, key: 0})
@@ -245,6 +270,7 @@ def _gather(func: Any, args: Any, kwargs: Any) -> Any:
     if type(x) is not HeadwiseTensor or type(index) is not Tensor or x.branches.dim() < 2:
         return every_branch(func, args, kwargs)
     branches = x.branches
+    # DQN's choice of the values of the actions taken: chosen_losses reads them where they are.
     if (
         branches.dim() == 3
         and dim in (1, -1)
@@ -255,7 +281,8 @@ def _gather(func: Any, args: Any, kwargs: Any) -> Any:
         and torch.is_grad_enabled()
     ):
         result = HeadwiseTensor()
-        result.layers, result.pending_gather = x.layers, (branches, index.clone())  # whose owner may write into it
+        # A copy of the index: its owner may write into it before the result is read.
+        result.layers, result.pending_gather = x.layers, (branches, index.clone())
         return result
     return _wrap(branches.gather(_shift(dim), index.expand(len(branches), *index.shape)), x.layers)
 
@@ -338,20 +365,19 @@ _DEFAULTS: tuple[dict[str, float], ...] = {}, {"beta": 1.0}, {"delta": 1.0}
 
 
 def _loss(func: Any, args: Any, kwargs: Any) -> Any:
-    """Regression losses: also record by how much each branch missed its label.
-
-    The residual is output − label before any clipping: Huber's gradient is ±1 for every head once errors are large.
-    """
+    """Regression losses: also record by how much each branch missed its label, see core's ``_regression_loss``."""
     values, options = list(args[:2]), dict(zip(("size_average", "reduce", "reduction"), args[2:], strict=False))
     options |= {key: value for key, value in kwargs.items() if value is not None}
     if len(values) < 2:
         values.append(options.pop("target"))
     reduction = options.pop("reduction", "mean")
-    first, label = values if type(values[0]) is HeadwiseTensor else reversed(values)  # they ask not which is the label
+    # These losses are symmetric: a label may come first.
+    first, label = values if type(values[0]) is HeadwiseTensor else reversed(values)
     pending_gather = getattr(first, "pending_gather", None) if reduction == "mean" and options in _DEFAULTS else None
     if pending_gather is not None and (found := chosen_losses(func.__name__, pending_gather, label)) is not None:
-        return _with_residuals(found[0], first, lambda: found[1])
+        return record(_wrap(found[0], first.layers), lambda: found[1])
     squares = func.__name__ == "mse_loss"
+    # A label of the same shape broadcasts over the branches by itself.
     if (
         type(first) is HeadwiseTensor
         and type(label) is Tensor
@@ -368,25 +394,13 @@ def _loss(func: Any, args: Any, kwargs: Any) -> Any:
     if not options.keys().isdisjoint(("weight", "reduce", "size_average")):
         return every_branch(func, tuple(values), {**options, "reduction": reduction})
     losses = (left - right).square() if squares else func(left, right, **options, reduction="none")
-    if reduction == "none":  # what is made of them later, as by a mask, says how much each counts
-        return _with_residuals(losses, first, lambda: partial(weighted, (left.detach() - right.detach()).square()))
-    losses = getattr(_rows(losses), reduction)(1)
+    if reduction == "none":
+        return record(_wrap(losses, first.layers), lambda: partial(weighted, (left.detach() - right.detach()).square()))
+    losses = getattr(_rows(losses), reduction)(1)  # [1 + J]
+    # The mean squared error is its own residual.
     if squares and reduction == "mean":
-        return _with_residuals(losses, first, losses.detach)
-    return _with_residuals(losses, first, lambda: _rows((left.detach() - right.detach()).square()).mean(1))
-
-
-def _with_residuals(losses: Tensor, first: HeadwiseTensor, mean_squares: Callable[[], Any]) -> HeadwiseTensor:
-    """A regression loss whose layers, where they judge by it, watch the mean squared residuals.
-
-    These, or a function that makes them of the gradient of ``losses``.
-    """
-    result = _wrap(losses, first.layers)
-    for layer in first.layers:
-        if layer.rule.uses == "losses":
-            layer.watch(losses, mean_squares())
-            result.evidence_recorded = True
-    return result
+        return record(_wrap(losses, first.layers), losses.detach)
+    return record(_wrap(losses, first.layers), lambda: _rows((left.detach() - right.detach()).square()).mean(1))
 
 
 def _bce_with_logits(func: Any, args: Any, kwargs: Any) -> Any:
@@ -411,8 +425,9 @@ def _quantile_huber_loss(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _backward(func: Any, args: Any, kwargs: Any) -> None:
+    # It has no graph: there is nothing to do, and torch would call that an error.
     if not getattr(args[0], "is_zero_loss", False):
-        core.RULES["backward"](func, args, kwargs)
+        core.OPERATIONS["backward"](func, args, kwargs)
 
 
 def _item(func: Any, args: Any, kwargs: Any) -> Any:
@@ -470,7 +485,7 @@ for _handler, _names in {
 
 
 def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
-    """An elementwise operation that goes past all questions for the commonest operands, else through its handler."""
+    """An elementwise operation that skips all checks for the commonest operands; others go through its handler."""
 
     def operation(*args: Any, **kwargs: Any) -> Any:
         first = args[0]
@@ -484,12 +499,14 @@ def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
                 other = args[1]
                 kind = type(other)
                 if kind is HeadwiseTensor:
+                    # As many dimensions, or the branches would not broadcast like their visible parts.
                     if other.layers == first.layers and other.branches.dim() == branches.dim():
                         return _wrap(function(branches, other.branches), first.layers)
                 elif kind is Tensor:  # a label
                     if not other.requires_grad and other.dim() < branches.dim():
                         return _wrap(function(branches, other), first.layers)
                 elif kind is float or kind is int:
+                    # An entropy bonus with coefficient 0: its gradient would be computed and be zeros.
                     free = not other and handler is _multiply and branches.dim() == 1
                     result = _wrap(function(branches.detach() if free else branches, other), first.layers)
                     if free:
@@ -507,7 +524,7 @@ def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
 
 
 def _direct(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
-    """A method that goes straight to its handler: half of a small operation's time is torch's way there."""
+    """A method that calls its handler directly: half of a small operation's time is torch's way to it."""
 
     def method(self: HeadwiseTensor, *args: Any, **kwargs: Any) -> Any:
         return handler(function, (self, *args), kwargs)

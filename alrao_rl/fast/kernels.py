@@ -13,6 +13,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
 
+# Checked by no compiler: each line has to agree with the function of this name in kernels.c.
 _INT, _DOUBLE, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[object, ...]] = {
     "gather": (ctypes.c_float, _INT, _POINTER, _POINTER, _POINTER),
@@ -34,6 +35,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
 
 def library_path(source: Path = SOURCE) -> Path:
     """Where the library of this source lies, on this platform."""
+    # By its content: an editable checkout that moves to another commit must not call functions of another signature.
     version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
     return source.with_name(f"_kernels-{version}-{sysconfig.get_platform()}{_suffix()}")
 
@@ -45,7 +47,7 @@ def _suffix() -> str:
 def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(library_path()))
-    except OSError:
+    except OSError:  # not built, or for another platform
         return None
     for name, (result, *arguments) in _SIGNATURES.items():
         if (function := getattr(library, name, None)) is None:

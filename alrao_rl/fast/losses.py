@@ -31,10 +31,10 @@ def chosen_losses(name: str, choice: tuple[Tensor, Tensor], labels: Tensor) -> t
             one device.
         labels: ``[n, 1]``, without a gradient.
 
-    None where this is for torch to do.
+    None if torch has to compute it instead.
 
     Raises:
-        RuntimeError: an index is none of a column.
+        RuntimeError: an index is out of bounds.
     """
     outputs, index = choice
     if (
@@ -58,16 +58,19 @@ class _ChosenLosses(torch.autograd.Function):
         assert kernels.library is not None
         n_branches, n, n_columns = outputs.shape
         losses, squares = outputs.new_empty(n_branches), outputs.new_empty(n_branches)
+        # Zeros, as only one of K outputs of each row is chosen and gets a gradient.
         held, gradient = with_room(outputs, torch.zeros_like)
         index, labels = index.contiguous(), labels.contiguous()
         found = kernels.library.chosen_losses(
             n_branches, n, n_columns, (ctypes.c_int64 * 3)(*held.stride()), held.data_ptr(), index.data_ptr(),
             labels.data_ptr(), _BOUNDS[name], losses.data_ptr(), squares.data_ptr(), gradient.data_ptr(),
         )  # fmt: skip
+        # Torch's gather would check the index; this does so in C, where it is read anyway.
         if not found:
             raise RuntimeError(f"index of gather() is out of bounds: it is to choose one of {n_columns} outputs")
         ctx.save_for_backward(outputs, gradient)
         ctx.rest = index, labels, name
+        # Evidence has no gradient, and without this autograd would make zeros for it.
         ctx.mark_non_differentiable(squares)
         ctx.set_materialize_grads(False)
         return losses, squares
@@ -78,9 +81,11 @@ class _ChosenLosses(torch.autograd.Function):
         outputs, gradient = ctx.saved_tensors
         if of_losses is None:
             return None, None, None, None
-        if torch.is_grad_enabled():  # somebody will differentiate this once more
+        # With create_graph this will be differentiated once more, which compiled code cannot be.
+        if torch.is_grad_enabled():
             rest = ctx.rest
             return *differentiate(lambda x: _by_torch(x, *rest), (outputs,), (True,), of_losses), None, None, None
+        # [B, n, K] times the gradient of each branch's loss: both losses are linear in their scale.
         return gradient * of_losses.view(-1, 1, 1), None, None, None
 
 
@@ -94,7 +99,7 @@ def quantile_losses(quantiles: Tensor, samples: Tensor) -> Tensor | None:
         quantiles: of every branch, ``[B, n, Q]``, at (i + ½)/Q.
         samples: of what they are quantiles of, ``[n, T]``, without a gradient.
 
-    None where this is for torch to do.
+    None if torch has to compute it instead.
     """
     if (
         kernels.library is None
@@ -129,7 +134,7 @@ class _QuantileLosses(torch.autograd.Function):
     def backward(ctx: Any, of_losses: Tensor) -> Any:
         """Gradient of the quantiles."""
         quantiles, samples, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody will differentiate this once more
+        if torch.is_grad_enabled():
             return *differentiate(lambda x: _quantiles_by_torch(x, samples), (quantiles,), (True,), of_losses), None
         return gradient * of_losses.view(-1, 1, 1), None
 
@@ -137,6 +142,7 @@ class _QuantileLosses(torch.autograd.Function):
 def _quantiles_by_torch(quantiles: Tensor, samples: Tensor) -> Tensor:
     """The losses, ``[B]``, by operations that have gradients themselves."""
     n = quantiles.shape[2]
+    # [B, n, Q, T]: every quantile against every sample.
     d = samples.unsqueeze(-2) - quantiles.unsqueeze(-1)
     tau = ((torch.arange(n, dtype=d.dtype) + 0.5) / n).unsqueeze(-1)
     huber = F.huber_loss(d, torch.zeros_like(d), reduction="none")

@@ -11,7 +11,9 @@ from torch.autograd import forward_ad
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether all is well. On a GPU this waits for it: for less time than the dozens of kernels that need not know."""
+    """Whether all numbers of ``tensor`` are finite. On a GPU this waits for the answer, as few operations do."""
+    # A sum is finite if all its terms are, but for overflow, which is then looked into by whoever asked. On a GPU the
+    # wait takes less time than the dozens of kernels that are spared.
     return math.isfinite((tensor.sum() if tensor.dim() else tensor).item())
 
 
@@ -25,6 +27,7 @@ def is_plain(*tensors: Tensor) -> bool:
 
     Not what transforms of torch.func, forward-mode derivatives or a trace are to see through.
     """
+    # Cheap questions first: this is asked several times per update.
     if torch._C._is_tracing() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     for x in tensors:
@@ -33,6 +36,7 @@ def is_plain(*tensors: Tensor) -> bool:
             or not x.is_cpu
             or x.dtype is not torch.float32
             or not torch._C._has_storage(x)
+            # Lazy negation and lazy zeros: the memory does not hold what the tensor says.
             or x.is_neg()
             or x._is_zerotensor()
         ):
@@ -43,6 +47,7 @@ def is_plain(*tensors: Tensor) -> bool:
 def with_room(x: Tensor, make: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """``x``, copied where it has gaps, and what ``make`` (``torch.zeros_like``) makes of it, laid out alike."""
     room = make(x)
+    # torch.empty_like keeps a transposition and closes gaps: C walks through both by the strides of one.
     if room.stride() != x.stride():
         x = x.contiguous()
         room = make(x)
@@ -55,7 +60,7 @@ def differentiate(
     """Gradients of ``function`` by operations of torch, which have gradients themselves: those that are ``needed``."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Of aliases: an input may depend on another one, and what reaches it so is not for this node to tell.
+        # Of aliases: an input may depend on another one, and what reaches it that way is not this node's gradient.
         aliases = [x.view_as(x) if need else x.detach() for x, need in zip(inputs, needed, strict=True)]
         wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
         found = iter(torch.autograd.grad(function(*aliases), wanted, gradient, create_graph=create_graph))

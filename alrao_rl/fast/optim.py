@@ -1,6 +1,6 @@
-"""The optimizer in less time: gradients are gathered, and the default base update is made, by one call of C each.
+"""The optimizer in less time: one call of C gathers the gradients, and one makes the default base update.
 
-A subclass of :class:`alrao_rl.core.optim.AlraoOptimizer`, whose step it is; only the parts that cost are here anew.
+The step is that of :class:`alrao_rl.core.optim.AlraoOptimizer`; only the parts of it that cost time are overridden.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from alrao_rl.checks import refuse_float16
 from alrao_rl.core import optim as core
 from alrao_rl.core.bases import RmsProp, State
-from alrao_rl.core.optim import COUNTS
 from alrao_rl.fast.addresses import Addresses
 from alrao_rl.fast.heads import OutputHeads
 from alrao_rl.fast.memory import all_finite
@@ -26,17 +26,20 @@ class AlraoOptimizer(core.AlraoOptimizer):
     """See :class:`alrao_rl.core.optim.AlraoOptimizer`."""
 
     def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
+        # [N] each: the rates, and a buffer that holds the gradient first and then the update.
         self._rates = self._flat = torch.empty(0)
         self._views: list[Tensor] = []
+        # What the rates were made of, and the addresses: where either has changed, they are made anew.
         self._version: list[tuple[int, int]] = []
         self._addresses: Addresses | None = None
         self._places: list[tuple[int, int, bool]] = []
+        # Layers whose θ was finite before the step, and whether the whole update was: then it is finite after it.
         self._finite: list[OutputHeads] = []
         self._all_well = False
         super().__init__(network, lr)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Buffers are made anew.
+        # Views and addresses are of this object's memory: a copy makes its own.
         own = {"_rates": torch.empty(0), "_flat": torch.empty(0), "_views": [], "_addresses": None, "_places": []}
         return super().__getstate__() | own | {"_finite": []}
 
@@ -72,22 +75,21 @@ class AlraoOptimizer(core.AlraoOptimizer):
     def _prepare(self) -> State:
         """Make the flat buffers on first use and whenever the rates are others: moved to a device, or loaded."""
         feature_rates: Tensor = self._network._buffers["alrao_rates"]  # type: ignore[assignment]
+        # Loading writes in place, which changes the version; a move to a device changes the memory.
         version = [(feature_rates.data_ptr(), feature_rates._version)]
         for layer in self._layers:
             rates: Tensor = layer._buffers["rates"]  # type: ignore[assignment]
             version.append((rates.data_ptr(), rates._version))
         if version != self._version or not self._rates.numel():
-            self._refuse_half()
+            refuse_float16(self.config.base, self._base, self._layout.parameters)
             self._version = version
             self._rates = self._layout.rates(feature_rates)
             self._flat = torch.empty_like(self._rates)
             self._views = self._layout.views(self._flat)
         state: State = self.state[self.param_groups[0]["params"][0]]
         if not state:
-            for name in self._base.buffers:
-                state[name] = torch.zeros_like(self._rates)
-            for name in COUNTS:
-                state[name] = torch.zeros(len(self._layout.sizes), device=feature_rates.device)
+            state.update(self._new_state())
+        # Exactly: a subclass may have another direction.
         if type(self._base) is RmsProp:
             flat = [self._rates, *[state[name] for name in self._base.buffers]]
             places = [(x.data_ptr(), x.numel(), x.is_contiguous()) for x in (*self._layout.parameters, *flat)]
@@ -97,14 +99,17 @@ class AlraoOptimizer(core.AlraoOptimizer):
 
     def _gather(self, state: State) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
         """See :meth:`alrao_rl.core.optim.AlraoOptimizer._gather`; no heads are broken where all numbers are finite."""
+        # Before the backward pass the forward pass has looked at every θ; what was written since has another version.
         self._finite = [layer for layer in self._layers if isinstance(layer, OutputHeads) and layer.known_finite()]
         if self._addresses is not None and (present := self._addresses.gather(self._flat)) is not None:
             return self._flat, self._views[len(self._layout.trunk) :], present, None
         dense, present = self._dense_gradients()
         g = _flatten_dense_tensors(dense).to(self._flat.dtype)
-        if all_finite(torch.dot(g, g)):  # infinite, too, where a norm is
+        # One number for all: it is infinite wherever the norm of a head is.
+        if all_finite(torch.dot(g, g)):
             return g, self._layout.heads(g), present, None
-        return g, *self._without_lost(g, present, state)
+        of_heads, broken = self._without_lost(g, state)
+        return g, of_heads, present, broken
 
     def _clip(self, gradient: Tensor) -> None:
         limit = self.config.head_max_grad_norm
@@ -118,9 +123,11 @@ class AlraoOptimizer(core.AlraoOptimizer):
         parameters = self.param_groups[0]["params"]
         if self._addresses is not None:
             self._all_well = math.isfinite(self._rmsprop(self._addresses, g, present, state, scale))
+            # Autograd has to notice a write, or backward through an older graph would be wrong without an error.
             for parameter in parameters:
                 torch.autograd.graph.increment_version(parameter)
             return
+        # As the plain optimizer's, past what is not needed: copies of the state, and a new tensor for the update.
         state["steps"] += 1
         everything = all(present)
         before = {} if everything else {name: state[name].clone() for name in self._base.buffers}
@@ -143,16 +150,17 @@ class AlraoOptimizer(core.AlraoOptimizer):
         )
         return moved
 
-    def _reclone(self, state: State, broken: list[Tensor] | None) -> None:
-        """See :meth:`alrao_rl.core.optim.AlraoOptimizer._reclone`; without a look where there is nothing to find."""
-        if self._all_well and broken is None and not self._is_due() and len(self._finite) == len(self._layers):
+    def _reclone(self, state: State, broken: list[Tensor] | None, due: bool) -> None:
+        """See :meth:`alrao_rl.core.optim.AlraoOptimizer._reclone`; skipped if there is nothing to find."""
+        # θ was finite and something finite was subtracted, so there is no need to look.
+        if self._all_well and broken is None and not due and len(self._finite) == len(self._layers):
             for layer in self._finite:
                 layer.mark_finite()
         else:
-            super()._reclone(state, broken)
+            super()._reclone(state, broken, due)
 
     def _thaw(self) -> None:
-        self._rates = torch.empty(0)
+        self._rates = torch.empty(0)  # of another N
         super()._thaw()
 
 

@@ -1,7 +1,7 @@
-"""The algorithms that are served, one row each in :data:`ALGORITHMS`, and the tables that such a row names.
+"""The supported algorithms, one row each in :data:`ALGORITHMS`, and the tables that the rows refer to.
 
-An algorithm is added by a row, by the tables for what its class takes, where those of another do not fit, and by a
-policy in ``alrao_rl.sb3``.
+To add an algorithm, add a row, tables for what its class takes if no existing ones fit, and a policy in
+``alrao_rl.sb3``.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class RecurrentOptions(OnPolicyOptions):
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What is to be known of an algorithm.
+    """What the package needs to know about an algorithm.
 
     Args:
         name: in recipes, on command lines and in the names of folders.
@@ -124,9 +124,9 @@ class Algorithm:
         hyperparameters: keywords of the class.
         policy_options: keywords of its policy that both stock and Alrao policies take.
         timesteps: default budget for an environment whose file names none.
-        timesteps_of: algorithm whose budget in an environment's file applies where there is none for this one.
+        timesteps_of: algorithm whose budget in an environment's file applies if the file has none for this one.
         policies: names of the Alrao policies in ``alrao_rl``; the braces stand for "", "Cnn" or "MultiInput".
-        stock_policies: SB3's names for its own, likewise, with "Mlp" in place of "".
+        stock_policies: SB3's names for its own policies, with "Mlp" instead of "".
         learns_from_replay: it learns values of discrete actions from a replay buffer.
         masks_actions: its environments have a method ``action_masks()``.
         exports_onnx: its deterministic action is a function of the observation alone.

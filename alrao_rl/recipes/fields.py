@@ -1,4 +1,4 @@
-"""What a TOML table may hold: its base class, and types of values with their limits."""
+"""Base class of TOML tables, and types of values with their limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length
 
 
 def json_value(value: Any) -> Any:
-    """Refuse what ``config.json`` could not hold: TOML's dates and times, nan and inf."""
+    """Reject what ``config.json`` could not hold: TOML's dates and times, nan and inf."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -48,6 +48,6 @@ Options = Annotated[dict[str, Any], AfterValidator(json_value)]
 
 
 class Table(BaseModel):
-    """A TOML table: no key but its own, no value of another type."""
+    """A TOML table; unknown keys and values of another type are rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -27,11 +27,11 @@ def recipe_folder() -> Path:
     project = root / "pyproject.toml"
     if project.is_file() and 'name = "alrao-rl"' in project.read_text():
         return root
-    raise UserError(f"no recipes beside {package}: the installation is not complete; install alrao-rl again")
+    raise UserError(f"no recipes next to {package}: the installation is incomplete; install alrao-rl again")
 
 
 def recipe_names(kind: str) -> list[str]:
-    """Names of the recipes that are shipped; ``kind`` is ``agents`` or ``envs``."""
+    """Names of the shipped recipes; ``kind`` is ``agents`` or ``envs``."""
     folder = recipe_folder() / kind
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.toml"))
 
@@ -40,11 +40,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: it cannot be read, is no TOML, or is far too large.
+        UserError: if it cannot be read, is not TOML, or is far too large.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would never end
-            raise UserError(f"cannot read {path}: it is no file")
+            raise UserError(f"cannot read {path}: it is not a file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
@@ -61,13 +61,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """TOML, without what would take minutes to read or the whole stack to go through.
+    """Parse TOML, except for text that would take minutes or exhaust the stack.
 
     Raises:
-        TOMLDecodeError: it is none.
-        RecursionError: it is nested too deeply.
+        TOMLDecodeError: if it is not TOML.
+        RecursionError: if it is nested too deeply.
     """
-    if _LONG_KEY.search(text):  # of which the library's time grows with the square
+    if _LONG_KEY.search(text):  # the library's time grows with the square of its length
         raise RecursionError
     data = tomllib.loads(text)
     level: list[Any] = [data]
@@ -87,9 +87,9 @@ def load_agent_recipe(name: str) -> tuple[str, Agent, str]:
 
 def _locate(name: str, kind: str, what: str) -> Path:
     if name.endswith(".toml"):
-        # Its name goes into folders' names and messages.
+        # The name ends up in folder names and messages.
         if Path(name).stem.startswith(".") or not Path(name).stem.isprintable():
-            raise UserError(f"{what} {name!r}: expected a file name of printable characters that begins with no dot")
+            raise UserError(f"{what} {name!r}: expected a file name of printable characters, not beginning with a dot")
         return Path(name)
     choices = recipe_names(kind)
     if name not in choices:
@@ -109,10 +109,10 @@ def load_environment(name: str) -> tuple[Environment, str]:
 
 
 def check_trust(env_id: object, where: str, trust: bool) -> None:
-    """Refuse an environment of a package that a file names: a stranger's file may come with a package of that name.
+    """Refuse an environment whose package a file names: a stranger's file may come with a package of that name.
 
     Raises:
-        UserError: it does, and nobody said that it may be imported.
+        UserError: if its id names a package that the user has not allowed to be imported.
     """
     package, colon, _ = str(env_id).rpartition(":")
     if colon and not trust:

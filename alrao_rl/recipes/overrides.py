@@ -1,4 +1,4 @@
-"""``KEY=VALUE`` of ``--set``, ``--grid`` and ``--env-kwargs``: how it is read, and where a key belongs."""
+"""``KEY=VALUE`` of ``--set``, ``--grid`` and ``--env-kwargs``: parsing, and finding where a key belongs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alrao_rl.recipes.validation import FALLING, NO_ALRAO, NO_LEARNING_RATE
 
 
 def parse_override(text: str, flag: str = "--set") -> tuple[str, Any]:
-    """Split ``KEY=TOML``, given by a ``flag``; what is no TOML value and a bare word is a string."""
+    """Split the ``KEY=TOML`` of a ``flag``; a bare word that is not a TOML value is a string."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -23,7 +23,7 @@ def parse_override(text: str, flag: str = "--set") -> tuple[str, Any]:
 
 
 _PYTHON_BOOLEANS = {"True": True, "False": False}
-"""As a word, "False" would be true to an environment."""
+"""As a string, "False" would count as true in an environment."""
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -31,16 +31,14 @@ def parse_value(text: str, where: str) -> Any:
     if text in _PYTHON_BOOLEANS:
         return _PYTHON_BOOLEANS[text]
     if text in ("None", "null"):
-        raise UserError(
-            f'{where}={text}: there is no {text} in TOML: leave the key out, or write "{text}" for the text'
-        )
+        raise UserError(f'{where}={text}: TOML has no {text}: leave the key out, or write "{text}" for the text')
     try:
         table = parse_toml(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
         table = {}
         if text and all(char.isalnum() or char in "-_." for char in text):
             return text
-    # A line end in the text would begin another key.
+    # A line break in the text would start another key.
     if table.keys() != {"value"}:
         raise UserError(f'{where}={text}: expected a TOML value: a number, true, "text", [1, 2] or a word')
     return table["value"]
@@ -65,19 +63,19 @@ _TEXT_OR_WORD = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|=\s*(?P<word>[\w.-]+)(?
 
 
 def _as_toml(found: re.Match[str]) -> str:
-    """A text as it is, the value of a word as TOML."""
+    """Quoted text unchanged, the value of a bare word as TOML."""
     word = found["word"]
     value = parse_value(word, "--env-kwargs") if word else None
     return f"={literal(value)}" if isinstance(value, (str, bool)) else found[0]
 
 
 def find_key(key: str, agent: Agent, value: Any = None, flag: str = "--set") -> list[str]:
-    """Where a key, given by a ``flag``, belongs: hyperparameters and policy options may be given without their table.
+    """The full path of a ``flag``'s key: hyperparameters and policy options may be given without their table.
 
-    Of Alrao's ``learning_rate`` it depends on the value whether there is such a key.
+    An Alrao agent has the key ``learning_rate`` for one value only.
 
     Raises:
-        UserError: such an agent has no such key, with the nearest one.
+        UserError: if such an agent does not have the key; names the nearest one.
     """
     hyperparameters = list(agent.algorithm.hyperparameters.model_fields)
     options, alrao = list(agent.algorithm.policy_options.model_fields), list(AlraoOptions.model_fields)

@@ -1,4 +1,4 @@
-"""A recipe resolved: SB3's defaults < agent < environment < ``--set``, with the origin of every value."""
+"""Resolving a recipe: SB3's defaults < agent < environment < ``--set``, with the origin of every value."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def resolve(
 
     Args:
         agent: name or ``.toml`` file.
-        env: name, id or ``.toml`` file; whether there is an environment of that id is not looked at.
+        env: name, id or ``.toml`` file; whether an environment with that id exists is not checked.
         overrides: of the agent's values.
-        timesteps: in place of the environment's.
-        env_kwargs: beside those of the environment's file.
-        trust: the environment may be one of a package that a file names, which is imported where it is made.
-        flag: what the user has given the overrides by.
+        timesteps: instead of the environment's.
+        env_kwargs: in addition to those of the environment's file.
+        trust: whether a file may name the environment's package, which is imported when the environment is made.
+        flag: the flag that the overrides were given with.
 
     Raises:
         UserError: one line with the file or flag, the key and the nearest valid choice.
@@ -51,7 +51,7 @@ def resolve(
         key, value = parse_override(override, flag)
         path = find_key(key, recipe, value, flag)
         _insert(data, path, value, f"{flag} {override}")
-        # What is set replaces a whole table, if there was one.
+        # The new value replaces a whole table, if there was one.
         origins = {old: origin for old, origin in origins.items() if not old.startswith(f"{'.'.join(path)}.")}
         _trace(origins, _nest(path, value), f"{flag} {override}")
     recipe = with_defaults(check_agent(data, flag), flag)
@@ -61,7 +61,7 @@ def resolve(
     if env_kwargs:
         validate(Environment, {"id": environment.id, "kwargs": dict(env_kwargs)}, "--env-kwargs")
         kwargs = {**environment.kwargs, **env_kwargs}
-        if kwargs != environment.kwargs:  # its scores are those of another variant
+        if kwargs != environment.kwargs:  # the file's scores belong to another variant
             environment = environment.model_copy(update={"kwargs": kwargs, **dict.fromkeys(SCORES)})
             origins = {key: origin for key, origin in origins.items() if key.removeprefix("env.") not in SCORES}
         _trace(origins, {"env": {"kwargs": dict(env_kwargs)}}, "--env-kwargs")
@@ -77,7 +77,7 @@ def resolve(
 
 
 def alrao_options(agent: Agent) -> dict[str, Any]:
-    """The options that an Alrao policy is given; TOML has no None, its word is "none"."""
+    """The options for an Alrao policy; TOML, which has no None, writes "none"."""
     options = agent.alrao.model_dump(exclude_none=True)
     return {name: None if value == "none" else value for name, value in options.items()}
 
@@ -86,11 +86,11 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
     """The agent with all of Alrao's options, checked: a run on disk outlives the defaults of the code that made it.
 
     Raises:
-        UserError: an option that :class:`~alrao_rl.core.AlraoConfig` refuses, after the file or flag ``where``.
+        UserError: if :class:`~alrao_rl.core.AlraoConfig` rejects an option; begins with the file or flag ``where``.
     """
     if agent.policy == "stock":
         return agent
-    # Here, not above: torch is for those who train.
+    # Imported here because only training needs torch.
     from alrao_rl.core import AlraoConfig
     from alrao_rl.core.bases import BASES
 
@@ -98,7 +98,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
         config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algorithm.learns_from_replay)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
-    base = {name: one.default for name, one in inspect.signature(BASES[config.base]).parameters.items()}
+    base = {name: option.default for name, option in inspect.signature(BASES[config.base]).parameters.items()}
     options = {name: value for name, value in asdict(config).items() if value is not None}
     options = {"head_max_grad_norm": "none", **options, "lr_range": list(config.interval)}
     options["base_kwargs"] = base | options["base_kwargs"]
@@ -130,7 +130,7 @@ def _nest(path: list[str], value: Any) -> dict[str, Any]:
 def _trace(origins: dict[str, tuple[Any, str]], data: Mapping[str, Any], origin: str, prefix: str = "") -> None:
     for key, value in data.items():
         if isinstance(value, Mapping):
-            # A table takes the place of a plain value.
+            # A table replaces a plain value.
             origins.pop(f"{prefix}{key}", None)
             _trace(origins, value, origin, f"{prefix}{key}.")
         else:

@@ -1,4 +1,4 @@
-"""What agent files and environment files hold, and the recipe that is made of two of them."""
+"""Schemas of agent files and environment files, and the recipe made from one of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alrao_rl.recipes.fields import Count, Finite, Options, Table
 
 
 class AlraoOptions(Table):
-    """Options of Alrao: their types. :class:`~alrao_rl.core.AlraoConfig` has the defaults and checks the rest."""
+    """Types of Alrao's options. :class:`~alrao_rl.core.AlraoConfig` has the defaults and checks the rest."""
 
     n_heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
     lr_range: list[float] | None = None
@@ -29,10 +29,10 @@ class AlraoOptions(Table):
 class Agent(Table):
     """An agent file. Its hyperparameters and policy options are checked by the tables of its algorithm.
 
-    ``normalize_observations`` concerns Box observations: true for mean 0 and standard deviation 1, "scale" for root
+    ``normalize_observations`` applies to Box observations: true for mean 0 and standard deviation 1, "scale" for root
     mean square 1; images and discrete ones are left as they are. ``normalize_rewards`` divides rewards by the standard
-    deviation of the discounted return, in training only. "continuous" stands for true where the actions are a Box and
-    for false elsewhere, see :func:`alrao_rl.environments.make.settle`.
+    deviation of the discounted return, in training only. "continuous" means true if the actions are a Box and false
+    otherwise, see :func:`alrao_rl.environments.make.settle`.
     """
 
     algo: Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]
@@ -52,12 +52,12 @@ class Agent(Table):
     @field_validator("normalize_rewards")
     @classmethod
     def _false_is_absent(cls, value: bool | str | None) -> bool | str | None:
-        """A run's configuration has the key only where it does something, so that it is the one of before the key."""
+        """Omit the key unless it does something, so that configurations from before the key existed still match."""
         return value or None
 
 
 SCORES = ("random_score", "reference_score", "floor")
-"""Of an environment as its file makes it; with other arguments they are not known."""
+"""Valid for an environment with the arguments of its file; unknown for others."""
 
 
 class Environment(Table):
@@ -83,7 +83,7 @@ class Environment(Table):
 
 NORMALIZATIONS = ("normalize_observations", "normalize_rewards")
 CONTINUOUS = "continuous"
-"""Of a normalisation: true where the actions are a Box."""
+"""Value of a normalisation that means true if the actions are a Box."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Recipe:
         return not any(getattr(self.agent, name) == CONTINUOUS for name in NORMALIZATIONS)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything that decides on the result of the run but the seed, for ``config.json``."""
+        """Everything but the seed that determines the result of the run, for ``config.json``."""
         return {
             "agent": self.agent_name,
             **self.agent.model_dump(exclude_none=True),

@@ -14,14 +14,14 @@ from alrao_rl.recipes.schema import CONTINUOUS, Agent, AlraoOptions
 
 
 def validate(model: type[Table], data: Any, where: str, prefix: str = "", takes: str = "expected") -> Any:
-    """The data as such a table.
+    """Validate data as a table.
 
     Args:
-        model: what is expected.
-        data: what a file or a flag holds.
-        where: the file or flag, for an error.
-        prefix: what stands before the keys there, for an error.
-        takes: words before the list of keys, for an error.
+        model: the type of table that is expected.
+        data: content of a file or a flag.
+        where: the file or flag, for errors.
+        prefix: table name before the keys, for errors.
+        takes: words before the list of keys, for errors.
 
     Raises:
         UserError: one line with the key, its value and the nearest valid choice.
@@ -36,7 +36,7 @@ def validate(model: type[Table], data: Any, where: str, prefix: str = "", takes:
 def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str) -> str:
     first = error.errors(include_url=False)[0]
     if not first["loc"] and first["type"] == "value_error":
-        return str(first["msg"]).removeprefix("Value error, ")  # of the whole, which is no news
+        return str(first["msg"]).removeprefix("Value error, ")  # about the whole table, which need not be quoted
     path = [str(part) for part in first["loc"]]
     table: Any = model
     for part in path[:-1]:
@@ -48,7 +48,7 @@ def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str
     known = list(getattr(table, "model_fields", {}))
     if first["type"] == "extra_forbidden":
         return f"unknown key {prefix}{'.'.join(path)}, {takes} {', '.join(known)}{suggest(path[-1], known)}"
-    # What else is in the path is no key: an index, or the tag of a union, of which only the first member is quoted.
+    # The rest of the path is not keys: indices, or the tag of a union, of which only the first member is quoted.
     free = ("timesteps", "base_kwargs")
     keys = [part for before, part in zip(["", *path], path, strict=False) if part in known or before in ("", *free)]
     value = first.get("input")
@@ -63,14 +63,14 @@ def _explain(model: type[Table], error: ValidationError, prefix: str, takes: str
 
 
 def check_agent(data: Any, where: str) -> Agent:
-    """Make an agent of plain data.
+    """Make an agent from plain data.
 
     Args:
-        data: what an agent file holds.
-        where: the file or flag that an error names.
+        data: content of an agent file.
+        where: the file or flag, for errors.
 
     Raises:
-        UserError: an unknown key, a wrong type, a value out of range.
+        UserError: if a key is unknown, or a value has a wrong type or is out of range.
     """
     agent: Agent = validate(Agent, data, where)
     takes = f"SB3's {agent.algorithm.cls} takes"
@@ -84,7 +84,7 @@ def check_agent(data: Any, where: str) -> Agent:
 
 
 FALLING = f"{LINEAR}1"
-"""The one learning rate that an Alrao agent may have: all of its rates fall together."""
+"""The only learning rate an Alrao agent may have: all of its rates fall together."""
 NO_LEARNING_RATE = (
     "an Alrao agent has no learning rate to set: leave it out, set the interval with alrao.lr_range=[1e-6, 0.1], "
     f"let all rates fall to 0 over the run with learning_rate={FALLING}, "

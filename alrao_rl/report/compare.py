@@ -22,17 +22,17 @@ AGGREGATES: dict[str, Callable[[stats.Scores], stats.Values]] = {
 }
 THRESHOLDS = np.linspace(-0.25, 1.25, 61)
 FEWER = 2_000
-"""Resamples where a figure shows a band; intervals that are printed have the 10,000 of ``stats.bootstrap``."""
+"""Resamples for bands in figures; printed intervals have the 10,000 of ``stats.bootstrap``."""
 
 
 class Match(NamedTuple):
-    """Who is compared with whom on what.
+    """Which two methods are compared, and on what.
 
     Attributes:
-        method: one.
+        method: one of them.
         baseline: the other.
-        envs: environments on which both have runs, and all of these have scores; a single one if ``raw``.
-        raw: whether returns are compared as they are, there being no reference scores to normalise them by.
+        envs: environments on which both have runs, all of them with scores; a single one if ``raw``.
+        raw: whether returns are compared as they are, because there are no reference scores to normalise them by.
     """
 
     method: Method
@@ -45,13 +45,13 @@ class Comparison(NamedTuple):
     """One method against another on the same environments, in one score.
 
     Attributes:
-        match: who, with whom, on what.
+        match: the methods and the environments.
         score: key of ``SCORES``.
         paired: whether runs are paired by seed.
         difference: of the IQMs of normalised scores, or of the means of returns, and its interval.
         improvement: probability that a run of the method beats one of the baseline, and its interval.
-        n_seeds: the least and the largest number of seeds of an environment.
-        alone: runs of either that are left out because the other has none of their seed.
+        n_seeds: the smallest and the largest number of seeds of an environment.
+        alone: runs of either method that are left out because the other has no run of their seed.
     """
 
     match: Match
@@ -64,11 +64,11 @@ class Comparison(NamedTuple):
 
 
 def aggregated(study: Study) -> list[tuple[list[Method], list[str]]]:
-    """Methods that are aggregated together, with the environments they are aggregated over; the most first.
+    """Groups of methods to aggregate together, with the environments to aggregate over; the largest group first.
 
-    For the environments that each method has normalised scores on, all methods that have some on all of these: so a
-    method with few of them takes nothing from the others. One that would stand alone is left to the fewer environments
-    on which it does not.
+    For each method's set of environments with normalised scores, the group is all methods that have scores on all of
+    these, so that a method with few environments does not reduce the others'. A group of one is dropped if its method
+    is in a larger group, over fewer environments.
     """
     sets = dict.fromkeys(tuple(method.comparable()) for method in study.methods)
     groups = [([m for m in study.methods if {*envs} <= {*m.comparable()}], list(envs)) for envs in sets if envs]
@@ -78,7 +78,7 @@ def aggregated(study: Study) -> list[tuple[list[Method], list[str]]]:
 
 
 def aggregates(method: Method, envs: Sequence[str], score: str) -> dict[str, stats.Interval]:
-    """Each of ``AGGREGATES`` of a method's normalised scores with its stratified bootstrap interval."""
+    """Each of ``AGGREGATES`` for a method's normalised scores, with its stratified bootstrap interval."""
 
     def all_of(scores: stats.Scores) -> stats.Array:
         return np.stack([statistic(scores) for statistic in AGGREGATES.values()])
@@ -88,7 +88,7 @@ def aggregates(method: Method, envs: Sequence[str], score: str) -> dict[str, sta
 
 
 def _each(values: stats.Interval) -> list[stats.Interval]:
-    """An interval for each of an array of statistics."""
+    """One interval for each statistic in an array of them."""
     return [stats.Interval(*column) for column in zip(*(np.atleast_1d(part) for part in values), strict=True)]
 
 
@@ -105,11 +105,11 @@ def compare(match: Match, score: str = "auc") -> Comparison:
     """A method against a baseline: paired by seed if they share most of their seeds on every environment."""
     column = _column(score, match.raw)
     centre = stats.mean if match.raw else stats.iqm
-    rows, others = (one.scored[one.scored.env.isin(match.envs)] for one in match[:2])
+    rows, others = (method.scored[method.scored.env.isin(match.envs)] for method in match[:2])
     x, y = stats.paired_by_seed(rows, others, column)
     alone = {env: len({*rows[rows.env == env].seed, *others[others.env == env].seed}) - len(x.get(env, ()))
              for env in match.envs}  # fmt: skip
-    # Runs without a partner are left out; where there are many, that would cost more than pairing gains.
+    # Runs without a partner are left out; with many of them, that would cost more than pairing gains.
     paired = all(alone[env] <= len(x.get(env, ())) for env in match.envs)
     if not paired:
         x, y = stats.by_environment(rows, column), stats.by_environment(others, column)
@@ -118,11 +118,11 @@ def compare(match: Match, score: str = "auc") -> Comparison:
     def both(a: stats.Scores, b: stats.Scores) -> stats.Array:
         return np.stack([centre(a) - centre(b), improvement(a, b)])
 
-    # Not paired, all pairs of runs are compared: fewer resamples, or memory would be the square of the seeds.
+    # If not paired, all pairs of runs are compared: fewer resamples, as memory grows with the square of the seeds.
     values = stats.bootstrap(both, x, y, paired=paired, n_resamples=10_000 if paired else FEWER)
     difference, chance = _each(values)
     if chance.low == chance.high:
-        # On every environment all runs go one way: what is drawn from them does not vary, which is not certainty.
+        # On every environment all runs go one way, so that resamples do not vary, which is not certainty.
         chance = chance._replace(low=np.float64(np.nan), high=np.float64(np.nan))
     left = sum(alone.values()) if paired else 0
     return Comparison(match, score, paired, difference, chance, span([x, y]), left)
@@ -133,11 +133,11 @@ def _column(score: str, raw: bool) -> str:
 
 
 def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Method]]:
-    """Who is compared with whom.
+    """Which methods are compared.
 
-    Everybody with a named baseline; else, within each algorithm, each Alrao agent with the stock agents, at their tuned
-    and at their shared rates, or everybody with the first where only one of both kinds is there; else, where no
-    algorithm has two methods, everybody with the first.
+    With a named baseline, all others with it. Otherwise, within each algorithm, each Alrao agent with the stock agents,
+    at their tuned and at their shared rates, or all methods with the first if there is only one of the two kinds. If no
+    algorithm has two methods, all methods with the first.
     """
     methods = study.methods
     if baseline is not None:
@@ -155,7 +155,7 @@ def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Met
 
 
 def matches(study: Study, baseline: Method | None) -> list[Match]:
-    """The comparisons: over the environments with normalised scores that a pair shares, and on each without any."""
+    """The comparisons: over the environments with normalised scores that a pair shares, and on each other one alone."""
     found = []
     for pair in comparisons(study, baseline):
         scaled, known = _shared(pair, "auc_normalised"), _shared(pair, "auc")
@@ -171,8 +171,8 @@ def _shared(pair: tuple[Method, Method], score: str) -> list[str]:
 def verdicts(study: Study, baseline: Method | None) -> list[Match]:
     """The comparisons the report opens with: each method with the strongest of those it is compared with.
 
-    Of those that share the most environments with it; which is the strongest is asked of the runs that its rates were
-    chosen by: on the scores that are reported the luckiest would be. A shared rate comes second to tuned ones by
+    Only those that share the most environments with it are considered. The strongest is determined by the runs by which
+    its rates were chosen: by the reported scores it would be the luckiest. A shared rate comes second to tuned ones by
     definition, and opens no report.
     """
     found: dict[tuple[str, str], list[Match]] = {}
@@ -206,7 +206,7 @@ def _strongest(rivals: Sequence[Match]) -> Match:
 def rate_curve(study: Study, env: str, method: Method) -> pd.DataFrame:
     """Mean return over training at each rate of a stock agent: ``learning_rate, n, estimate, low, high``.
 
-    Of the reported seeds; of all, where a rate was run on tuning seeds only.
+    Over the reported seeds; over all seeds if a rate was run on tuning seeds only.
     """
     frame = study.frame
     rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.configuration == method.variant)]
@@ -235,8 +235,8 @@ class Plane(NamedTuple):
         name: of the method, or of the agent whose rate is tuned.
         phi: Φ and its interval.
         tuned: score when tuned for each environment, and its interval.
-        n_rates: rates to choose from.
-        n_seeds: the least and the largest number of seeds of a rate on an environment.
+        n_rates: number of rates to choose from.
+        n_seeds: the smallest and the largest number of seeds of a rate on an environment.
         held_out: whether rates were chosen on tuning seeds.
     """
 
@@ -270,7 +270,7 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
     on_tuning = rows.seed.isin(study.tuning_seeds)
     settings = {name: complete(part) for name, part in (("tuning", rows[on_tuning]), ("reported", rows[~on_tuning]))}
     held_out = method.held_out and set(settings["tuning"].learning_rate) == set(settings["reported"].learning_rate)
-    # Rates that were run on tuning seeds only say nothing on others: then all of their runs are used.
+    # Rates that were run on tuning seeds only say nothing about others: then all of their runs are used.
     reported = stats.by_setting(settings["reported"] if held_out else complete(rows))
     tuning = stats.by_setting(settings["tuning"]) if held_out else {}
     if len(reported) < 2:
@@ -287,7 +287,7 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
 
 
 def span(settings: Iterable[Mapping[str, stats.Array]]) -> tuple[int, int]:
-    """The least and the largest number of seeds of a setting on an environment; 0 without any."""
+    """The smallest and the largest number of seeds of a setting on an environment; 0 without any."""
     sizes = [len(scores) for setting in settings for scores in setting.values()]
     return min(sizes, default=0), max(sizes, default=0)
 
@@ -296,7 +296,7 @@ def span(settings: Iterable[Mapping[str, stats.Array]]) -> tuple[int, int]:
 
 
 def environment_table(study: Study, env: str) -> pd.DataFrame:
-    """One row a method: seeds, rate, both scores with intervals, spread between seeds, failures and collapses."""
+    """One row per method: seeds, rate, both scores with intervals, spread between seeds, failures and collapses."""
     low, high, _ = study.constants(env)
     rows = []
     for method in study.methods:

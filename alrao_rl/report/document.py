@@ -1,6 +1,6 @@
 """A report as sections of blocks, and how they become one HTML page, Markdown, tables and figures.
 
-What blocks hold is plain text: the templates escape all of it.
+Blocks contain plain text: the templates escape all of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DARK = ("#5fb0ee", "#f0955a", "#4cc79a", "#dd8bc7", "#cfae3c", "#ef7f86", "#a3a7
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``lead`` is the sentence to read if nothing else is."""
+    """A paragraph; ``lead`` marks the sentence to read if nothing else is read."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -30,7 +30,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Alert:
-    """A warning: ``red`` changes what may be concluded, ``amber`` how surely."""
+    """A warning: ``red`` changes what may be concluded, ``amber`` with how much certainty."""
 
     kind: ClassVar[str] = "alert"
     level: Literal["red", "amber"]
@@ -58,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Image:
-    """A figure; ``name`` is that of its files, ``alt`` says in words what it shows."""
+    """A figure; ``name`` is used for its files, ``alt`` says in words what it shows."""
 
     kind: ClassVar[str] = "image"
     name: str
@@ -69,7 +69,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Verbatim:
-    """Text to copy, folded if ``title`` is given. The Markdown names ``file``, if there is one, in place of it."""
+    """Text to copy, folded if ``title`` is given. Markdown names ``file``, if there is one, instead of the text."""
 
     kind: ClassVar[str] = "verbatim"
     text: str
@@ -82,7 +82,7 @@ Block: TypeAlias = Text | Alert | Items | Table | Image | Verbatim
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it; ``data`` are the tables that are written as CSV, by name."""
+    """A heading and the blocks below it; ``data`` holds the tables that are written as CSV, by name."""
 
     title: str
     blocks: Sequence[Block]
@@ -90,13 +90,13 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Where a link leads."""
+        """Target of links to the section."""
         return slug(self.title).lower()
 
 
 @dataclass(frozen=True)
 class Report:
-    """All of it."""
+    """A whole report."""
 
     title: str
     sections: Sequence[Section]
@@ -131,9 +131,9 @@ def slug(text: str) -> str:
 
 
 def markdown(text: Any) -> str:
-    """Text that Markdown shows as it is, also within a table."""
+    """Escape text so that Markdown shows it as it is, also within a table."""
     escaped = re.sub(r"([\\`*_\[\]#|$~!{}])", r"\\\1", str(text))
-    # What would begin a list.
+    # What would start a list.
     escaped = re.sub(r"^(\d*)([-+.)])(?=\s)", r"\1\\\2", escaped)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":\\//")
 

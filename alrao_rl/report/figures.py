@@ -22,11 +22,11 @@ from alrao_rl import stats
 
 INK, FAINT, PAPER = "#14171a", "#c9ced4", "#fefefe"
 SERIES = ("#0b6fb8", "#d1600a", "#12855f", "#a8478f", "#8a6d00", "#b3323c", "#5a5fc7", "#4d6470")
-"""Readable on white; the page has a lighter one of each for dark."""
+"""Readable on white; the page has a lighter version of each for dark mode."""
 SIZE = (5.0, 3.2)
-"""Inches: no wider, so that the text can still be read where a figure is as wide as a phone."""
+"""Inches: no wider, so that the text is still readable if a figure is as wide as a phone."""
 _STYLE: dict[Any, Any] = {
-    # Text as text: searchable, small, and never read as a formula however many dollar signs a name has.
+    # Text as text: searchable, small, and never taken for a formula, however many dollar signs a name has.
     "svg.fonttype": "none",
     "text.parse_math": False,
     "axes.formatter.use_mathtext": False,
@@ -75,7 +75,7 @@ def draw(name: str, plot: Callable[[Figure], None], size: tuple[float, float] = 
     """Draw a figure.
 
     Args:
-        name: of the figure, from which the identifiers in the SVG are made: they differ between figures of a page.
+        name: of the figure; identifiers in the SVG derive from it, so that they differ between figures of a page.
         plot: draws into an empty figure.
         size: inches.
     """
@@ -84,7 +84,7 @@ def draw(name: str, plot: Callable[[Figure], None], size: tuple[float, float] = 
         plot(figure)
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        # The layout is the same picture's: made once, which is half of the time.
+        # The layout is the same for both: computing it once saves half of the time.
         figure.set_layout_engine("none")
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
     return Picture(_smaller(svg.getvalue()), png.getvalue())
@@ -92,7 +92,7 @@ def draw(name: str, plot: Callable[[Figure], None], size: tuple[float, float] = 
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
-    """Matplotlib's own defaults, not the user's, and on top of them ours."""
+    """Matplotlib's own defaults, not the user's, with the report's style on top."""
     with mpl.style.context("default"), mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # A glyph that the font lacks is missing in the PNG only.
         warnings.filterwarnings("ignore", message="Glyph")
@@ -100,7 +100,7 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _smaller(svg: str) -> str:
-    """A tenth of a point is precise enough, and nobody refers to the names of the groups."""
+    """Round to a tenth of a point, which is precise enough, and drop ids of groups, which nothing refers to."""
 
     def rounded(found: re.Match[str]) -> str:
         return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), found[0])
@@ -111,22 +111,22 @@ def _smaller(svg: str) -> str:
 
 
 def short(name: str, most: int = 44) -> str:
-    """A name that fits into a legend. One that begins with an underscore would be left out of it."""
+    """Shorten a name to fit into a legend, which would omit one that begins with an underscore."""
     name = name if len(name) <= most else f"{name[: most - 1]}…"
     return f"\N{HAIR SPACE}{name}" if name.startswith("_") else name
 
 
 def colour(index: int) -> dict[str, Any]:
-    """Colour and line style of the method of that index; they do not repeat before the 32nd."""
+    """Colour and line style of the method with that index; the first 32 differ."""
     return {"color": SERIES[index % len(SERIES)], "linestyle": ("-", "--", "-.", ":")[index // len(SERIES) % 4]}
 
 
 def marker(index: int) -> str:
-    """Its mark where there is no line."""
+    """Marker of the method with that index, where there is no line."""
     return "osD^"[index // len(SERIES) % 4]
 
 
-# --- one function a figure ------------------------------------------------------------------------------------------
+# --- one function per figure ----------------------------------------------------------------------------------------
 
 
 def learning_curves(
@@ -134,12 +134,12 @@ def learning_curves(
 ) -> None:
     """IQM with band of each method, ``(n_bins,)``, over its seeds as thin lines, ``(n_seeds, n_bins)``.
 
-    The third of each is the environment steps of its runs.
+    The third value of each is the environment steps of its runs.
     """
     axes = figure.subplots()
     for name, (seeds, band, steps) in curves.items():
         style = colour(indices[name])
-        # A bin is drawn at its middle.
+        # A bin is drawn at its centre.
         x = (np.arange(seeds.shape[1]) + 0.5) * steps / seeds.shape[1]
         axes.plot(x, seeds.T, linewidth=0.5, alpha=0.35, color=style["color"])
         if np.isfinite(band.low).all():
@@ -162,7 +162,7 @@ def intervals(
 ) -> None:
     """A panel for each statistic, a line for each method: its estimate and its interval; dashed lines at the marks.
 
-    Two panels stand beside each other.
+    There are two panels side by side.
     """
     columns = min(len(panels), 2)
     rows = figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False).flat
@@ -205,7 +205,7 @@ def rates(
     levels: Mapping[str, stats.Interval],
     indices: Mapping[str, int],
 ) -> None:
-    """Mean return against the learning rate of stock agents, a ring about the chosen one; Alrao as a level band."""
+    """Mean return against the learning rate of stock agents, a ring around the chosen one; Alrao as a level band."""
     axes = figure.subplots()
     for name, value in levels.items():
         style = colour(indices[name])
@@ -227,18 +227,18 @@ def rates(
 
 
 def _rate_axis(axes: Axes, values: stats.Array) -> None:
-    """Room beside the first and the last rate; labels at the decades, or where there are few, at the rates."""
+    """Leave room beside the first and the last rate; label the decades, or if there are few of them, the rates."""
     logs = np.log10(values[values > 0])
     if not len(logs):
         return
     span = logs[-1] - logs[0]
-    beside = max(0.05 * span, 0.1)
-    axes.set_xlim(10 ** (logs[0] - beside), 10 ** (logs[-1] + beside))
+    margin = max(0.05 * span, 0.1)
+    axes.set_xlim(10 ** (logs[0] - margin), 10 ** (logs[-1] + margin))
     ticks = list(np.arange(np.ceil(logs[0] - 1e-9), logs[-1] + 1e-9))
     if len(ticks) < 3:
         ticks = [logs[0]]
         for log in logs:
-            # As far apart as labels are wide.
+            # Labels must not overlap.
             ticks += [log] if log - ticks[-1] > span / 7 else []
     axes.set_xticks(10 ** np.array(ticks), [f"{10**log:.3g}" for log in ticks])
     axes.xaxis.set_minor_formatter("")
@@ -279,10 +279,10 @@ def heads(
         reclones: how often each head was re-cloned, ``(n_heads,)``.
         figure: drawn into.
     """
-    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
+    axes, bars = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
     image = axes.imshow(weights, aspect="auto", origin="lower", interpolation="none", vmin=0, cmap="viridis")
     logs = np.log(learning_rates)
-    # Heads lie at their number, not at their rate: the line is placed between the heads it lies between.
+    # Heads are drawn at their index, not at their rate: interpolate the effective rate between the nearest heads.
     axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="white", linewidth=1.8)
     axes.plot(np.interp(np.log(effective), logs, np.arange(len(logs))), color="#b3006b", linewidth=0.9)
     axes.set_yticks(range(len(logs)), [f"{rate:.1e}" for rate in learning_rates])
@@ -291,10 +291,10 @@ def heads(
     axes.grid(visible=False)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("learning rate of the head")
-    beside.barh(range(len(logs)), reclones, color=SERIES[0], height=0.7)
-    beside.set_xlabel("re-clones")
-    beside.set_xlim(0, max(reclones.max(), 1) * 1.05)
-    figure.colorbar(image, ax=[axes, beside], label="averaging weight")
+    bars.barh(range(len(logs)), reclones, color=SERIES[0], height=0.7)
+    bars.set_xlabel("re-clones")
+    bars.set_xlim(0, max(reclones.max(), 1) * 1.05)
+    figure.colorbar(image, ax=[axes, bars], label="averaging weight")
 
 
 def _thousands(value: float, _: object = None) -> str:
@@ -302,6 +302,6 @@ def _thousands(value: float, _: object = None) -> str:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, where it hides no line."""
+    """Put the legend above the axes, where it hides no line."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)

@@ -1,4 +1,4 @@
-"""What was asked for and what was run: methods, their seeds and rates, and what is missing."""
+"""What was requested and what was run: methods, their seeds and rates, and what is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from alrao_rl.runs.results import SCORED, load_curves, load_results
 
 Choice: TypeAlias = Literal["", "tuned", "shared rate"]
 Key: TypeAlias = tuple[str, str, str, int]
-"""What tells a run from every other: environment, agent, setting, seed."""
+"""What distinguishes a run from every other: environment, agent, setting, seed."""
 MOST_POINTS = 55_000
 """Points of all curves together: 550 runs at 100 bins keep the file below 2 MB."""
 
@@ -37,15 +37,15 @@ class Method:
     Attributes:
         name: what the report calls it.
         agent: name of its recipe.
-        variant: what distinguishes its configuration from others of the recipe, the rate apart; mostly nothing.
+        variant: what distinguishes its configuration from others of the recipe, except for the rate; mostly empty.
         policy: ``alrao`` or ``stock``.
         algo: ``dqn``, ``a2c``, ``ppo``.
         runs: rows of ``load_results`` with the reported seeds, whatever their state.
-        rates: learning rate by environment where there was one to choose.
-        choice: ``tuned``, a rate for each environment, ``shared rate``, one for all of them, or nothing to choose.
-        tuning_steps: environment steps of the runs that only served to choose.
-        tuned_on: the seeds it was chosen on, where none of them is reported; else empty.
-        basis: the runs at its rates that it was chosen by, or all of ``runs`` where there was nothing to choose.
+        rates: learning rate by environment, if there was one to choose.
+        choice: ``tuned``, a rate for each environment; ``shared rate``, one for all of them; empty without a choice.
+        tuning_steps: environment steps of the runs that were only used to choose.
+        tuned_on: the seeds on which rates were chosen, if none of them is reported; else empty.
+        basis: the runs at its rates by which these were chosen, or all of ``runs`` if there was nothing to choose.
     """
 
     name: str
@@ -85,19 +85,19 @@ class Method:
 
 
 class Study:
-    """All runs under a folder and what they amount to.
+    """All runs in a folder, and the methods that they belong to.
 
     Args:
         root: the folder.
 
     Raises:
-        UserError: there is no run in it, or its ``sweep.toml`` is not as a sweep writes it.
+        UserError: if there is no run in it, or its ``sweep.toml`` is not valid.
 
     Attributes:
-        frame: rows of ``load_results``; ``env`` is the ``id`` with its variant, ``agent`` with the folder where that
-            tells two of its runs apart, ``configuration`` the setting without the rate.
-        warnings: runs that are left out or told apart by their folders.
-        substituted: by environment without a floor, how many runs have its lowest return for want of a score.
+        frame: rows of ``load_results``; ``env`` is the ``id`` with its variant, ``agent`` includes the folder if that
+            distinguishes two of its runs, ``configuration`` is the setting without the rate.
+        warnings: about runs that are left out, or distinguished by their folders.
+        substituted: by environment without a floor, how many runs without a score get its lowest return.
     """
 
     def __init__(self, root: Path) -> None:
@@ -107,18 +107,18 @@ class Study:
             frame[column] = frame[column].map(clean)
         self.sweep = _sweep(root / "sweep.toml")
         self.tuning_seeds = self.sweep["tuning_seeds"]
-        # A run that cannot be read has no rate and no setting, and the name of its folder for an agent.
+        # A run that cannot be read has no rate and no setting, and its agent is the name of its folder.
         names = frame.path.map(lambda path: clean(Path(path).parent.name))
         frame["agent"] = frame.agent.mask(frame.agent == names, names.str.partition("@")[0])
         frame["cell"] = names.str.partition("@")[2] if self.sweep["grid"] else frame.setting
-        # From here on a variant is an environment of its own.
+        # From here on, a variant is a separate environment.
         frame = frame.assign(id=frame.env, env=stats.environments(frame)).drop(columns="variant")
         frame["configuration"] = frame.setting.map(_without_rate)
         frame, lines = twice.resolved(frame, root)
         frame["agent"], self.warnings = frame.agent.map(clean), [clean(line) for line in lines]
         frame, self.substituted = _with_floors(frame)
         self.frame = frame
-        # By its id a sweep asks for whatever variant an agent has run.
+        # A sweep requests an id, which stands for all variants that an agent has run.
         seen_as = frame.groupby(["agent", "id"]).env.unique()
         self._asked_of = {
             agent: [name for env in self.sweep["envs"] for name in seen_as.get((agent, env), [env])]
@@ -131,7 +131,7 @@ class Study:
         self.methods = self._methods()
 
     def _methods(self) -> list[Method]:
-        """Alrao's first, then by name."""
+        """The methods, Alrao's first, then by name."""
         whole = self.frame[self.frame.state != "broken"]
         methods = []
         for (agent, variant), rows in whole.groupby(["agent", "configuration"]):
@@ -145,14 +145,14 @@ class Study:
         return sorted(methods, key=lambda method: (method.policy != "alrao", method.name))
 
     def without_tuning(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Those of the runs whose seeds are reported."""
+        """The runs on reported seeds."""
         return rows[~rows.seed.isin(self.tuning_seeds)]
 
     def _at_rates(self, name: str, rows: pd.DataFrame) -> list[Method]:
-        """A stock agent of several rates: at the best for each environment, and at the best for all of them."""
+        """A stock agent with several rates: at the best one for each environment, and at the best one for all."""
         scored = rows[rows.state.isin(SCORED) & rows.auc.notna()]
         tuning = scored[scored.seed.isin(self.tuning_seeds)]
-        # While some rates have no run on a tuning seed yet, the choice would be among the others.
+        # If some rates have no run on a tuning seed yet, the choice would be among the others only.
         held_out = len(tuning) > 0 and _places(self.without_tuning(scored)) <= _places(tuning)
         chosen_on = tuning if held_out else self.without_tuning(scored)
         tuned: dict[str, float] = {}
@@ -168,7 +168,7 @@ class Study:
         methods = []
         for choice, rates in choices.items():
             chosen = rows.learning_rate == rows.env.map(rates)
-            # With tuning seeds nothing but their runs was needed to choose; without, all other rates' were.
+            # With tuning seeds, only their runs were needed to choose; without, those at all other rates were.
             others = rows[rows.seed.isin(self.tuning_seeds)] if held_out else self.without_tuning(rows[~chosen])
             steps = int(others.timesteps.fillna(0).sum())
             seeds = tuple(sorted(tuning.seed.astype(int).unique())) if held_out else ()
@@ -181,7 +181,7 @@ class Study:
 
     @cached_property
     def states(self) -> dict[Key, str]:
-        """The state of every run that was asked for, or is there without; ``not started`` where there is none."""
+        """The state of every run that was requested or exists; ``not started`` if it does not exist."""
         frame = self.frame[self.frame.seed.notna()]
         keys = zip(frame.env, frame.agent, frame.cell, frame.seed.astype(int), strict=True)
         there = list(zip(keys, frame.state, strict=True))
@@ -190,7 +190,7 @@ class Study:
         absent = {(env, agent, seed) for (env, agent, _, seed), state in found.items() if state == "not started"}
         for key in (key for key, state in there if state == "broken"):
             env, agent, _, seed = key
-            # The setting of a run that cannot be read may be unknown: then it is one of those that are not there.
+            # The setting of a run that cannot be read may be unknown: then it is one of those that seem absent.
             if key in found or (env, agent, seed) not in absent:
                 found[key] = "broken" if found.get(key, "not started") == "not started" else found[key]
         return found
@@ -205,29 +205,29 @@ class Study:
                     yield from ((env, agent, cell, seed) for seed in seeds)
 
     def _is_asked(self, agent: str, env: str) -> bool:
-        """Whether ``sweep.toml`` asks for an agent on an environment; a list that it lacks excludes nothing."""
+        """Whether ``sweep.toml`` requests an agent on an environment; a list that is missing excludes nothing."""
         agents, envs = self.sweep["agents"], self.sweep["envs"]
         ids = {env, *self.frame[self.frame.env == env].id}
         return (not agents or agent in agents) and (not envs or not ids.isdisjoint(envs))
 
     @property
     def asked_seeds(self) -> list[int]:
-        """The reported seeds that ``sweep.toml`` asks for: none where there is no such file."""
+        """The reported seeds that ``sweep.toml`` requests; none without such a file."""
         return [seed for seed in self.sweep["seeds"] if seed not in self.tuning_seeds]
 
     def requested(self, *methods: Method) -> int:
-        """The number of seeds that was asked for of any of the methods; 0 where nobody said."""
+        """The number of seeds requested for any of the methods; 0 if none was."""
         asked = any(self._is_asked(m.agent, env) for m in methods for env in self.envs if self.expects(m, env))
         return len(self.asked_seeds) if asked else 0
 
     def _cells_of(self, rows: pd.DataFrame) -> list[str]:
-        """Settings of an agent: those that its runs have, and the rest of the grid's keys that they are named by."""
+        """Settings of an agent: those of its runs, and the others of the grid's keys that its runs are named by."""
         seen = list(rows.cell.unique())
         asked = setting_names(self.sweep["grid"], rows.agent.iloc[0], seen) if seen else []
         return list(dict.fromkeys([*asked, *seen])) or [""]
 
     def missing(self) -> Iterator[tuple[str, str, str, int, list[tuple[int, str]]]]:
-        """Environment, agent, setting, number of runs asked for, and those without a score, with the reason."""
+        """Environment, agent, setting, number of runs requested, and those without a score, with the reason."""
         for (env, agent, cell), keys in groupby(sorted(self.states), lambda key: key[:3]):
             runs = [(key[3], self.states[key]) for key in keys]
             if absent := [(seed, state) for seed, state in runs if state not in SCORED]:
@@ -235,23 +235,23 @@ class Study:
 
     @property
     def in_all(self) -> tuple[int, int]:
-        """Runs that finished, and how many were asked for or are there."""
+        """Runs that finished, and how many were requested or exist."""
         return sum(state == "finished" for state in self.states.values()), len(self.states)
 
     def expects(self, method: Method, env: str) -> bool:
-        """Whether a method was to run on an environment."""
+        """Whether a method was requested or run on an environment."""
         frame = self.frame[self.frame.agent == method.agent]
         there = frame[(frame.configuration == method.variant) | (frame.state == "broken")]
         return env in self._asked_of.get(method.agent, []) or env in set(there.env)
 
     def finished(self, methods: Iterable[Method], envs: Iterable[str] | None = None) -> tuple[int, int]:
-        """Runs of methods that finished, and how many were asked for or are there."""
+        """Runs of methods that finished, and how many were requested or exist."""
         pairs = [(m, env) for m in methods for env in (self.envs if envs is None else envs) if self.expects(m, env)]
         done = sum(int(((m.runs.env == env) & (m.runs.state == "finished")).sum()) for m, env in pairs)
         return done, sum(len(self._seeds_of(m, env)) for m, env in pairs)
 
     def _seeds_of(self, method: Method, env: str) -> set[int]:
-        """Reported seeds of a method on an environment: asked for, run, or of a run that cannot be read."""
+        """Reported seeds of a method on an environment: requested, run, or of a run that cannot be read."""
         frame = self.without_tuning(self.frame)
         broken = frame[(frame.state == "broken") & (frame.agent == method.agent) & (frame.env == env)]
         asked = self.asked_seeds if self._is_asked(method.agent, env) else []
@@ -262,13 +262,13 @@ class Study:
 
     @cached_property
     def compared(self) -> pd.DataFrame:
-        """Every scored run that some method reports, once."""
+        """Every scored run that a method reports, once."""
         rows = pd.concat([method.scored for method in self.methods]) if self.methods else self.frame.iloc[:0]
         return rows[~rows.index.duplicated()].sort_index()
 
     @cached_property
     def n_bins(self) -> int:
-        """Bins of the curves: 100, or as many fewer as keep the report small."""
+        """Bins of the curves: 100, or fewer to keep the report small."""
         return next((n for n in (100, 50, 25, 20) if n * len(self.compared) <= MOST_POINTS), 10)
 
     @cached_property
@@ -289,7 +289,7 @@ class Study:
         """The method that ``--baseline`` names: an agent, at its best rates, or a method of the report.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: if there is no method of that name.
         """
         for method in self.methods:
             if name == method.name or (name == method.agent and method.choice != "shared rate"):
@@ -304,7 +304,7 @@ def clean(text: object) -> str:
 
 
 def _places(runs: pd.DataFrame) -> set[tuple[str, float]]:
-    """Environments and rates that there are runs of."""
+    """Pairs of environment and rate for which there are runs."""
     return set(zip(runs.env, runs.learning_rate, strict=True))
 
 
@@ -328,9 +328,9 @@ def _without_rate(setting: str) -> str:
 
 
 def _with_floors(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The runs, where no floor is known with the lowest return that was seen on the environment in its place.
+    """The runs, with the lowest return seen on the environment as its floor if none is known.
 
-    Runs without a score of their own count with it. No other run's score depends on it.
+    It is the score of runs that have none. No other run's score depends on it.
     """
     floor = frame.floor.fillna(frame.env.map(frame.groupby("env").lowest_return.min()))
     without = frame.state.isin(SCORED) & frame.auc.isna() & floor.notna()
@@ -343,10 +343,10 @@ def _with_floors(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 def _sweep(path: Path) -> dict[str, Any]:
-    """``agents``, ``envs``, ``seeds``, ``tuning_seeds`` and the ``grid`` that were asked for; empty without the file.
+    """The requested ``agents``, ``envs``, ``seeds``, ``tuning_seeds`` and ``grid``; empty without the file.
 
     Raises:
-        UserError: it is no TOML, or holds something else under those names.
+        UserError: if it is not TOML, or holds something else under those names.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))

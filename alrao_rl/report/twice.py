@@ -1,7 +1,7 @@
-"""Runs that are there twice: copies are left out, and runs that differ are told apart by where they lie.
+"""Duplicate runs: copies are left out, and runs that differ are distinguished by their folders.
 
-Two runs are the same by their environment, agent, configuration, learning rate and seed. They may differ nonetheless:
-an earlier version made one of them, say, and it lies in a backup.
+Two runs are duplicates if environment, agent, configuration, learning rate and seed are the same. They may differ
+nonetheless: one may be from an earlier version, in a backup.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _IDENTITY = ["env", "agent", "configuration", "learning_rate", "seed"]
 
 
 def resolved(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The runs, each once, and lines that say what was done for it.
+    """The runs, each once, and lines that say how duplicates were resolved.
 
-    A run with the configuration and the episodes of another one is a copy, and left out. Where two differ, all runs of
-    their agent have the folder in its name, ``ppo [backup]``, but for what it is called in every tree: ENV, AGENT and
-    seed-N.
+    A run with the configuration and the episodes of another one is a copy, and left out. If two differ, the agent's
+    name includes the folder for all of its runs, ``ppo [backup]``, without the parts that every path has: ENV, AGENT
+    and seed-N.
 
     Args:
         frame: runs with the columns of ``_IDENTITY``, and ``id`` of the environment.
@@ -39,14 +39,14 @@ def resolved(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
         rows = frame[frame.agent == agent]
         places = [_place(root, run) for run in each_row(rows)]
         frame.loc[rows.index, "agent"] = [f"{agent} [{place}]" if place else agent for place in places]
-    # Folders of one name lie side by side.
+    # Paths may differ only in parts that every path has.
     still = _twice(frame)
-    frame.loc[still.index, "agent"] = still.agent + [f" [{within(root, path)}]" for path in still.path]
+    frame.loc[still.index, "agent"] = [f"{run.agent} [{within(root, run.path)}]" for run in each_row(still)]
     return frame, lines
 
 
 def within(root: Path, path: str) -> str:
-    """Where a run lies in the folder of the report, be it a folder or the zip of one."""
+    """Path of a run within the folder of the report, whether it is a folder or the zip of one."""
     return Path(path).relative_to(root).as_posix().removesuffix(".zip")
 
 
@@ -56,7 +56,7 @@ def _twice(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_copies(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The runs that are no copies, and of which run each of the others is one; that in the usual folder is kept."""
+    """The runs that are not copies, and the original of each copy; the original is the run in the usual folder."""
     originals: dict[object, str] = {}
     copies = {}
     for run in sorted(each_row(_twice(frame)), key=lambda run: (_place(root, run), Path(run.path).parts)):
@@ -72,13 +72,13 @@ def _content(run: Path, state: str) -> object:
     config = {key: value for key, value in read_json(run / "config.json").items() if key != "provenance"}
     try:
         episodes = read_run_file(run, "episodes.csv")
-    except OSError:  # a run that has not begun, or failed early, need have none
+    except OSError:  # a run that has not begun, or failed early, may have none
         episodes = b""
     return state, json.dumps(config, sort_keys=True), episodes
 
 
 def _place(root: Path, run: Any) -> str:
-    """Where a run lies, but for the folders that every run of its agent, environment and seed has."""
+    """Path of a run without the parts that every run of its agent, environment and seed has."""
     env = re.sub("[:/]", "-", run.id)
     usual = re.compile(rf"{re.escape(env)}|{re.escape(run.agent)}(@.*)?|seed-[0-9]+")
     return "/".join(part for part in Path(within(root, run.path)).parts if not usual.fullmatch(part))

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from alrao_rl.errors import UserError
+from alrao_rl.errors import FolderError, UserError
 from alrao_rl.runs.atomic import as_json, write_atomically, write_json
 from alrao_rl.runs.files import (
     AGENTS,
@@ -62,7 +62,7 @@ class RunFolder:
             return read_json(self.path / "config.json")
         # A process that was killed while it wrote its very first file leaves no more than this.
         if any(not name.startswith((".lock", ".config.json.")) for name in names):
-            raise UserError(f"{self.path} is not empty and no run folder: choose another with --out")
+            raise FolderError(f"{self.path} is not empty and no run folder")
         return None
 
     def status(self) -> dict[str, Any] | None:
@@ -87,13 +87,13 @@ class RunFolder:
             raise self._unusable(error) from None
         try:
             if not try_lock(self._lock):
-                raise UserError(f"another process is writing to {self.path}: wait for it or choose another --out")
+                raise FolderError(f"another process is writing to {self.path}: wait for it")
         except UserError:
             self.close()
             raise
 
-    def _unusable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write to {self.path}: {error.strerror or error}; choose another folder with --out")
+    def _unusable(self, error: OSError) -> FolderError:
+        return FolderError(f"cannot write to {self.path}: {error.strerror or error}")
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Begin the run anew: write ``config.json`` and the headers of the logs, drop what an unfinished run left.

@@ -112,13 +112,13 @@ def _imported_in_methods(one: type) -> Iterator[str]:
             yield from (each.argval for each in dis.get_instructions(method) if each.opname == "IMPORT_NAME")
 
 
-def current(command: str, device: str, loops: str, *classes: type) -> dict[str, Any]:
+def current(command: str, device: str, backend: str, *classes: type) -> dict[str, Any]:
     """What a run that begins now is made with.
 
     Args:
         command: that makes it.
         device: torch device that it uses.
-        loops: what computes small heads, ``compiled`` or ``torch``, which round differently.
+        backend: what computes small heads, ``compiled`` or ``torch``, which round differently.
         classes: of the algorithm, and of the environments with their wrappers and what they hold.
     """
     return {
@@ -128,7 +128,7 @@ def current(command: str, device: str, loops: str, *classes: type) -> dict[str, 
         "platform": platform.platform(),
         "hardware": _hardware(),
         "device": device,
-        "loops": loops,
+        "loops": backend,
         "git_commit": _git_commit(),
     }
 
@@ -143,12 +143,12 @@ def stretches(provenance: object) -> list[Mapping[str, Any]]:
 
 
 def mismatches(provenance: object, step: int, now: Mapping[str, Any]) -> list[str]:
-    """In which versions, device and loops a checkpoint was made otherwise: ``torch: 2.13.0 -> 2.14.0``.
+    """In which versions, device and backend a checkpoint was made otherwise: ``torch: 2.13.0 -> 2.14.0``.
 
     Args:
         provenance: of its run.
         step: its timestep.
-        now: what it would be continued with; only the versions, device and loops that are named there are compared.
+        now: what it would be continued with; only the versions, device and backend that are named there are compared.
     """
     last = _until(provenance, step)
     old, new = _compared(last[-1] if last else {}), _compared(now)

@@ -24,7 +24,7 @@ from torch.distributions import Bernoulli, Categorical, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from alrao_rl.core import on_branches
-from alrao_rl.core.densities import importance_weighted
+from alrao_rl.core.mixtures import importance_weighted
 from alrao_rl.fast.densities import gaussian_log_prob
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.core import HeadwiseError, HeadwiseTensor, OutputHeads
 
 
 def log_std(heads: OutputHeads) -> Tensor:
@@ -20,8 +20,24 @@ def log_std(heads: OutputHeads) -> Tensor:
         return WritableAverage.of(heads)
     average = heads.averaged_extra()
     if isinstance(average, HeadwiseTensor):
-        average.writable = partial(WritableAverage.of, heads)
+        average.on_write = partial(_write, heads)
     return average
+
+
+def _write(heads: OutputHeads, func: Any, args: Any, kwargs: Any) -> Any:
+    """Writing the headwise average: its ``data`` in all ways, itself in those in which torch writes a parameter."""
+    average, name = WritableAverage.of(heads), func.__name__
+    if name == "__get__":  # of data
+        return average
+    if name not in ("__set__", "requires_grad_") and getattr(func, "__module__", "") != "torch.nn.init":
+        when = (
+            "while gradients are enabled" if torch.is_grad_enabled() else "that was read while gradients were enabled"
+        )
+        raise HeadwiseError(
+            f"{name}() cannot change a parameter in place {when}: read it and write it under torch.no_grad(), "
+            "or write to its .data"
+        )
+    return func(average, *args[1:], **kwargs)
 
 
 @torch.no_grad()

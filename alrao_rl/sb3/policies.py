@@ -162,7 +162,7 @@ class AlraoPolicyMixin:
         optimizer = cast(AlraoOptimizer, self.optimizer)
         return {
             name: {
-                **layer.stats(),
+                **_head_stats(layer),
                 "reclones": optimizer.reclones(layer).cpu().numpy(),
                 "lost": optimizer.reclones(layer, "lost").cpu().numpy(),
                 "skipped": optimizer.skipped,
@@ -328,6 +328,17 @@ class AlraoActorCriticPolicy(ActorCriticMixin, ActorCriticPolicy):
 
     serves = (OnPolicyAlgorithm,)
     stock = ActorCriticPolicy
+
+
+def _head_stats(layer: OutputHeads) -> dict[str, Any]:
+    """Weights and rates ``[J]``, the entropy of the weights in nats, the effective learning rate Π_j η_j^{a_j}."""
+    weights, rates = layer.averaging_weights.detach().double().cpu(), layer.rates.double().cpu()
+    return {
+        "weights": weights.numpy(),
+        "rates": rates.numpy(),
+        "entropy": float(torch.special.entr(weights).sum()),
+        "effective_lr": float(torch.exp((weights * rates.log()).sum())),
+    }
 
 
 def _modules(root: nn.Module) -> list[nn.Module]:

@@ -1,11 +1,11 @@
-"""Scores of runs, aggregates over environments, and how sure they are; NumPy and SciPy, for anybody's numbers.
+"""Scores of runs, aggregates over environments, and how certain they are; with NumPy and SciPy, for any scores.
 
-A run is scored by :func:`auc` and :func:`final_return`. The *scores* of one method are one array an environment, in a
+A run is scored by :func:`auc` and :func:`final_return`. The *scores* of one method are one array per environment, in a
 dict by the environment's name or in a list, and environments may have different numbers of seeds:
-``{"CartPole-v1": [0.9, 0.7, 0.8], "Acrobot-v1": [0.6, 0.9]}``. A matrix is taken as ``n_envs × n_seeds``. Wherever
-scores are taken **the last axis is the seeds**; axes before it are carried through, so that a statistic of one set of
-scores is, unchanged, the statistic of ten thousand resampled ones. Environments weigh the same, however many seeds
-each has. Scores are finite: a failed run scores its environment's floor, it is not left out.
+``{"CartPole-v1": [0.9, 0.7, 0.8], "Acrobot-v1": [0.6, 0.9]}``. A matrix is read as ``n_envs × n_seeds``. For all
+scores **the last axis is the seeds**; axes before it are carried through, so that the function for one set of scores
+also serves ten thousand resampled ones. Environments have equal weight, however many seeds each has. Scores are
+finite: a failed run scores its environment's floor, it is not left out.
 
 Aggregates and intervals are those of "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (Agarwal
 et al., NeurIPS 2021, arXiv 2108.13264) and agree with its library, rliable (``tests/fixtures``).

@@ -14,8 +14,8 @@ from alrao_rl.stats.arrays import Array, Scores, Values, by_name, check_paired, 
 def iqm(scores: Scores) -> Values:
     """Interquartile mean: the mean of the middle half of all runs. Outliers do not move it, luck less than a median.
 
-    The lowest and the highest ⌊n/4⌋ of the n pooled runs are left out. Where numbers of seeds differ, each run is
-    counted as often as gives every environment the same number.
+    The lowest and the highest ⌊n/4⌋ of the n pooled runs are left out. If numbers of seeds differ, each run is
+    repeated so that all environments have the same number.
 
     Args:
         scores: ``(..., n_seeds)`` for each environment.
@@ -46,21 +46,21 @@ def mean(scores: Scores) -> Values:
 
 
 def median(scores: Scores) -> Values:
-    """Median over environments of the mean over seeds; shapes as in :func:`iqm`. It depends on a run or two of few."""
+    """Median over environments of the mean over seeds; shapes as in :func:`iqm`. With few it rests on a run or two."""
     return np.median(means_by_environment(scores), axis=0)[()]
 
 
 def optimality_gap(scores: Scores, gamma: float = 1.0) -> Values:
-    """By how much runs fall short of ``gamma`` on average; more than ``gamma``, 1 = the reference score, earns nothing.
+    """How far runs fall short of ``gamma`` on average (1 = the reference score); exceeding it earns nothing.
 
-    γ − mean min(score, γ), environments weighing the same; shapes as in :func:`iqm`. Lower is better.
+    γ − mean min(score, γ), with equal weight for environments; shapes as in :func:`iqm`. Lower is better.
     """
     number("gamma", gamma, -math.inf, ends="()")
     return gamma - means_by_environment([np.minimum(array, gamma) for array in by_name(scores).values()]).mean(axis=0)
 
 
 def performance_profile(scores: Scores, thresholds: ArrayLike) -> Array:
-    """The share of runs with a score above each threshold, environments weighing the same.
+    """The share of runs with a score above each threshold, with equal weight for environments.
 
     Args:
         scores: ``(..., n_seeds)`` for each environment.
@@ -70,15 +70,15 @@ def performance_profile(scores: Scores, thresholds: ArrayLike) -> Array:
         ``(n_thresholds, ...)``; nan if an environment has no run.
     """
     levels = np.atleast_1d(np.asarray(thresholds, np.float64))
-    above = [np.where(one > levels.reshape(-1, *(1 for _ in one.shape)), 1.0, 0.0) for one in by_name(scores).values()]
+    above = [np.where(a > levels.reshape(-1, *(1 for _ in a.shape)), 1.0, 0.0) for a in by_name(scores).values()]
     shares = means_by_environment(above).mean(axis=0)
     return shares if above else np.full(levels.shape, np.nan)
 
 
 def probability_of_improvement(x: Scores, y: Scores) -> Values:
-    """How probably a run of X beats a run of Y on the same environment, averaged over environments.
+    """The probability that a run of X beats a run of Y on the same environment, averaged over environments.
 
-    P(X > Y) + ½ P(X = Y) over all pairs of runs, which is Mann and Whitney's U over their number.
+    P(X > Y) + ½ P(X = Y) over all pairs of runs, which is Mann and Whitney's U divided by their number.
 
     Args:
         x: ``(..., n_seeds_x)`` for each environment.
@@ -88,15 +88,15 @@ def probability_of_improvement(x: Scores, y: Scores) -> Values:
         ``(...)``, between 0 and 1; nan if an environment has no run.
 
     Raises:
-        ValueError: X and Y have different environments.
+        ValueError: if X and Y have different environments.
     """
     pairs = matched(x, y)
     won = [_won(a[..., :, None], b[..., None, :]) for a, b in pairs]
-    return mean([one.reshape(*one.shape[:-2], -1) for one in won])
+    return mean([matrix.reshape(*matrix.shape[:-2], -1) for matrix in won])
 
 
 def paired_probability_of_improvement(x: Scores, y: Scores) -> Values:
-    """The same within pairs: P(x_i > y_i) + ½ P(x_i = y_i), where run i of X and of Y share their seed.
+    """The same within pairs: P(x_i > y_i) + ½ P(x_i = y_i), where run i of X and run i of Y share a seed.
 
     Seeds that make a task easy or hard for both methods then do not blur the comparison.
 
@@ -108,7 +108,7 @@ def paired_probability_of_improvement(x: Scores, y: Scores) -> Values:
         ``(...)``, between 0 and 1; nan if an environment has no run.
 
     Raises:
-        ValueError: X and Y have different environments or numbers of seeds.
+        ValueError: if X and Y have different environments or numbers of seeds.
     """
     pairs = matched(x, y)
     check_paired(pairs)

@@ -1,4 +1,4 @@
-"""How sure an aggregate is: bootstrap and Student's intervals, and how often they cover."""
+"""How certain an aggregate is: bootstrap and Student's intervals, and how often they cover."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from alrao_rl.stats.aggregates import iqm
 from alrao_rl.stats.arrays import Array, Scores, Values, as_array, by_name, check_paired, matched, mean_over_seeds
 
 MIN_SEEDS = 10
-"""With fewer seeds a percentile interval covers much less than it says (:func:`coverage`): whoever shows one warns."""
+"""With fewer seeds a percentile interval covers much less than it claims (:func:`coverage`): add a warning."""
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its interval: numbers, or arrays of one shape where the statistic is an array."""
+    """An estimate and the ends of its interval: numbers, or arrays of one shape if the statistic is an array."""
 
     estimate: Values
     low: Values
@@ -45,48 +45,48 @@ def bootstrap(
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Stratified bootstrap interval: the seeds of every environment are drawn anew with replacement, environments stay.
+    """Stratified bootstrap interval: the seeds of every environment are resampled with replacement, environments stay.
 
-    So the interval tells what other seeds would have given on these environments. It is narrower than it says with
-    few seeds: see :func:`coverage`. ``scipy.stats.bootstrap`` with one sample an environment.
+    So the interval shows what other seeds would have given on these environments. With few seeds it is narrower than it
+    claims: see :func:`coverage`. Computed by ``scipy.stats.bootstrap`` with one sample per environment.
 
     Args:
         statistic: function of as many scores as there are ``samples``, over the last axis: ``(..., n_seeds)`` each to
-            ``(...)`` or, for an array of statistics, ``(k, ...)``. All of this module are.
+            ``(...)`` or, for an array of statistics, ``(k, ...)``. All aggregates of this package qualify.
         samples: scores of one or more methods, ``(n_seeds,)`` or ``(k, n_seeds)`` for each environment.
         paired: draw the same seeds in all samples, for statistics of runs that share them.
         confidence: nominal coverage.
-        method: of ``scipy.stats.bootstrap``. Where BCa is not defined, the percentiles count.
-        n_resamples: how often.
-        seed: of the drawing: the same call gives the same interval.
+        method: of ``scipy.stats.bootstrap``. Where BCa is undefined, the percentiles are used.
+        n_resamples: number of resamples.
+        seed: of the resampling: the same call gives the same interval.
 
     Returns:
-        Estimate and ends, each of the shape of ``statistic(*samples)``. Ends are nan where an environment has fewer
-        than two seeds: one run says nothing of how much runs differ.
+        Estimate and ends, each of the shape of ``statistic(*samples)``. Ends are nan if an environment has fewer than
+        two seeds: one run says nothing about how much runs differ.
 
     Raises:
-        ValueError: an option out of range; scores that are not finite; ``paired`` samples of different shapes; a
-            statistic that does not work along the last axis.
+        ValueError: if an option is out of range, scores are not finite, ``paired`` samples have different shapes, or
+            the statistic does not work along the last axis.
     """
     number("confidence", confidence, 0, 1)
     one_of("method", method, ("percentile", "basic", "BCa"))
     n_resamples = whole("n_resamples", n_resamples, 1)
     for other in samples[1:] if paired else ():
         check_paired(matched(samples[0], other))
-    given = [by_name(sample) for sample in samples]
-    # One stratum for each environment of each sample, or of all samples together where they are paired.
-    strata = {(0 if paired else k, env): a.shape[-1] for k, one in enumerate(given) for env, a in one.items()}
+    named = [by_name(sample) for sample in samples]
+    # One stratum for each environment of each sample, or of all samples together if they are paired.
+    strata = {(0 if paired else k, env): a.shape[-1] for k, arrays in enumerate(named) for env, a in arrays.items()}
     estimate = np.asarray(statistic(*samples), np.float64)
     if not strata or min(strata.values()) < 2:
         nothing = np.full(estimate.shape, np.nan)[()]
         return Interval(estimate[()], nothing, nothing)
 
     def of_indices(*indices: NDArray[np.intp], axis: int = -1) -> Array:
-        """The statistic of the runs that are drawn: a sample of SciPy's is the indices of an environment's seeds."""
+        """The statistic of the runs drawn: SciPy resamples the indices of each environment's seeds."""
         rows = dict(zip(strata, indices, strict=True))
         drawn: list[Scores] = []
-        for k, (sample, one) in enumerate(zip(samples, given, strict=True)):
-            new = {env: array[..., rows[0 if paired else k, env]] for env, array in one.items()}
+        for k, (sample, arrays) in enumerate(zip(samples, named, strict=True)):
+            new = {env: array[..., rows[0 if paired else k, env]] for env, array in arrays.items()}
             drawn.append(new if isinstance(sample, Mapping) else list(new.values()))
         value = np.asarray(statistic(*drawn), np.float64)
         batch = indices[0].shape[:-1]
@@ -97,7 +97,7 @@ def bootstrap(
             )
         return value
 
-    size = sum(array.size for one in given for array in one.values())
+    size = sum(array.size for arrays in named for array in arrays.values())
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
@@ -121,19 +121,19 @@ def bootstrap(
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Student's t interval of the mean of one set of scores, which few seeds do not make too narrow.
+    """Student's t interval of the mean of one set of scores, which is not too narrow with few seeds.
 
-    Exact for scores that are normally distributed; :func:`bootstrap` assumes no distribution, but wants more seeds.
+    Exact for normally distributed scores; :func:`bootstrap` assumes no distribution, but needs more seeds.
 
     Args:
         values: ``(..., n_seeds)``, finite.
         confidence: nominal coverage.
 
     Returns:
-        Mean and ends, ``(...)`` each. Ends are nan with fewer than two seeds, all of it with none.
+        Mean and ends, ``(...)`` each. Ends are nan with fewer than two seeds, and all three with none.
 
     Raises:
-        ValueError: ``confidence`` out of range; scores that are not finite.
+        ValueError: if ``confidence`` is out of range or scores are not finite.
     """
     number("confidence", confidence, 0, 1)
     scores = as_array("the scores", values)
@@ -163,7 +163,7 @@ def coverage(n_seeds: int, n_envs: int = 1, confidence: float = 0.95) -> float:
     """How often a percentile interval of the mean really covers it, for normal scores and a nominal ``confidence``.
 
     P(\\|t\\| < z √((n−1)/n)) with M (n−1) degrees of freedom, n seeds on each of M environments: the bootstrap's
-    variance is too small by (n−1)/n, and it takes normal quantiles where Student's are due. For one environment and a
+    variance is too small by (n−1)/n, and it uses normal quantiles instead of Student's. For one environment and a
     nominal 95 %: 75 % with 3 seeds, 85 % with 5, 90 % with 10, 93 % with 20; for six, 86 %, 91 %, 93 % and 94 %. The
     tests simulate it. The IQM on one environment is covered more often, by 3,000 simulated experiments 74 %, 89 %, 93 %
     and 94 %; on six as often as the mean.

@@ -13,9 +13,9 @@ from alrao_rl.stats.arrays import Array, Values
 
 N_BINS = 100
 FINAL_BINS = 20
-"""The final return is that of the last fifth of the steps."""
+"""The final return is that over the last fifth of the steps."""
 FIRST_BINS = 5
-"""What an untrained network returns is that of the first twentieth, where nobody knows a random policy's."""
+"""The first twentieth of the steps gives an untrained network's return if a random policy's is unknown."""
 
 
 def curve(
@@ -28,23 +28,23 @@ def curve(
 ) -> Array:
     """The return over a run: mean return of the episodes that end in each of equally long stretches of its timesteps.
 
-    A stretch in which no episode ends carries on the one before it. Before the first episode ends, ``start`` counts,
-    without it the first stretch in which one does.
+    A stretch in which no episode ends has the value of the one before it. Before the first episode ends the value is
+    ``start``, or without it that of the first stretch in which one ends.
 
     Args:
         timesteps: ``(n_episodes,)``, timestep at which each episode ended, in any order; those past the end of the run
             (an algorithm finishes its rollout) count in the last stretch.
         returns: ``(n_episodes,)``, undiscounted return of each.
         total: timesteps asked for.
-        floor: the environment's lowest score, that of a run in which no episode ends; nan where none is known.
+        floor: the environment's lowest score, that of a run in which no episode ends; nan if unknown.
         n_bins: number of stretches.
-        start: return of a random policy, which is what most agents begin as; None or nan where it is not known.
+        start: return of a random policy, which is what most agents begin as; None or nan if unknown.
 
     Returns:
         ``(n_bins,)``.
 
     Raises:
-        ValueError: lengths differ, a timestep is negative, a return is not finite (such a run has diverged).
+        ValueError: if lengths differ, a timestep is negative, or a return is not finite (such a run has diverged).
     """
     total, n_bins = whole("total", total, 1), whole("n_bins", n_bins, 1)
     steps, values = np.asarray(timesteps, np.float64), np.asarray(returns, np.float64)
@@ -57,7 +57,7 @@ def curve(
         raise ValueError(f"timesteps hold {steps.min():g}, expected none below 0")
     if not steps.size:
         return np.full(n_bins, floor, np.float64)
-    # Whole numbers: a timestep on the border between two stretches must not fall on either side by rounding.
+    # Whole numbers, so that rounding does not decide on which side of a border between stretches a timestep falls.
     bins = np.minimum(steps.astype(np.int64) * n_bins // total, n_bins - 1)
     counts = np.bincount(bins, minlength=n_bins)
     means = np.bincount(bins, values, n_bins) / np.maximum(counts, 1)
@@ -70,7 +70,7 @@ def curve(
 def auc(timesteps: ArrayLike, returns: ArrayLike, total: int, floor: float, start: float | None = None) -> float:
     """The return averaged over the timesteps of a run, the area under its :func:`curve`.
 
-    The mean over *episodes* is another number: where bad episodes are short it is made of them.
+    The mean over *episodes* is a different number: if bad episodes are short, they dominate it.
     """
     return float(curve(timesteps, returns, total, floor, start=start).mean())
 
@@ -85,15 +85,15 @@ def final_return(
 def collapsed(curves: ArrayLike, low: float, high: float) -> NDArray[np.bool_]:
     """Whether runs lost more than half of what they had learned.
 
-    The best of a run is its best mean over any stretch of 20 % of the steps. It had learned if that is at least a
-    quarter of the way from ``low`` to ``high``: what lies below may as well be luck. It has collapsed if its final
-    return is nearer to ``low`` than to that best.
+    The best of a run is its best mean over any stretch of 20 % of the steps. It had learned if that is more than a
+    quarter of the way from ``low`` to ``high``: anything less may be luck. It has collapsed if its final return is
+    nearer to ``low`` than to that best.
 
-    Where ``low`` or ``high`` is not known, a run had learned if all of its best stretch lies above all of its first 5 %
-    and of its last 20 %; for an unknown ``low`` counts the mean of its first 5 %.
+    If ``low`` or ``high`` is unknown, a run had learned if all of its best stretch lies above all of its first 5 % and
+    of its last 20 %; an unknown ``low`` is replaced by the mean of its first 5 %.
 
     Args:
-        curves: :func:`curve` of the runs, ``(..., n_bins)``; nan where nothing is known yet.
+        curves: :func:`curve` of the runs, ``(..., n_bins)``; nan before the first known value.
         low: return of a random policy, or nan.
         high: reference score, or nan.
 
@@ -116,10 +116,10 @@ def collapsed(curves: ArrayLike, low: float, high: float) -> NDArray[np.bool_]:
 
 
 def normalise(score: ArrayLike, low: ArrayLike, high: ArrayLike) -> Values:
-    """``(score − low) / (high − low)``: 0 for a random policy, 1 for the reference score, with their two numbers.
+    """``(score − low) / (high − low)``: 0 for ``low``, a random policy's, 1 for ``high``, the reference score.
 
     Returns:
-        The shape of the arguments, broadcast; nan where there is no scale, a bound being nan or both the same.
+        The shape of the arguments, broadcast; nan where there is no scale, because a bound is nan or both are equal.
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     width: Values = np.where(high == low, np.nan, high - low)

@@ -1,4 +1,4 @@
-"""What a hyperparameter decides, and what tuning it gains."""
+"""How much a method depends on a hyperparameter, and what tuning it gains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alrao_rl.stats.arrays import Array, Scores, Values, by_name, check_same, me
 
 
 class Sensitivity(NamedTuple):
-    """A point in the performance–sensitivity plane, ``(phi, tuned)``, and the score without tuning per environment.
+    """A point in the performance–sensitivity plane, ``(phi, tuned)``, and the score with one setting for all.
 
     Attributes:
         phi: Φ = tuned − shared: what tuning on each environment gains.
@@ -30,18 +30,19 @@ def sensitivity(settings: Mapping[Any, Scores], tuning: Mapping[Any, Scores] | N
     Φ = mean_e max_h Γ(e, h) − max_h mean_e Γ(e, h), with Γ(e, h) the mean normalised score of setting h on environment
     e. See "A Method for Evaluating Hyperparameter Sensitivity in Reinforcement Learning" (Adkins, Bowling, White,
     NeurIPS 2024, arXiv 2412.07165), which scales scores by percentiles over all methods and settings; here they are
-    taken as they come. A method with one setting has Φ = 0.
+    used as given. A method with one setting has Φ = 0.
 
     Args:
         settings: normalised scores of every setting, ``(..., n_seeds)`` for each environment.
-        tuning: scores on other seeds, of the same settings and environments, on which the settings are chosen. Without
-            them they are chosen on the very scores that are reported, which flatters the maximum of noisy means.
+        tuning: scores on other seeds, of the same settings and environments, by which settings are chosen. Without
+            them they are chosen by the reported scores themselves, which flatters the maximum of noisy means.
 
     Returns:
         Three values of shape ``(...)``.
 
     Raises:
-        ValueError: no setting; a setting without a run on one of the environments; other settings in ``tuning``.
+        ValueError: if there is no setting, a setting has no run on one of the environments, or ``tuning`` has other
+            settings.
     """
     reported, envs = _table(settings)
     chosen_on = reported
@@ -55,7 +56,7 @@ def sensitivity(settings: Mapping[Any, Scores], tuning: Mapping[Any, Scores] | N
 
 
 def tuned_choice(settings: Mapping[Any, Scores]) -> dict[Any, Any]:
-    """The setting with the highest mean score on each environment, the first of equals.
+    """The setting with the highest mean score on each environment; of equals the first.
 
     Args:
         settings: scores of every setting, ``(n_seeds,)`` for each environment; seeds that are not reported later.
@@ -64,14 +65,14 @@ def tuned_choice(settings: Mapping[Any, Scores]) -> dict[Any, Any]:
         Setting by environment.
 
     Raises:
-        ValueError: no setting; a setting without a run on one of the environments.
+        ValueError: if there is no setting, or a setting has no run on one of the environments.
     """
     values, envs = _table(settings)
     return {env: list(settings)[i] for env, i in zip(envs, values.argmax(axis=0), strict=True)}
 
 
 def shared_choice(settings: Mapping[Any, Scores]) -> Any:
-    """The setting with the highest score averaged over environments, the first of equals; as :func:`tuned_choice`."""
+    """The setting with the highest score averaged over environments; as :func:`tuned_choice`."""
     values, _ = _table(settings)
     return list(settings)[int(values.mean(axis=1).argmax())]
 
@@ -84,10 +85,10 @@ def _table(settings: Mapping[Any, Scores], envs: Sequence[Any] | None = None) ->
     envs = list(envs or next(iter(named.values())))
     if not envs:
         raise ValueError("the settings have no environment, expected scores on at least one")
-    for name, one in named.items():
-        check_same("environments", list(one), envs, f"setting {name!r}", "the first")
-        empty = [env for env in envs if not one[env].shape[-1]]
+    for name, arrays in named.items():
+        check_same("environments", list(arrays), envs, f"setting {name!r}", "the first")
+        empty = [env for env in envs if not arrays[env].shape[-1]]
         if empty:
             raise ValueError(f"setting {name!r} has no run on {empty[0]}, expected one or more")
-    rows = [means_by_environment([one[env] for env in envs]) for one in named.values()]
+    rows = [means_by_environment([arrays[env] for env in envs]) for arrays in named.values()]
     return np.stack(np.broadcast_arrays(*rows)), envs

@@ -14,9 +14,9 @@ from alrao_rl.stats.sensitivity import shared_choice, tuned_choice
 
 
 def environments(runs: pd.DataFrame) -> pd.Series[str]:
-    """What the environment of each run is called: ``env``, with its ``variant``, if it has one, in brackets.
+    """Name of each run's environment: ``env``, with its ``variant``, if it has one, in brackets.
 
-    Runs of one id with other keyword arguments, wrappers or timesteps are runs of another environment.
+    Runs with the same id but other keyword arguments, wrappers or timesteps are runs on another environment.
     """
     if "variant" not in runs:
         return runs.env.astype(str)
@@ -34,7 +34,7 @@ def by_environment(runs: pd.DataFrame, score: str = "auc_normalised") -> dict[st
 
 
 def _by_variant(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs, each variant of an environment as one of its own."""
+    """The runs, with each variant of an environment as a separate environment."""
     return runs.assign(env=environments(runs)).drop(columns="variant", errors="ignore")
 
 
@@ -59,13 +59,13 @@ def paired_by_seed(
         Two dicts by environment, arrays ``(n_shared_seeds,)``; both empty if nothing is shared.
 
     Raises:
-        ValueError: a method has a seed twice on one environment.
+        ValueError: if a method has a seed twice on one environment.
     """
     x, y = _by_variant(x), _by_variant(y)
     for rows in (x, y):
         twice = rows[rows.duplicated(["env", "seed"])]
         if len(twice):
-            raise ValueError(f"seed {twice.seed.iloc[0]} of {twice.env.iloc[0]} is there twice, expected one method")
+            raise ValueError(f"seed {twice.seed.iloc[0]} of {twice.env.iloc[0]} appears twice, expected one method")
     both = x.merge(y, on=["env", "seed"], suffixes=("_x", "_y"))
     return by_environment(both, f"{score}_x"), by_environment(both, f"{score}_y")
 
@@ -79,7 +79,7 @@ def tuned_baseline(
 ) -> pd.DataFrame:
     """Runs of an agent at the best setting for each environment, chosen on some seeds and reported on the others.
 
-    Who reports the seeds that the rate was chosen on reports the luckiest rate.
+    To report the seeds that the setting was chosen on would be to report the luckiest setting.
 
     Args:
         runs: rows of one agent at several settings.
@@ -92,7 +92,7 @@ def tuned_baseline(
         The rows of the chosen settings whose seed is not among ``tuning_seeds``.
 
     Raises:
-        ValueError: no run on the tuning seeds, none on others, or a setting without one of the environments.
+        ValueError: if there is no run on the tuning seeds, or on others, or a setting lacks one of the environments.
     """
     tuning = runs.seed.isin(list(tuning_seeds))
     if not tuning.any() or tuning.all():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 ALLOWED_DEATHS = 10
-"""A run that more local workers have died under is a failed one; a user's cluster has its own setting."""
+"""A run fails after more local workers than this have died during it; a user's cluster has its own setting."""
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a scheduler."""
 
@@ -40,9 +40,9 @@ def local_cluster(n_workers: int) -> Iterator[Any]:
 
     settings = {
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
-        "distributed.scheduler.worker-saturation": 1.0,  # runs are long: no worker sets one aside for later
+        "distributed.scheduler.worker-saturation": 1.0,  # runs are long: no worker may hold one for later
         "distributed.worker.daemon": True,
-        # A worker only waits. Dask would have it look at its own stack 100 times a second, and at its clock 50 times.
+        # A worker only waits. By default Dask makes it inspect its stack 100 times a second, and its clock 50 times.
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "500ms",
         "distributed.comm.timeouts.connect": "30s",
@@ -53,7 +53,7 @@ def local_cluster(n_workers: int) -> Iterator[Any]:
         LocalCluster(
             n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=None,
             silence_logs=logging.CRITICAL, local_directory=scratch, preload=["alrao_rl.sweep.worker"],
-            # Without a dashboard there still is a server of numbers; at a free port, or a second sweep would complain.
+            # Even without a dashboard there is a metrics server; on a free port, or a second sweep would complain.
             dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
         ) as cluster,
         Client(cluster) as client,
@@ -69,7 +69,7 @@ def connect(address: str) -> Iterator[Any]:
         A ``distributed.Client``.
 
     Raises:
-        UserError: there is none, after a few seconds.
+        UserError: if no scheduler answers within a few seconds.
     """
     import logging
 
@@ -93,11 +93,11 @@ def connect(address: str) -> Iterator[Any]:
 
 
 def give_out(client: Any, function: Callable[[Any], Any], tasks: Sequence[Any], name: str) -> list[Any]:
-    """A future for ``function`` of each task, begun in their order, each by a worker that has time for it.
+    """A future for ``function`` of each task, started in their order, each by the next free worker.
 
-    At once: one by one, the scheduler would hand two to every worker before it sees that there are more, and the third
-    would wait behind the first, however long that takes. Two a worker or fewer it still hands out beforehand.
+    All are submitted at once: one by one, the scheduler would give every worker two before it sees that there are more,
+    and the third would wait behind the first, however long that takes. Two or fewer per worker it still assigns early.
     """
-    # Nothing is repeated by Dask: a task raises nothing, and what it does about a failure it does itself.
+    # Dask repeats nothing: a task raises nothing, and handles its failures itself.
     futures: list[Any] = client.map(function, tasks, key=[(name, n) for n in range(len(tasks))], pure=False, retries=0)
     return futures

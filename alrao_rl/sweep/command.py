@@ -1,7 +1,7 @@
 """Train many agents on many environments: ``python -m alrao_rl.sweep --agents dqn --envs CartPole-v1 --seeds 0-9``.
 
-Every run is ``python -m alrao_rl.train`` in a process of its own, given out by Dask. The disk is the truth: the same
-command again continues what is unfinished and repeats nothing.
+Every run is ``python -m alrao_rl.train`` in a separate process, scheduled by Dask. The disk is the only record: the
+same command again continues what is unfinished and repeats nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from alrao_rl.cli.arguments import parse_count
 from alrao_rl.cli.console import CommandLine, print_error, print_warning, say
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.errors import UserError, first_line
+from alrao_rl.errors import FolderError, UserError, first_line
 from alrao_rl.notation import parse_seeds, seeds_as_text
 from alrao_rl.runs.configuration import EVALUATION
 from alrao_rl.runs.names import is_cut
@@ -42,7 +42,7 @@ def parser() -> CommandLine:
     p = CommandLine(
         prog="python -m alrao_rl.sweep",
         description="Train agents on environments at many seeds. Results go to results/NAME, which keeps the sweep in "
-        "sweep.toml; what is not given is as it is there.",
+        "sweep.toml; options that are not given are read from it.",
         epilog="The same command again continues what is unfinished and repeats nothing. Example: "
         "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9 --grid learning_rate=1e-4,1e-3",
     )
@@ -73,7 +73,7 @@ def parser() -> CommandLine:
     p.add_argument("--run-timeout", type=float, metavar="SECONDS", help="a run that takes longer has failed")
     add_shared_options(p)
     p.add_argument("--retry-failed", action="store_true", help="try failed runs again")
-    p.add_argument("--dry-run", action="store_true", help="say what there is to do and stop")
+    p.add_argument("--dry-run", action="store_true", help="print what there is to do and stop")
     return p
 
 
@@ -81,18 +81,21 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status.
 
     0: all runs are finished; 1: some failed, or are not done; 2: a mistake in the arguments; 130 or 143: interrupted by
-    Ctrl-C or SIGTERM, which its runs heed as ``alrao_rl.train`` does.
+    Ctrl-C or SIGTERM, on which its runs stop as ``alrao_rl.train`` does.
     """
     with Interruption(0.0, LIMIT) as interruption:
         try:
             return sweep(parser().parse_args(argv))
+        except FolderError as error:
+            print_error(f"{error}; choose another --name or --out")
+            return 2
         except UserError as error:
             print_error(error)
             return 2
         except SchedulerGoneError as error:
             print_error(error)
             return 1
-        except OSError as error:  # a disk that is full
+        except OSError as error:  # such as a full disk
             where = f"{error.filename}: " if error.filename else ""
             print_error(
                 f"the sweep stopped: {where}{error.strerror or first_line(error)}; the same command continues it"
@@ -104,10 +107,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Plan, and unless that is all, run.
+    """Plan the sweep, and unless it is a dry run, run it.
 
     Raises:
-        UserError: nothing can be run so; nothing was started or written.
+        UserError: if it cannot be run; then nothing was started or written.
     """
     how = _check(args)
     given = from_arguments(args)
@@ -124,7 +127,7 @@ def sweep(args: argparse.Namespace) -> int:
     call = plan.checked(_completed(kept, given), str(args.file or "the sweep"))
     whole = plan.extended(kept, call, str(root / plan.FILE)) if kept else call
     cells = plan.cells(call, args.trust)
-    # Here, not above: these load pandas, and what cannot be run is refused without waiting for it.
+    # Imported here because these load pandas: a sweep that cannot be run is refused without waiting for it.
     from alrao_rl.sweep import runs_csv
     from alrao_rl.sweep import states as survey
 
@@ -143,7 +146,7 @@ def sweep(args: argparse.Namespace) -> int:
                 run: survey.queued(root, run) if state.name == "failed" else state for run, state in states.items()
             }
         todo = [run for run, state in states.items() if state.name == "queued"]
-        # A cluster's versions are its own: there each run finds out for itself.
+        # A cluster may have other versions: there each run checks for itself.
         if not args.allow_mismatch and args.scheduler is None:
             survey.refuse_mismatch(root, [(run, states[run].step) for run in todo])
         speeds = survey.Speeds(table.values())
@@ -164,7 +167,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> Execution:
-    """Refuse what cannot be; how the runs are carried out."""
+    """Check the options; return how the runs are to be carried out."""
     if args.jobs is None:
         args.jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not 1 <= args.jobs <= 1024:
@@ -176,10 +179,10 @@ def _check(args: argparse.Namespace) -> Execution:
 
 
 def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Keys of a ``sweep.toml`` that are given, by the file or, first of all, by an option.
+    """Keys of a ``sweep.toml`` given by the file or by options; options take precedence.
 
     Raises:
-        UserError: the file cannot be read, seeds or a grid cannot be understood.
+        UserError: if the file cannot be read, or seeds or a grid cannot be parsed.
     """
     from alrao_rl.sweep import plan
 
@@ -187,7 +190,7 @@ def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     for key in ("agents", "envs", "timesteps", "budget", *EVALUATION, "name"):
         if (value := getattr(args, key)) is not None:
             given[key] = value
-            # One length takes the place of the other.
+            # Each way of giving the length replaces the other.
             given.pop({"timesteps": "budget", "budget": "timesteps"}.get(key, ""), None)
     for key in ("seeds", "tuning_seeds"):
         if (texts := getattr(args, key)) is not None:
@@ -198,7 +201,7 @@ def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_trust(envs: Any, args: argparse.Namespace) -> None:
-    """Refuse packages that a sweep's file names, unless they are trusted."""
+    """Refuse packages that a sweep's file names, unless the user trusts them."""
     from alrao_rl.recipes.files import check_trust
 
     for env in envs if isinstance(envs, list) else ():
@@ -215,19 +218,19 @@ def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:
         is_word = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
         if not is_word or len(name.encode()) > 200:  # a file system takes 255 bytes
             raise UserError(
-                f"--name is {name!r}, expected a word such as first-sweep; another place is chosen with --out DIR"
+                f"--name is {name!r}, expected a word such as first-sweep; choose another place with --out DIR"
             )
         root = Path("results", name)
     if root.exists() and not root.is_dir():
-        raise UserError(f"{root} is no folder: choose another --name or --out")
+        raise FolderError(f"{root} is not a folder")
     return root
 
 
 def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given, and for the rest what the sweep has been so far.
+    """The given keys, completed by those of the sweep so far.
 
     Raises:
-        UserError: a key is missing.
+        UserError: if a key is missing.
     """
     data = dict(given)
     if kept is not None:
@@ -237,29 +240,29 @@ def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
         data = before | data | {"name": kept.name}
     for key in ("agents", "envs", "seeds"):
         if key not in data:
-            here = f", and there is no sweep called {data['name']!r} to go on with" if "name" in data else ""
+            here = f", and there is no sweep called {data['name']!r} to continue" if "name" in data else ""
             example = "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
             raise UserError(f"--{key} is missing{here}: {example}")
     return data
 
 
 def _check_cells(cells: list[Cell], here: bool) -> None:
-    """Prepare every cell as its runs will, all of an environment on one: what cannot be trained shows now.
+    """Prepare every cell as its runs will, with one environment for all of its cells, to find what cannot be trained.
 
     Args:
         cells: in the order of their environments.
-        here: on this machine; another one may have the memory for a replay buffer that this one lacks.
+        here: whether runs are on this machine; another one may have memory for a replay buffer that this one lacks.
 
     Raises:
-        UserError: of the first cell that cannot, with the reason.
+        UserError: for the first cell that cannot be trained, with the reason.
     """
     from alrao_rl.agents.build import with_small_buffer
     from alrao_rl.environments.make import Shared, close, make_one, warn
 
-    for environment, of in groupby(cells, lambda cell: cell.recipe.environment):
+    for environment, group in groupby(cells, lambda cell: cell.recipe.environment):
         env = make_one(environment, training=True)
         warn(environment, env)
-        for cell in of:
+        for cell in group:
             recipe = cell.recipe if here else replace(cell.recipe, agent=with_small_buffer(cell.recipe.agent))
             try:
                 prepare(recipe, cell.options.seed, make=partial(Shared, env))
@@ -270,18 +273,18 @@ def _check_cells(cells: list[Cell], here: bool) -> None:
 
 
 def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Speeds, n_workers: int) -> None:
-    """Say what there is, cell by cell, and what is to do."""
+    """Print what there is, cell by cell, and what there is to do."""
     from alrao_rl.sweep.progress import time_left
 
     cells: dict[Any, dict[int, State]] = {}
     for run, state in states.items():
         cells.setdefault(run.cell, {})[run.seed] = state
     width = max(len(cell.label) for cell in cells)
-    for cell, of in cells.items():
-        notes = "".join(f"; {note}" for note in _notes(cell, of))
-        say(f"{cell.label:<{width}}  seeds {seeds_as_text(of)}, {cell.recipe.timesteps:,} steps each{notes}")
+    for cell, by_seed in cells.items():
+        notes = "".join(f"; {note}" for note in _notes(cell, by_seed))
+        say(f"{cell.label:<{width}}  seeds {seeds_as_text(by_seed)}, {cell.recipe.timesteps:,} steps each{notes}")
     if call.tuning_seeds:
-        say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only where there is a setting to choose")
+        say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only for agents with a setting to choose")
     todo = [(run, state.step) for run, state in states.items() if state.name == "queued"]
     names = [state.name for state in states.values()]
     left = time_left(speeds.time_left(todo, n_workers)) if todo else "nothing to do"
@@ -293,11 +296,11 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
 
 
 def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
-    """What is to be said of a cell; which seeds, where it is not all of them."""
+    """Notes on a cell; with the seeds they apply to, unless they apply to all."""
     if is_cut(cell.name().cell):
         yield f"its folder's name is cut, the setting is {cell.setting}"
     if cell.inert:
-        yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once a seed"
+        yield f"{', '.join(cell.inert)} does nothing to this agent, which runs once per seed"
     kinds = {
         "finished": [seed for seed, state in states.items() if state.name == "finished"],
         "of them finished on another machine (runs.csv)": [
@@ -314,7 +317,7 @@ def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
 
 
 def _conclude(root: Path, states: Mapping[Run, State]) -> int:
-    """List what failed; the exit status."""
+    """Print what failed; return the exit status."""
     failed = [(run, state) for run, state in states.items() if state.name != "finished"]
     for run, state in failed:
         folder = root / run.folder

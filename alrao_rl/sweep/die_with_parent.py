@@ -2,8 +2,8 @@
 
 ``python -m alrao_rl.sweep.die_with_parent PARENT_PID COMMAND …``
 
-The kernel does it (Linux: the parent-death signal), so that no way in which the parent may end leaves an orphan. Set
-here and not between fork and exec of the parent: that is not safe in a process with threads.
+The kernel does it (Linux: the parent-death signal), so that no orphan is left, however the parent ends. It is set here
+and not between fork and exec in the parent, which is not safe in a process with threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     parent, command = int(argv[0]), argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # It may have died before the signal was asked for.
+    # The parent may have died before the signal was requested.
     if os.getppid() != parent:
         sys.exit("the parent process is gone")
     # A hanging run is aborted for its traceback, not for its memory.

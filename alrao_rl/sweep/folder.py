@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alrao_rl.errors import UserError
+from alrao_rl.errors import FolderError
 from alrao_rl.runs.lock import try_lock
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ def _lock_file(root: Path) -> Path:
 
 
 def refuse_if_locked(root: Path) -> None:
-    """Refuse at once if another sweep writes there; leaves no file where none is.
+    """Fail at once if another sweep is writing there; creates no file.
 
     Raises:
-        UserError: another one does.
+        UserError: if another sweep is writing there.
     """
     if _lock_file(root).exists():
         with locked(root):
@@ -32,21 +32,21 @@ def refuse_if_locked(root: Path) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Make the folder if need be, and lock it; the lock dies with the process.
+    """Create the folder if necessary, and lock it; the lock ends with the process.
 
     Raises:
-        UserError: it cannot be written, or another sweep writes there.
+        UserError: if it cannot be written, or another sweep is writing there.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         file = _lock_file(root).open("a+")
     except OSError as error:
-        raise UserError(f"cannot write to {root}: {error.strerror or error}; choose another --out") from None
+        raise FolderError(f"cannot write to {root}: {error.strerror or error}") from None
     with file:
         if not try_lock(file):
             file.seek(0)
             by = f" (process {file.read(20).strip()})"
-            raise UserError(f"another sweep{by} is at work in {root}: wait for it or choose another --name")
+            raise FolderError(f"another sweep{by} is running in {root}: wait for it")
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

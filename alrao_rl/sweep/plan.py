@@ -1,7 +1,7 @@
 """What a sweep consists of: its file ``sweep.toml``, the cells (environment × agent × setting) and the runs in them.
 
-A cell is one recipe, a run a cell at one seed. Runs lie in ``ENV/AGENT/seed-N`` of the sweep's folder as everywhere;
-the folder of an agent at a value of the grid is called ``AGENT@KEY=VALUE``, cut where that is too long.
+A cell is one recipe; a run is a cell at one seed. As elsewhere, runs are in ``ENV/AGENT/seed-N`` of the sweep's folder;
+the folder of an agent at a value of the grid is named ``AGENT@KEY=VALUE``, shortened if that is too long.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from alrao_rl.errors import UserError
+from alrao_rl.errors import FolderError, UserError
 from alrao_rl.notation import MAX_SEEDS, literal, parse_seeds, toml_key
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.fields import MAX_COUNT, Count, Table, json_value
@@ -42,9 +42,9 @@ Values = Annotated[list[Any], Field(min_length=1, max_length=1000), AfterValidat
 class Sweep(Table):
     """A ``sweep.toml``.
 
-    ``tuning_seeds`` are for choosing among the values of the grid: scores of other seeds are then not those that were
-    chosen by. In a file both may be written as on the command line, ``"0-9"``. ``timesteps`` counts for every run,
-    ``budget`` is a fraction of the timesteps in each environment's file.
+    ``tuning_seeds`` are for choosing among the values of the grid, so that values are not chosen by the scores that are
+    reported. In a file both kinds of seeds may be written as on the command line, ``"0-9"``. ``timesteps`` applies to
+    every run, ``budget`` is a fraction of the timesteps in each environment's file.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
@@ -68,10 +68,10 @@ class Sweep(Table):
         seeds = len(self.seeds) + len(self.tuning_seeds)
         n_runs = math.prod(map(len, [self.agents, self.envs, *self.grid.values()]), start=seeds)
         if n_runs > MAX_RUNS:
-            raise ValueError(f"these are {n_runs:,} runs, at most {MAX_RUNS:,} are run in a sweep")
+            raise ValueError(f"these are {n_runs:,} runs, expected at most {MAX_RUNS:,} in a sweep")
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(
-                f"seed {both[0]} is in seeds and in tuning_seeds: a score must not be one it was chosen by"
+                f"seed {both[0]} is in seeds and in tuning_seeds: settings must not be chosen by reported scores"
             )
         if self.tuning_seeds and not self.grid:
             raise ValueError("tuning_seeds are for choosing among the values of a grid, and there is no grid")
@@ -104,7 +104,7 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
     """Grid axes such as ``learning_rate=1e-4,1e-3`` or ``net_arch=[32],[64,64]``.
 
     Raises:
-        UserError: no key, no values, a key twice, or values that are no TOML.
+        UserError: if there is no key or no value, a key is given twice, or values are not TOML.
     """
     grid: dict[str, list[Any]] = {}
     for text in texts:
@@ -121,10 +121,10 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a ``sweep.toml`` holds, a grid's dotted keys as one key each, seeds as numbers; not checked yet.
+    """Content of a ``sweep.toml``, with a grid's dotted keys as one key each and seeds as numbers; not checked yet.
 
     Raises:
-        UserError: it cannot be read, or its seeds are a text that names none.
+        UserError: if it cannot be read, or its seeds are a text that cannot be parsed.
     """
     data = read_toml(path)
     for key in ("seeds", "tuning_seeds"):
@@ -136,10 +136,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def checked(data: Mapping[str, Any], where: str) -> Sweep:
-    """The data as a sweep.
+    """Validate data as a sweep.
 
     Raises:
-        UserError: one line with what is wrong in ``where``, the file or the command line.
+        UserError: if it is not valid; one line with what is wrong in ``where``, the file or the command line.
     """
     sweep: Sweep = validate(Sweep, dict(data), where)
     return sweep
@@ -149,18 +149,18 @@ def extended(kept: Sweep, call: Sweep, where: str) -> Sweep:
     """The kept sweep with what a call adds to it.
 
     Raises:
-        UserError: the call has another meaning, such as other timesteps; with the differences.
+        UserError: if the call contradicts it, such as by other timesteps; names the differences.
     """
     old, new = (_meaning(sweep) for sweep in (kept, call))
     if changed := list(differences(old, new)):
-        raise UserError(f"{where} is another sweep ({'; '.join(changed[:3])}): choose another --name")
+        raise FolderError(f"{where} is another sweep ({'; '.join(changed[:3])})")
     lists = {key: _union(getattr(kept, key), getattr(call, key)) for key in ("agents", "envs", "seeds", "tuning_seeds")}
     grid = {key: _union(values, call.grid[key]) for key, values in kept.grid.items()}
     return checked(call.model_dump() | lists | {"grid": grid, "name": kept.name}, where)
 
 
 def _meaning(sweep: Sweep) -> dict[str, Any]:
-    """What may not change: the length of runs, and which keys tell them apart."""
+    """What may not change: the length of runs, and the keys that distinguish them."""
     same = {key: getattr(sweep, key) for key in ("timesteps", "budget")}
     return {**same, "keys of the grid": list(sweep.grid)}
 
@@ -170,7 +170,7 @@ def _union(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
 
 
 def write(path: Path, sweep: Sweep) -> None:
-    """Write a ``sweep.toml``; one that says the same already keeps its comments."""
+    """Write a ``sweep.toml``, unless the file already says the same; it then keeps its comments."""
     if not path.exists() or checked(read(path), str(path)) != sweep:
         write_atomically(path, sweep.as_toml())
 
@@ -183,10 +183,10 @@ class Cell:
     """An agent at one setting on one environment.
 
     Args:
-        options: of its runs, but for the seed.
+        options: of its runs, except for the seed.
         recipe: that of the options.
-        values: of the grid, by its keys; those that do nothing to this agent are left out.
-        inert: these keys.
+        values: of the grid, by its keys; keys that do nothing to this agent are left out.
+        inert: the keys left out.
     """
 
     options: RunOptions
@@ -195,14 +195,14 @@ class Cell:
     inert: tuple[str, ...]
 
     def name(self, seed: int | None = None) -> RunName:
-        """That of its run at a seed."""
+        """Name of its run at a seed."""
         agent = self.recipe.agent_name
         setting = setting_name(self.values, agent) if self.values else ""
         return RunName(self.recipe.environment.id, agent, setting, seed)
 
     @property
     def setting(self) -> str:
-        """The values of the grid, written as ``load_results`` does."""
+        """The values of the grid, as ``load_results`` writes them."""
         agent = self.recipe.agent
         return ", ".join(f"{'.'.join(find_key(key, agent))}={json.dumps(value)}" for key, value in self.values.items())
 
@@ -218,12 +218,12 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What people read: agent with its setting, environment."""
+        """The name in messages: agent with its setting, environment."""
         return f"{self.name().cell} on {self.env}"
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` of its runs will hold, but for seed and provenance."""
+        """Content of ``config.json`` of its runs, without seed and provenance."""
         return self.options.configuration(self.recipe)
 
 
@@ -236,39 +236,39 @@ class Run:
 
     @property
     def options(self) -> RunOptions:
-        """What ``alrao_rl.train`` is asked for."""
+        """The options for ``alrao_rl.train``."""
         return replace(self.cell.options, seed=self.seed)
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What tells the run from every other of the sweep: environment, agent, setting, seed."""
+        """What distinguishes the run within the sweep: environment, agent, setting, seed."""
         return self.cell.env, self.cell.agent, self.cell.setting, str(self.seed)
 
     @cached_property
     def name(self) -> RunName:
-        """What it is called."""
+        """Its name."""
         return self.cell.name(self.seed)
 
     @property
     def folder(self) -> Path:
-        """Its folder in that of the sweep."""
+        """Its folder, relative to that of the sweep."""
         return self.name.folder
 
     @property
     def label(self) -> str:
-        """What people read."""
+        """The name in messages."""
         return self.name.label
 
     @property
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` will hold, but for the provenance."""
+        """Content of ``config.json``, without provenance."""
         return {**self.cell.config, "seed": self.seed}
 
     @property
     def digests(self) -> tuple[str, str]:
-        """The configuration in twelve digits: another one is another run, whatever its name is.
+        """The configuration in twelve digits: with another one it is another run, whatever its name.
 
-        The second is what earlier versions wrote, of the ``eval_episodes`` too.
+        The second is what earlier versions wrote, which includes ``eval_episodes``.
         """
         config = identity(self.config)
         return _digest(config), _digest({**config, "eval_episodes": self.config["eval_episodes"]})
@@ -279,10 +279,10 @@ def _digest(config: Mapping[str, Any]) -> str:
 
 
 def cells(sweep: Sweep, trust: bool = False) -> list[Cell]:
-    """All cells, every one resolved and checked as ``alrao_rl.train`` will do it, with ``--trust`` or without.
+    """All cells, each resolved and checked as ``alrao_rl.train`` will do it, with ``--trust`` or without.
 
     Raises:
-        UserError: an unknown agent, environment or key, a value that does not fit, two cells with one folder.
+        UserError: if an agent, an environment or a key is unknown, a value is invalid, or two cells have one folder.
     """
     found = [
         _cell(env, agent, sweep, values, trust)
@@ -294,21 +294,21 @@ def cells(sweep: Sweep, trust: bool = False) -> list[Cell]:
     for cell in found:
         other = by_group.setdefault(cell.name().group, cell)
         if other is not cell:
-            one, two = (" ".join(of.options.arguments()) for of in (other, cell))
-            raise UserError(f"{cell.label} is in the sweep twice, as {one} and as {two}")
+            first, second = (" ".join(twin.options.arguments()) for twin in (other, cell))
+            raise UserError(f"{cell.label} is in the sweep twice, as {first} and as {second}")
     return found
 
 
 def _settings(agent: str, grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Values of the keys that the agent has, in every combination; once an empty dict where it has none."""
+    """Values of the keys that the agent has, in every combination; a single empty dict if it has none."""
     recipe = load_agent_recipe(agent)[1]
     for key in grid:
         if not any(_has(other, key) for other in _every_kind()):
-            find_key(key, recipe, flag="--grid")  # which says what is wrong
+            find_key(key, recipe, flag="--grid")  # raises an error that says what is wrong
     keys = [key for key in grid if _has(recipe, key)]
     placed = [tuple(find_key(key, recipe)) for key in keys]
     if len(set(placed)) < len(placed):
-        raise UserError(f"--grid: two of its keys, {', '.join(keys)}, are one and the same")
+        raise UserError(f"--grid: two of its keys, {', '.join(keys)}, are the same")
     return (dict(zip(keys, values, strict=True)) for values in product(*(grid[key] for key in keys)))
 
 
@@ -339,10 +339,10 @@ def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: 
     return Cell(options, recipe, values, inert=tuple(key for key in sweep.grid if key not in values))
 
 
-def runs(sweep: Sweep, of: Sequence[Cell]) -> list[Run]:
-    """All runs, seed by seed, so that what is there after a part of the time is the whole table with fewer seeds.
+def runs(sweep: Sweep, cells: Sequence[Cell]) -> list[Run]:
+    """All runs, seed by seed, so that a sweep that is partly done is the whole table with fewer seeds.
 
-    Tuning seeds come last, and only in cells that a choice is made among.
+    Tuning seeds come last, and only for cells among which a setting is chosen.
     """
-    tested = [Run(cell, seed) for seed in sweep.seeds for cell in of]
-    return tested + [Run(cell, seed) for seed in sweep.tuning_seeds for cell in of if cell.setting]
+    tested = [Run(cell, seed) for seed in sweep.seeds for cell in cells]
+    return tested + [Run(cell, seed) for seed in sweep.tuning_seeds for cell in cells if cell.setting]

@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes on: a live table in a terminal, plain lines elsewhere."""
+"""Progress of a sweep: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alrao_rl.sweep.runs_csv import Rows
 from alrao_rl.sweep.states import Speeds, State, reached
 
 LINE_INTERVAL = 30.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines if there is no terminal."""
 _REFRESH = 1.0
 
 
@@ -27,9 +27,9 @@ class Progress:
 
     Args:
         root: its folder.
-        states: of every run at the start; kept up to date by :meth:`ended`.
+        states: of every run; the caller keeps them up to date.
         rows: of the runs that are over.
-        speeds: measured so far.
+        speeds: measured so far; :meth:`ended` adds to them.
     """
 
     def __init__(self, root: Path, states: Mapping[Run, State], rows: Rows, speeds: Speeds) -> None:
@@ -53,7 +53,7 @@ class Progress:
             self._live.stop()
 
     def update(self, running: Iterable[Run], n_workers: int, final: bool = False) -> None:
-        """Show the state, if it is time to or the ``final`` one."""
+        """Show the state, if it is time to or if it is ``final``."""
         self._running, self._n_workers = list(running), n_workers
         now = time.monotonic()
         if now - self._shown < (_REFRESH if self._live else LINE_INTERVAL) and not final:
@@ -68,7 +68,7 @@ class Progress:
             say(self.line())
 
     def ended(self, run: Run, state: State, seconds: float, steps: int) -> None:
-        """A run is over: say so."""
+        """Report that a run is over."""
         self._gained[run] = max(steps - self._queued.pop(run, 0), 0)
         if state.name == "finished" and self._gained[run]:
             self._speeds.add(run.cell.env, run.cell.agent, self._gained[run], seconds)
@@ -78,14 +78,14 @@ class Progress:
         self.note(f"{state.name}: {run.label}: {what} ({seconds:.0f} s)")
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._live:
             self._live.console.print(Text(text))
         else:
             say(text)
 
     def line(self) -> str:
-        """All in one line."""
+        """The whole state in one line."""
         names = [state.name for state in self._states.values()]
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = sum(self._gained.values()) / elapsed
@@ -105,7 +105,7 @@ class Progress:
         return time_left(seconds)
 
     def _table(self, height: int) -> Table:
-        """One line a cell, those with something running first, as many as there is room for."""
+        """One line per cell, those with running runs first, as many as there is room for."""
         cells: dict[Cell, list[Run]] = {}
         for run in self._states:
             cells.setdefault(run.cell, []).append(run)
@@ -125,7 +125,7 @@ class Progress:
         returns = [float(value) for value in finals] + [self._returns[run] for run in running if run in self._returns]
         returns = [value for value in returns if value == value]
         return [
-            Text(cell.env),  # as it is: a name is no markup
+            Text(cell.env),  # brackets in a name are not markup
             Text(cell.name().cell),
             f"{names.count('finished')} of {len(runs)}",
             ", ".join(f"{min(share, 1):.0%}" for share in shares),
@@ -135,7 +135,7 @@ class Progress:
 
 
 def time_left(seconds: float | None) -> str:
-    """A duration in words."""
+    """The time left, in words."""
     if seconds is None:
         return "time left not known yet"
     if seconds < 90:

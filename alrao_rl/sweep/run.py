@@ -1,4 +1,4 @@
-"""Give out the runs of a sweep and wait for them."""
+"""Submit the runs of a sweep and wait for them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def drive(
     how: Execution,
     timeout: float | None,
 ) -> None:
-    """Give out the runs and wait for them; each one that is over gets its row at once. An interrupt lets all stop."""
+    """Submit the runs and wait for them; each gets its row as soon as it is over. An interrupt stops them all."""
     from alrao_rl.sweep import worker
     from alrao_rl.sweep.progress import Progress
 
@@ -65,7 +65,7 @@ def drive(
 
 
 def _running(client: Any, by_key: Mapping[Any, Run]) -> tuple[list[Run], int]:
-    """The runs that workers are at, and for how many at a time there are workers."""
+    """The runs that workers are executing, and how many at a time there are workers for."""
     try:
         threads, processing = client.nthreads(), client.processing()
     except OSError:
@@ -78,7 +78,7 @@ def _running(client: Any, by_key: Mapping[Any, Run]) -> tuple[list[Run], int]:
 
 
 def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: Rows, progress: Any) -> None:
-    """Take note of a run that is over."""
+    """Record a run that is over."""
     from alrao_rl.sweep import states as survey
     from alrao_rl.sweep import worker
 
@@ -87,7 +87,7 @@ def _settle(future: Any, run: Run, root: Path, states: dict[Run, State], table: 
     elif future.status == "error":
         error = future.exception()
         killed = type(error).__name__ == "KilledWorker"
-        reason = "too many workers died under it" if killed else f"no worker could run it: {first_line(error)}"
+        reason = "too many workers died during it" if killed else f"no worker could run it: {first_line(error)}"
         trace = "".join(traceback.format_exception(error))
         outcome = worker.outcome_of_failure(root / run.folder, run.config, reason, trace)
     else:

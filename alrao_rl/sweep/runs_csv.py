@@ -1,7 +1,7 @@
 """``runs.csv`` of a sweep: one row for every run that is over, so that a study outlives its run folders.
 
-Run folders are large and stay where they were made; the rows are small, tracked by git, and go from one machine to the
-next. Whoever writes holds the sweep's lock.
+Run folders are large and stay where they were made; the rows are small, tracked by git, and move from one machine to
+the next. Whoever writes must hold the sweep's lock.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ COLUMNS = (
     "env", "agent", "setting", "seed", "state", "timesteps", "auc", "final_return", "seconds", "reason",
     "configuration", "alrao-rl", "torch", "stable-baselines3", "gymnasium", "commit",
 )  # fmt: skip
-"""``seconds`` is wall time, ``configuration`` the digest of what decides on the result, ``commit`` that of the code."""
+"""``seconds`` is wall time, ``configuration`` the digest of what determines the result, ``commit`` that of the code."""
 _NUMBER = re.compile(r"(\d+(\.\d+)?(e\+\d+)?)?")
-"""As :func:`_text` writes it, or nothing."""
+"""A number as :func:`_text` writes it, or nothing."""
 KEY = ("env", "agent", "setting", "seed")
 STATES = ("finished", "failed", "diverged", "broken")
 FILE = "runs.csv"
@@ -31,13 +31,13 @@ Row = dict[str, str]
 
 
 class Rows:
-    """The rows of a sweep in the order in which the runs ended; at most one a run.
+    """The rows of a sweep in the order in which the runs ended; at most one per run.
 
     Args:
         path: the file; it need not exist.
 
     Raises:
-        UserError: it cannot be read, or is not a valid one.
+        UserError: if it cannot be read or is not valid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ class Rows:
         return list(self._rows.values())
 
     def put(self, row: Mapping[str, object]) -> None:
-        """Add the row of a run, in place of an earlier one of it. The file is written anew, and never half there."""
+        """Add the row of a run, replacing an earlier one. The file is rewritten atomically."""
         text = {name: _text(row.get(name)) for name in COLUMNS}
         self._rows[tuple(text[name] for name in KEY)] = text
         lines = io.StringIO()
@@ -88,7 +88,7 @@ class Rows:
 
 
 def _text(value: object) -> str:
-    """A value in a cell: on one line, numbers with all digits that are worth keeping, nothing for None and nan."""
+    """A value in a cell: on one line, numbers with six significant digits, nothing for None and nan."""
     if value is None or value != value:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())

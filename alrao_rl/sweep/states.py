@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from alrao_rl.errors import UserError
+from alrao_rl.errors import FolderError, UserError
 from alrao_rl.runs import logs, zips
 from alrao_rl.runs.checkpoint import Checkpoints
 from alrao_rl.runs.configuration import differences, identity
@@ -51,15 +51,13 @@ def state(root: Path, run: Run, rows: Rows) -> State:
     """
     folder, row = RunFolder(root / run.folder), rows.get(run.key)
     if row is not None and row["configuration"] not in run.digests:
-        raise UserError(
+        raise FolderError(
             f"{rows.path} has a row for {run.label} of another configuration, as by other recipes or another version "
-            "of alrao-rl: choose another --name"
+            "of alrao-rl"
         )
     config = folder.config()
     if config is not None and (changed := list(differences(identity(config), identity(run.config)))):
-        raise UserError(
-            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}): choose another --name"
-        )
+        raise FolderError(f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])})")
     status = (folder.status() or {}) if config is not None else {}
     name, reason = status.get("state"), str(status.get("reason", ""))
     gone = config is None
@@ -104,9 +102,9 @@ def refuse_mismatch(root: Path, todo: Iterable[tuple[Run, int]]) -> None:
         made_with = None if config is None else config.get("provenance")
         now = {"versions": installed(made_with, step)}
         if config is not None and (changed := ", ".join(mismatches(made_with, step, now))):
-            raise UserError(
+            raise FolderError(
                 f"the checkpoint of {run.label} was made with something else ({changed}): --allow-mismatch continues "
-                "all runs all the same; or choose another --name"
+                "all runs all the same"
             )
 
 

@@ -1,4 +1,4 @@
-"""A run as a task of a Dask worker: a process of its own that dies with the worker, and whose end is always recorded.
+"""A run as a task of a Dask worker: a separate process that dies with the worker; how it ends is always recorded.
 
 Imports nothing heavy: every worker loads it.
 """
@@ -27,13 +27,13 @@ from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.lock import try_lock
 
 ATTEMPTS = 3
-"""A run whose process is ended by a signal is continued from its checkpoint, so many times are tried in all."""
+"""Attempts in all at a run whose process is ended by a signal; each continues from the last checkpoint."""
 _STOP = 10.0
-"""Seconds a run that is stopped has to write a checkpoint."""
+"""Seconds for a run that is stopped to write a checkpoint."""
 _GRACE = 5.0
-"""Seconds a run that is out of time has to write its traceback."""
+"""Seconds for a run that is out of time to write its traceback."""
 _TICK = 0.1
-"""Seconds between two looks at whether a run has ended."""
+"""Seconds between two checks of whether a run has ended."""
 _TAIL = 8192
 """Bytes of a run's output that are kept."""
 
@@ -47,12 +47,12 @@ class Task:
     """A run to do.
 
     Args:
-        sweep: what tells this call of the command from others.
+        sweep: id of this call of the command.
         arguments: of ``alrao_rl.train``.
-        config: what its ``config.json`` holds, but for the provenance.
+        config: content of its ``config.json``, without provenance.
         folder: the run folder, absolute.
-        cwd: where the command runs: names of files in the arguments may be relative to it. A run folder below it is
-            named so too: the command that the run keeps then works in any checkout.
+        cwd: where the command runs: paths in the arguments may be relative to it. A run folder below it is named
+            relative to it too, so that the command recorded in the run works in any checkout.
         timeout: wall seconds; None for no limit.
     """
 
@@ -66,7 +66,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended: ``finished``, ``failed`` with a reason, or ``stopped``; the run's warnings, and wall seconds."""
+    """How a run ended: ``finished``, ``failed`` with a reason, or ``stopped``; its warnings, and wall seconds."""
 
     state: str
     reason: str
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def dask_setup(_: object) -> None:
-    """Called when a local worker starts: Ctrl-C, which reaches all processes of a terminal, is for the sweep alone."""
+    """Called when a local worker starts: only the sweep handles Ctrl-C, which reaches all processes of a terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -90,7 +90,7 @@ def execute(task: Task) -> Outcome:
             code, output = _train(task, deadline)
         except TimeoutError as error:
             code, output = -signal.SIGKILL, str(error)
-            reason = f"it was not at its end after {task.timeout:g} seconds (--run-timeout)"
+            reason = f"it was not finished after {task.timeout:g} seconds (--run-timeout)"
             break
         warnings += [line.removeprefix("warning: ") for line in output.splitlines() if line.startswith("warning: ")]
         reason = _reason(code, output)
@@ -110,7 +110,7 @@ async def stop(sweep: str) -> None:
         _stopped.add(sweep)
         processes = list(_processes.get(sweep, ()))
         for process in processes:
-            # Not to what the run has started: an environment may need it until there is a checkpoint.
+            # Not the run's own child processes: an environment may need them until there is a checkpoint.
             process.terminate()
     deadline = time.monotonic() + _STOP
     while any(process.returncode is None for process in processes) and time.monotonic() < deadline:
@@ -128,22 +128,22 @@ def outcome_of_failure(
     warnings: Sequence[str] = (),
     seconds: float = 0.0,
 ) -> Outcome:
-    """What became of a run whose process failed; the reason is left in its folder, which is made if it is not there.
+    """The outcome of a run whose process failed; the reason is recorded in its folder, which is created if missing.
 
     Args:
         path: the run folder.
-        config: of the run, for a folder of one that failed before it began.
+        config: of the run, for the folder of a run that failed before it began.
         reason: why it failed, as far as is known from outside.
         output: the end of what it printed.
-        said: whether a reason that is there already is the run's own, and a better one.
+        said: whether a reason that is recorded already is the run's own, and a better one.
         warnings: of the run.
         seconds: wall time.
     """
     folder = RunFolder(path)
-    # A full disk may be what stopped the run; then the row of the sweep has to do.
+    # A full disk may be what stopped the run; then the row of the sweep must suffice.
     with contextlib.suppress(OSError, UserError):
         status = folder.status() or {}
-        if status.get("state") == "finished":  # its process fell when all was done
+        if status.get("state") == "finished":  # its process failed when all was done
             return Outcome("finished", "", (*warnings, f"it is finished, but {reason}"), seconds)
         if said and status.get("state") == "failed":
             return Outcome("failed", str(status.get("reason", reason)), tuple(warnings), seconds)
@@ -158,10 +158,10 @@ def outcome_of_failure(
 
 
 def _wait_for_lock(task: Task, deadline: float | None) -> None:
-    """Wait while another process writes to the run folder: a run that a lost worker still does, or the user's own."""
+    """Wait while another process writes to the run folder: a lost worker's run, or one that the user started."""
     lock = Path(task.folder, ".lock")
     while lock.exists() and task.sweep not in _stopped:
-        with lock.open("a") as file, contextlib.suppress(UserError):  # of which the run will tell
+        with lock.open("a") as file, contextlib.suppress(UserError):  # the run will report it
             if try_lock(file):
                 return
         if deadline is not None and time.monotonic() > deadline:
@@ -173,20 +173,20 @@ def _train(task: Task, deadline: float | None) -> tuple[int, str]:
     """Run the command; return its exit status, negative for a signal, and the end of its output.
 
     Raises:
-        TimeoutError: with the end of its output, which says where it was.
+        TimeoutError: if it is out of time; with the end of its output, which says where it was.
     """
     folder = Path(task.folder)
     out = str(folder.relative_to(task.cwd) if folder.is_relative_to(task.cwd) else folder)
     command = [sys.executable, "-m", "alrao_rl.train", *task.arguments, "--out", out, "--quiet"]
-    tether = [sys.executable, "-m", "alrao_rl.sweep.die_with_parent", str(os.getpid()), *command]
+    wrapped = [sys.executable, "-m", "alrao_rl.sweep.die_with_parent", str(os.getpid()), *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     with tempfile.TemporaryFile() as log:
         with _lock:
             if task.sweep in _stopped:
                 return -signal.SIGKILL, ""
-            # A session of its own: Ctrl-C is for the sweep, which then ends its runs in order.
+            # In a new session: Ctrl-C is for the sweep, which then stops its runs cleanly.
             process = subprocess.Popen(
-                tether, cwd=task.cwd, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                wrapped, cwd=task.cwd, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
             _processes.setdefault(task.sweep, set()).add(process)
@@ -204,19 +204,19 @@ def _train(task: Task, deadline: float | None) -> tuple[int, str]:
 
 
 def _ends(process: subprocess.Popen[bytes], deadline: float | None) -> bool:
-    """Wait; whether it ends in time. Its number stays its own, for :func:`_kill`: what it has started may live on."""
+    """Wait; return whether it ends in time. Its id stays reserved for :func:`_kill`: its children may live on."""
     while deadline is None or time.monotonic() < deadline:
         try:
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
                 return True
-        except ChildProcessError:  # somebody else has asked how it ended
+        except ChildProcessError:  # someone else has collected its exit status
             return True
         time.sleep(_TICK)
     return False
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a run and what it has started, unless it has ended: its number may be another's then."""
+    """Kill a run and its children, unless it was waited for: its id may belong to another process then."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -241,5 +241,5 @@ def _reason(code: int, output: str) -> str:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors and code == 2:
         return errors[-1]
-    said = f": {lines[-1].strip()}" if lines else ""
-    return f"its process ended with exit status {code}{said}"
+    last = f": {lines[-1].strip()}" if lines else ""
+    return f"its process ended with exit status {code}{last}"

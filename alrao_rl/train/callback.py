@@ -1,4 +1,4 @@
-"""What happens beside SB3's own loop while an agent trains: logs, evaluations, the best agent, checkpoints."""
+"""What happens around SB3's own loop while an agent trains: logs, evaluations, the best agent, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from alrao_rl.agents.build import timesteps_of
 from alrao_rl.agents.file import save_agent
+from alrao_rl.checks import NOT_FINITE
 from alrao_rl.cli.console import print_warning
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.core.optim import NOT_FINITE, AlraoOptimizer
+from alrao_rl.core.optim import AlraoOptimizer
 from alrao_rl.recipes.schema import Recipe
 from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.runs.files import AGENTS, CHECKPOINT
@@ -27,24 +28,24 @@ from alrao_rl.train.evaluation import Budget, Evaluator, Returns
 N_EVALUATIONS = 50
 """Rows of ``heads.csv`` and ``timing.csv``, evenly spaced, the last at the end; by default also chances to evaluate."""
 CONFIRMATION = 4
-"""A candidate for the best agent is evaluated by so many times more episodes, as long as it stays the best."""
+"""A candidate for the best agent gets this many times as many episodes again, as long as it stays the best."""
 FIRST_ROUND = 10
-"""An evaluation begins with a tenth of the episodes that are affordable, and at least one: they may turn out longer."""
+"""An evaluation begins with a tenth of the affordable episodes, at least one, because they may turn out longer."""
 HOPELESS = 100
-"""Updates after which a run fails that has skipped all of them, and not only at its end."""
+"""A run that has skipped all of its updates fails after this many, not only at its end."""
 
 
 class TrainingCallback(AlraoCallback):
-    """Writes a run folder: every episode, evaluations on environments of their own, the best and the last agent.
+    """Writes a run folder: every episode, evaluations on separate environments, the best and the last agent.
 
     Args:
         recipe: what is trained.
         folder: where to write; open before training starts.
         seed: of the evaluation environments.
-        evaluation: ``eval_episodes`` an evaluation, ``eval_freq`` in timesteps, None for a fiftieth of the run, and
-            ``eval_budget``, steps of evaluation for each timestep.
+        evaluation: ``eval_episodes`` per evaluation, ``eval_freq`` in timesteps, None for a fiftieth of the run, and
+            ``eval_budget``, steps of evaluation per timestep.
         quiet: show nothing.
-        config: what a checkpoint has to agree with to be continued from.
+        config: what a checkpoint has to match to be continued from.
         checkpoint_interval: wall seconds between checkpoints; 0 for none.
         interruption: asked whether to stop.
     """
@@ -76,9 +77,9 @@ class TrainingCallback(AlraoCallback):
         self._budget = Budget(evaluation["eval_budget"], recipe.timesteps)
         self._best: tuple[float, int, int] | None = None
         self._judged = 0
-        """Updates of the network that was evaluated last; 0, the untrained one, is not evaluated."""
+        """Updates that the network had when it was last evaluated; with 0, untrained, it is not evaluated."""
         self._last: tuple[float, int, int] | None = None
-        """Of the network that was evaluated last: mean return, timestep and episodes."""
+        """Mean return, timestep and episodes of the last evaluation."""
         self._returns: deque[float] = deque(maxlen=100)
         self._display = Display(recipe, quiet)
         self._started = time.perf_counter()
@@ -106,7 +107,7 @@ class TrainingCallback(AlraoCallback):
 
     @property
     def step(self) -> int:
-        """Timesteps so far; before training starts those of the checkpoint."""
+        """Timesteps so far; before training starts, those of the checkpoint."""
         return self.num_timesteps if self.saved is None else int(self.saved.state["step"])
 
     def _on_rollout_start(self) -> None:
@@ -127,7 +128,7 @@ class TrainingCallback(AlraoCallback):
             self.folder.append("episodes.csv", rows)
             self._returns.extend(row[1] for row in rows)
             self._budget.note(row[1:] for row in rows)
-        # The last step has its turn in _on_training_end: there the last update is done.
+        # The last step is left to _on_training_end, when the last update is done.
         if self.num_timesteps < self.recipe.timesteps:
             if self.num_timesteps >= self._next_evaluation:
                 self._next_evaluation += self._eval_freq
@@ -141,7 +142,7 @@ class TrainingCallback(AlraoCallback):
 
     def _on_training_end(self) -> None:
         if not self.model._n_updates:
-            raise RuntimeError(f"no update was made in {self.num_timesteps:,} steps: the agent is the untrained one")
+            raise RuntimeError(f"no update was made in {self.num_timesteps:,} steps: the agent is untrained")
         self._fail_without_updates(1)
         self._judge(last=True)
         self._log()
@@ -151,7 +152,7 @@ class TrainingCallback(AlraoCallback):
         self._display.update(self.num_timesteps, self._returns, self._weights, final=True)
 
     def close(self) -> None:
-        """Give the terminal and the evaluation environments back, also after a failure."""
+        """Release the terminal and the evaluation environments, also after a failure."""
         self._display.stop()
         self._evaluations.close()
 
@@ -167,10 +168,10 @@ class TrainingCallback(AlraoCallback):
         return optimizer.skipped, optimizer.param_groups[0]["n_updates"]
 
     def _fail_without_updates(self, least: int) -> None:
-        """Fail a run that has learned nothing in at least so many updates.
+        """Fail a run that has learned nothing in ``least`` updates or more.
 
         Raises:
-            FloatingPointError: all were skipped.
+            FloatingPointError: if all were skipped.
         """
         skipped, n_updates = self.updates()
         if skipped == n_updates >= least:
@@ -205,27 +206,27 @@ class TrainingCallback(AlraoCallback):
                 "restarts": self._restarts,
             },
         }
-        # The best agent goes with it: where a run cannot be repeated exactly, what came after is another's.
+        # With the best agent: if a run cannot be repeated exactly, one saved later belongs to another run.
         agents = {name: path.read_bytes() for name in AGENTS if (path := self.folder.path / name).exists()}
         self.checkpoints.save(self.num_timesteps, state, agents)
         self._timer.wrote(time.perf_counter() - before)
 
     def _stop(self) -> NoReturn:
-        """Stop, with a checkpoint if there is something to save that is sure to be whole."""
+        """Stop, with a checkpoint if there is something to save that is certain to be complete."""
         if self._interruption.stop_in_order() and self._wanted and self.saved is None and self.num_timesteps:
             try:
                 self._save()
             except CheckpointError as error:
-                serves = "; the one before serves" if self.checkpoints.last_step() else ""
-                print_warning(f"{error}{serves}")
+                previous = "; the one before it can be used" if self.checkpoints.last_step() else ""
+                print_warning(f"{error}{previous}")
         raise KeyboardInterrupt
 
     def _continue(self, saved: Saved) -> None:
-        """Go on from a checkpoint: the same place in SB3's loop where it was taken."""
+        """Continue from a checkpoint, at the place in SB3's loop where it was taken."""
         mine = saved.state["callback"]
         self._next, self._best, self._last = mine["next"], mine["best"], mine["last"]
         self._judged = mine["judged"]
-        # Another one if it is evaluated otherwise from here on.
+        # Sooner if evaluations are more frequent from here on.
         self._next_evaluation = min(mine["next_evaluation"], saved.state["step"] + self._eval_freq)
         self._budget.put_back(mine["budget"])
         self._evaluations.put_back(saved.state["evaluations"])
@@ -239,7 +240,7 @@ class TrainingCallback(AlraoCallback):
             self._restarts.append({"timestep": self.num_timesteps, "environment": number + 1, "reason": reason})
             print_warning(
                 f"{self.recipe.environment.id} cannot be replayed ({reason}): environment {number + 1} of "
-                f"{self.training_env.num_envs} starts a new episode, and the run is not the one it would have been"
+                f"{self.training_env.num_envs} starts a new episode, so the run differs from an uninterrupted one"
             )
 
     def _weights(self) -> dict[str, Any]:
@@ -266,7 +267,7 @@ class TrainingCallback(AlraoCallback):
         self._display.logged(step, None if self._last is None else self._last[0])
 
     def _judge(self, last: bool = False) -> None:
-        """Evaluate the network, if that is worth its steps, and keep it if none was better."""
+        """Evaluate the network, if that is worth the steps, and keep it if none was better."""
         if self.model._n_updates == self._judged or not (self._budget.is_promising() or last):
             return
         returns = np.empty(0)
@@ -278,20 +279,20 @@ class TrainingCallback(AlraoCallback):
         mean, step = float(returns.mean()), self.num_timesteps
         row = (step, len(returns), mean, float(returns.std()), float(returns.min()), float(returns.max()))
         self.folder.append("evaluations.csv", [row])
-        # Under the name that SB3's own EvalCallback gives it.
+        # The name that SB3's own EvalCallback uses.
         self.logger.record("eval/mean_reward", mean)
         self.logger.dump(step)
         self._last = (mean, step, len(returns))
         if self._leads(returns):
             self._best = self._last
-            self.folder.flush()  # the agent's evaluation before the agent
+            self.folder.flush()  # the evaluation is on disk before the agent
             self._save_agent("agent", self._best)
 
     def _episodes_wanted(self, returns: Returns, last: bool) -> int:
-        """Episodes to play next, after these ``[n]``: a few, then as many again, and again.
+        """Episodes to play next, given the returns ``[n]`` so far: a few, then as many again, and again.
 
-        The best of many noisy means is luck: what looks as good as the best so far has to show it in more episodes
-        than the others, which are given up as soon as they are behind.
+        The best of many noisy means is luck: a network that looks as good as the best so far has to show it in more
+        episodes than others, which are given up as soon as they are behind.
         """
         if not len(returns):
             affordable, _ = self._budget.share(self._episodes * FIRST_ROUND, self.num_timesteps, last)
@@ -303,7 +304,7 @@ class TrainingCallback(AlraoCallback):
         return self._best is None or bool(returns.mean() >= self._best[0])
 
     def _play(self, wanted: int, last: bool, begun: bool) -> Returns | None:
-        """Returns of so many episodes, or fewer where the budget allows no more; None of none."""
+        """Returns of ``wanted`` episodes, or of fewer if the budget allows no more; None if it allows none."""
         before = time.perf_counter()
         episodes, most_steps = self._budget.share(wanted, self.num_timesteps, last, begun)
         if not episodes:
@@ -314,7 +315,7 @@ class TrainingCallback(AlraoCallback):
         return returns
 
     def _end(self) -> tuple[float | None, int, int]:
-        """Mean return of the network as it is, timestep and episodes; None of none where it was not evaluated."""
+        """Mean return of the current network, timestep and episodes; None and 0 episodes if it was not evaluated."""
         mean, _, episodes = self._last or (None, 0, 0)
         seen = self._judged == self.model._n_updates
         return (mean, self.num_timesteps, episodes) if seen else (None, self.num_timesteps, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from alrao_rl.cli.arguments import parse_count, parse_seed
 from alrao_rl.cli.console import CommandLine, print_error, say
-from alrao_rl.errors import UserError, suggest
+from alrao_rl.errors import FolderError, UserError, suggest
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.files import load_agent_recipe, load_environment, recipe_names
 from alrao_rl.recipes.overrides import parse_env_kwargs
@@ -56,7 +56,7 @@ def parser() -> CommandLine:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status.
 
-    0; 1 for a failed run; 2 for a mistake in the arguments; 130 or 143 for one that Ctrl-C or SIGTERM has interrupted.
+    0; 1 for a failed run; 2 for a mistake in the arguments; 130 or 143 if interrupted by Ctrl-C or SIGTERM.
     """
     try:
         args = parser().parse_args(argv)
@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
             print_plan(options, recipe, how)
             return 0
         return train(options, recipe, how)
+    except FolderError as error:
+        print_error(f"{error}; choose another folder with --out")
+        return 2
     except UserError as error:
         print_error(error)
         return 2
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def from_arguments(args: argparse.Namespace) -> tuple[RunOptions, Execution]:
-    """What the arguments ask for, checked.
+    """The run's options, and how to carry it out, from the parsed arguments, checked.
 
     Raises:
         UserError: one line with the option, its value and the nearest valid choice.
@@ -98,7 +101,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[RunOptions, Execution]:
 
 
 def print_list() -> None:
-    """Print the agents and environments that are shipped."""
+    """Print the shipped agents and environments."""
     say(f"agents (--agent NAME; --algo takes the Alrao agents {', '.join(ALGORITHMS)}):")
     for name in recipe_names("agents"):
         agent = load_agent_recipe(name)[1]

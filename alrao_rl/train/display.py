@@ -30,7 +30,7 @@ class Display:
         console = Console()
         self._live = console.is_terminal and not quiet
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),  # a name is no markup, whatever brackets it has
+            TextColumn("{task.description}", markup=False),  # brackets in a name are not markup
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
@@ -59,7 +59,7 @@ class Display:
     def update(
         self, step: int, returns: Sequence[float], weights: Callable[[], dict[str, Any]], final: bool = False
     ) -> None:
-        """Show the state, in a terminal four times a second, elsewhere with the next row of the logs."""
+        """Show the state: in a terminal four times a second, elsewhere with the next row of the logs."""
         self._returns, self._weights = returns, weights
         if not self._live:
             return
@@ -76,7 +76,7 @@ class Display:
             self._screen.update(Group(self._progress, Text(bars)), refresh=True)
 
     def logged(self, step: int, evaluation: float | None) -> None:
-        """Say how far it is where there is no live bar, with the mean return of the newest evaluation, if any."""
+        """Print the progress if there is no live bar, with the mean return of the latest evaluation, if any."""
         if self._live or self._quiet:
             return
         seconds = max(time.perf_counter() - self._started, 1e-9)
@@ -98,6 +98,6 @@ class Display:
 
 
 def bar_chart(weights: Any) -> str:
-    """Averaging weights as one character a head, slowest first: ``▁▁▃█▂``."""
+    """Averaging weights as one character per head, slowest first: ``▁▁▃█▂``."""
     top = max(float(np.max(weights)), 1e-12)
     return "".join(_BARS[round(float(weight) / top * 8)] for weight in weights)

@@ -1,7 +1,7 @@
-"""Episodes of the agent as it is, on environments of their own, within a number of environment steps.
+"""Episodes of the current agent, on separate environments, within a number of environment steps.
 
-Training goes on as if nothing had been played: the environments are others, and the global random generators, from
-which an environment may draw, are put back.
+Training continues as if nothing had been played: the environments are separate, and the global random generators,
+which an environment may use, are restored.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from alrao_rl.recipes.schema import Recipe
 
 Returns = np.ndarray[Any, np.dtype[np.float64]]
 RECENT = 20
-"""Episodes of training that an agent is judged by before it is evaluated."""
+"""Training episodes by which an agent is judged before it is evaluated."""
 KEPT = 0.2
-"""Share of the budget that is kept for the network at the end."""
+"""Share of the budget that is reserved for the network at the end."""
 MOST_ENVIRONMENTS = 100
-"""At a time; each plays its share of the episodes."""
+"""Evaluation environments at a time; each plays its share of the episodes."""
 
 
 class Budget:
     """How many steps evaluations may take, and when they are worth it.
 
-    What training itself shows costs nothing: an evaluation is of an agent whose recent episodes in training were, but
-    for their noise, as good as any before. It has as many episodes as can be paid for, at first by the longest of
-    those in training, then by its own. A share of the budget is kept for the network at the end.
+    What training itself shows costs nothing: an agent is evaluated if its recent training episodes were, apart from
+    noise, as good as any before. It gets as many episodes as the budget covers, judging by the longest of those
+    training episodes at first, and by its own later. A share of the budget is reserved for the network at the end.
 
     Args:
-        fraction: steps of evaluation for each timestep of training; never more.
+        fraction: most steps of evaluation per timestep of training.
         timesteps: of the run.
     """
 
@@ -53,11 +53,11 @@ class Budget:
         self._peak = -math.inf
         """Best mean return of recent episodes so far."""
         self._length = 0.0
-        """Steps an episode of the newest evaluation."""
+        """Steps per episode in the latest evaluation."""
         self.spent = 0
 
     def note(self, episodes: Iterable[tuple[float, float]]) -> None:
-        """Take note of episodes of training: returns and lengths."""
+        """Record training episodes: returns and lengths."""
         self._recent.extend(episodes)
 
     def is_promising(self) -> bool:
@@ -70,16 +70,16 @@ class Budget:
         return mean + error >= self._peak
 
     def share(self, wanted: int, timestep: int, last: bool, begun: bool = False) -> tuple[int, int]:
-        """What is left for an evaluation.
+        """What the budget allows for an evaluation.
 
         Args:
             wanted: episodes.
             timestep: of training.
             last: whether training is over.
-            begun: whether the network has played some already.
+            begun: whether the network has played some episodes already.
 
         Returns:
-            Episodes, 0 to ``wanted``, and the steps that they may take.
+            Episodes, 0 to ``wanted``, and the steps they may take.
         """
         if not self._recent:
             return 0, 0
@@ -89,16 +89,16 @@ class Budget:
         return min(wanted, int(steps / length)), steps
 
     def spend(self, steps: int, episodes: int) -> None:
-        """Take note of an evaluation."""
+        """Record an evaluation."""
         self.spent += steps
         self._length = steps / episodes
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return {"recent": list(self._recent), "peak": self._peak, "length": self._length, "spent": self.spent}
 
     def put_back(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         self._recent.extend(state["recent"])
         self._peak, self._length, self.spent = state["peak"], state["length"], state["spent"]
 
@@ -121,7 +121,7 @@ class Evaluator:
             self._evaluate_policy = evaluate_under_masks
 
     def play(self, model: BaseAlgorithm, episodes: int, most_steps: int) -> tuple[Returns | None, int]:
-        """Play episodes side by side, an environment for each.
+        """Play episodes side by side, with one environment for each.
 
         Args:
             model: the agent.
@@ -129,13 +129,13 @@ class Evaluator:
             most_steps: of all environments together.
 
         Returns:
-            The returns ``[episodes]``, and the steps that they took. None in place of returns where there were not
-            steps enough: those of the episodes that had ended by then would be those of short ones.
+            The returns ``[episodes]``, and the steps they took. None instead of returns if the steps did not suffice:
+            only short episodes would have ended by then.
         """
         steps = _Steps(most_steps)
         policy = model.policy
         policy.set_training_mode(False)
-        # SB3's ``predict`` does it again at every step: a walk through all modules, a sixth of an evaluation.
+        # SB3's ``predict`` calls it at every step, and walking through all modules is a sixth of an evaluation.
         policy.set_training_mode = lambda mode: None  # type: ignore[method-assign]
         try:
             with _generators_put_back():
@@ -150,26 +150,26 @@ class Evaluator:
         return np.asarray(returns, dtype=np.float64), steps.taken
 
     def state(self) -> list[dict[str, Any] | None]:
-        """Generators of the environments: every episode begins with a reset, and nothing else is left of it."""
+        """Generators of the environments; since every episode begins with a reset, nothing else matters."""
         return [generator_state(env.unwrapped) for env in self._environments]
 
     def put_back(self, state: list[dict[str, Any] | None]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         with _generators_put_back():
             self._make(len(state))
-        for env, one in zip(self._environments, state, strict=True):
-            set_generator_state(env.unwrapped, one)
+        for env, generator in zip(self._environments, state, strict=True):
+            set_generator_state(env.unwrapped, generator)
 
     def close(self) -> None:
-        """Close the environments; what the first of them raises then is a warning."""
+        """Close the environments; an error of the first of them is only a warning."""
         if self._environments:
-            close(DummyVecEnv(list(map(_giving, self._environments))))
+            close(DummyVecEnv(list(map(_factory, self._environments))))
 
     def _make(self, n: int) -> None:
-        """Have so many environments, each with a seed of its own.
+        """Make environments until there are ``n``, each with its own seed.
 
         Raises:
-            RuntimeError: there can be no further one, as of a simulator that serves one at a time.
+            RuntimeError: if no more can be made, as with a simulator that allows only one at a time.
         """
         for number in range(len(self._environments), n):
             try:
@@ -177,7 +177,7 @@ class Evaluator:
                 env.reset(seed=self._seed + number)
             except Exception as error:
                 raise RuntimeError(
-                    f"evaluations need environments beside those of training: {first_line(error)}; "
+                    f"evaluations need environments in addition to those of training: {first_line(error)}; "
                     "--eval-episodes 0 trains without evaluations"
                 ) from error
             self._environments.append(env)
@@ -185,26 +185,26 @@ class Evaluator:
     def _vectorized(self, model: BaseAlgorithm, episodes: int, steps: _Steps) -> Any:
         n = min(episodes, MOST_ENVIRONMENTS)
         self._make(n)
-        # As evaluate_policy shares them out.
+        # As evaluate_policy distributes them.
         shares = [_Share(env, (episodes + i) // n, steps) for i, env in enumerate(self._environments[:n])]
-        env = normalized(DummyVecEnv(list(map(_giving, shares))), self._recipe.agent, training=False)
+        env = normalized(DummyVecEnv(list(map(_factory, shares))), self._recipe.agent, training=False)
         trained = model.get_vec_normalize_env()
         if isinstance(env, VecNormalize) and trained is not None:
             env.obs_rms = trained.obs_rms
         return env
 
 
-def _giving(env: gym.Env[Any, Any]) -> Callable[[], gym.Env[Any, Any]]:
-    """What SB3 takes for an environment that is there already."""
+def _factory(env: gym.Env[Any, Any]) -> Callable[[], gym.Env[Any, Any]]:
+    """The function that SB3 expects, for an environment that exists already."""
     return lambda: env
 
 
 class _NoStepsLeftError(Exception):
-    """More steps would be too many."""
+    """The limit of steps is reached."""
 
 
 class _Steps:
-    """Steps that were taken, of at most so many."""
+    """Counts steps, up to a limit."""
 
     def __init__(self, most: int) -> None:
         self._most, self.taken = most, 0
@@ -216,7 +216,7 @@ class _Steps:
 
 
 class _Share(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment for so many episodes, which then stands still."""
+    """An environment that plays ``episodes`` episodes and then stands still."""
 
     def __init__(self, env: gym.Env[Any, Any], episodes: int, steps: _Steps) -> None:
         super().__init__(env)
@@ -231,13 +231,13 @@ class _Share(gym.Wrapper[Any, Any, Any, Any]):
             return self._last, 0.0, False, False, {}
         self._steps.take()
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._left -= "episode" in info  # an end may be that of a life, and the game goes on
+        self._left -= "episode" in info  # losing a life does not end the game
         return observation, reward, terminated, truncated, info
 
 
 @contextlib.contextmanager
 def _generators_put_back() -> Iterator[None]:
-    """Leave the global generators as they were found."""
+    """Restore the global generators afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

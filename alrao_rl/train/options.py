@@ -1,4 +1,4 @@
-"""What a run is asked to be, and how it is carried out: a command line names one, a sweep many."""
+"""Options that define a run, and how it is carried out: a command line describes one run, a sweep many."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is asked to be. Two runs of the same options are the same, bit for bit.
+    """The options that define a run. Two runs with the same options are the same, bit for bit.
 
     Args:
         agent: name of an agent recipe, or the path of a ``.toml`` file.
         env: environment: a recipe, a Gymnasium id, ``package:Id``, or a ``.toml`` file.
         seed: of everything.
-        overrides: ``KEY=TOML``, in the order in which they count.
+        overrides: ``KEY=TOML``, in the order in which they are applied.
         timesteps: environment steps; None for the environment's budget.
-        env_kwargs: arguments of the environment, beside those of its recipe.
-        eval_episodes: episodes an evaluation; 0 for no evaluations.
+        env_kwargs: arguments of the environment, in addition to those of its recipe.
+        eval_episodes: episodes per evaluation; 0 for no evaluations.
         eval_freq: timesteps between evaluations; None for a fiftieth of the run.
-        eval_budget: steps of evaluation for each timestep of training, at most.
+        eval_budget: most steps of evaluation per timestep of training.
         trust: import the package of an environment that a file names.
     """
 
@@ -54,7 +54,7 @@ class RunOptions:
     trust: bool = False
 
     def check(self) -> None:
-        """Refuse numbers that are out of range.
+        """Reject numbers that are out of range.
 
         Raises:
             UserError: with the option and its value.
@@ -66,10 +66,10 @@ class RunOptions:
             raise UserError(f"--seed is {self.seed}, expected a whole number from 0 to {2**31 - 1}")
 
     def recipe(self, flag: str = "--set") -> Recipe:
-        """The recipe that the options name; where that depends on the environment's actions, it is made for it.
+        """The recipe that the options name; if it depends on the environment's actions, one environment is made.
 
         Args:
-            flag: what the user has given overrides by, for errors.
+            flag: the flag that overrides were given with, for errors.
 
         Raises:
             UserError: one line with the file or flag, the key and the nearest valid choice.
@@ -78,29 +78,29 @@ class RunOptions:
         check_id(recipe.environment.id)
         if recipe.is_settled:
             return recipe
-        from alrao_rl.environments.make import settle  # here, not above: it is of SB3, and of torch
+        from alrao_rl.environments.make import settle  # imported here, because it imports SB3 and torch
 
         return settle(recipe)
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """Of :data:`~alrao_rl.runs.configuration.EVALUATION`."""
+        """The options of :data:`~alrao_rl.runs.configuration.EVALUATION`."""
         return {key: getattr(self, key) for key in EVALUATION}
 
     def configuration(self, recipe: Recipe) -> dict[str, Any]:
-        """What ``config.json`` holds: what decides on the result of a run, and how it is evaluated on the way.
+        """Content of ``config.json``: what determines the result of a run, and how it is evaluated on the way.
 
-        Of the evaluation, which decides on no score, the number of episodes is always there.
+        The evaluation does not affect any score; of its options, only the number of episodes is always included.
         """
         evaluation = {key: value for key, value in self.evaluation.items() if value != DEFAULT_EVALUATION[key]}
         return {**recipe.as_dict(), "seed": self.seed, "eval_episodes": self.eval_episodes, **evaluation}
 
     def name(self, recipe: Recipe) -> RunName:
-        """What the run is called; with what was set, as a sweep calls it too."""
+        """The run's name, which includes the overrides, as in a sweep."""
         return RunName(recipe.environment.id, recipe.agent_name, ",".join(self.overrides), self.seed)
 
     def arguments(self) -> tuple[str, ...]:
-        """The command line of ``alrao_rl.train`` that asks for this."""
+        """The command line of ``alrao_rl.train`` for this run."""
         arguments = ["--agent", self.agent, "--env", self.env, *(["--trust"] if self.trust else [])]
         if self.env_kwargs:
             arguments += ["--env-kwargs", literal(self.env_kwargs)]
@@ -116,12 +116,12 @@ class RunOptions:
 DEFAULT_EVALUATION: dict[str, Any] = {
     option.name: option.default for option in fields(RunOptions) if option.name in EVALUATION
 }
-"""Of the agent while it trains."""
+"""Defaults of the evaluations during training."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out, on which no result depends but for rounding on another device.
+    """How a run is carried out; results do not depend on it, except for rounding on another device.
 
     Args:
         out: the run folder; None for its place under ``results/train``.
@@ -140,7 +140,7 @@ class Execution:
     quiet: bool = False
 
     def check(self) -> None:
-        """Refuse what cannot be done.
+        """Reject options that cannot be used.
 
         Raises:
             UserError: with the option and its value.
@@ -153,12 +153,12 @@ class Execution:
             _check_tracker(name)
 
     def folder(self, options: RunOptions, recipe: Recipe) -> Path:
-        """Where the run is written; overrides are no part of its default, so that they are not forgotten silently."""
+        """The run folder; overrides are not part of the default path, so that forgetting them does not go unnoticed."""
         place = RunName(recipe.environment.id, recipe.agent_name, "", options.seed).folder
         return Path("results", "train", place) if self.out is None else self.out
 
     def arguments(self) -> tuple[str, ...]:
-        """Those of the command line, but for the folder, the device and ``--quiet``, that a sweep hands on."""
+        """The arguments that a sweep passes to its runs: all but the folder, the device and ``--quiet``."""
         arguments = ["--checkpoint-interval", str(self.checkpoint_interval)]
         arguments += ["--allow-mismatch"] if self.allow_mismatch else []
         return (*arguments, *(["--track", *self.track] if self.track else []))
@@ -171,10 +171,10 @@ def _flag(key: str) -> str:
 def check_evaluation(
     eval_episodes: int | None = None, eval_freq: int | None = None, eval_budget: float | None = None
 ) -> None:
-    """Refuse what cannot be evaluated by; None is what was not given.
+    """Reject options of evaluations that are out of range; None is for one that was not given.
 
     Raises:
-        UserError: with the value.
+        UserError: with the option and its value.
     """
     if eval_episodes is not None and not 0 <= eval_episodes <= MAX_COUNT:
         raise UserError(f"--eval-episodes is {eval_episodes}, expected a whole number from 1, or 0 for none")
@@ -188,21 +188,21 @@ def check_evaluation(
 
 
 def _check_tracker(name: str) -> None:
-    """Refuse an unknown tracker, and one whose package is missing."""
+    """Reject an unknown tracker, or one whose package is missing."""
     if name not in TRACKERS:
         hint = suggest(name, TRACKERS)
         raise UserError(f"--track is {name!r}, expected one of {', '.join(TRACKERS)}{hint}")
     spec = importlib.util.find_spec(name)
-    # A folder of that name, as W&B leaves them, is no package.
+    # A folder of that name, such as W&B leaves behind, is not a package.
     if spec is None or spec.origin is None:
         raise UserError(f"--track {name} needs {name}: pip install 'alrao-rl[tracking]'")
 
 
-# --- options of train that a sweep has too --------------------------------------------------------------------------
+# --- options shared by train and sweep ------------------------------------------------------------------------------
 
 
 def add_shared_options(p: argparse.ArgumentParser) -> None:
-    """Add what a sweep hands on to its runs: evaluations, checkpoints, trackers, ``--trust``."""
+    """Add the options that a sweep passes to its runs: evaluations, checkpoints, trackers, ``--trust``."""
     p.add_argument(
         "--eval-freq",
         type=parse_count,
@@ -211,7 +211,7 @@ def add_shared_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--eval-episodes", type=int, metavar="N",
-        help="episodes an evaluation (default 20), fewer where the budget allows no more; 0: none at all, and the best "
+        help="episodes per evaluation (default 20), fewer if the budget allows no more; 0: none at all, and the best "
         "agent is the last one; neither training nor its scores depend on evaluations",
     )  # fmt: skip
     p.add_argument(
@@ -220,11 +220,11 @@ def add_shared_options(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument(
         "--checkpoint-interval", type=float, default=60.0, metavar="SECONDS",
-        help="between checkpoints (default 60; 0: none), more where one takes long; results do not depend on it",
+        help="between checkpoints (default 60; 0: none), more if one takes long; results do not depend on it",
     )  # fmt: skip
     p.add_argument(
         "--allow-mismatch", action="store_true",
-        help="continue from a checkpoint that other versions, another device or another backend made, and note it in "
+        help="continue from a checkpoint made with other versions, another device or another backend, and note it in "
         "config.json; never from one of another configuration, which would be neither run",
     )  # fmt: skip
     p.add_argument(
@@ -235,7 +235,7 @@ def add_shared_options(p: argparse.ArgumentParser) -> None:
 
 
 def given_evaluation(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of the evaluation's options that are given, checked.
+    """The options of evaluations that were given, checked.
 
     Raises:
         UserError: with the value.
@@ -246,7 +246,7 @@ def given_evaluation(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def execution(args: argparse.Namespace, **more: Any) -> Execution:
-    """How the parsed arguments of either command want runs to be carried out, checked.
+    """How runs are to be carried out, from the parsed arguments of either command, checked.
 
     Raises:
         UserError: with the option and its value.

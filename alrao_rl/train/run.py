@@ -1,4 +1,4 @@
-"""One run, from its last checkpoint on if there is one, to the end that its folder records."""
+"""One run, continued from its last checkpoint if there is one, until its folder records the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from alrao_rl.cli.console import print_error, print_warning, python, say
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.errors import UserError, first_line
+from alrao_rl.errors import FolderError, UserError, first_line
 from alrao_rl.numbers import significant
 from alrao_rl.runs import provenance
 from alrao_rl.runs.atomic import write_atomically
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from alrao_rl.train.callback import TrainingCallback
 
 PATIENCE, LIMIT = 6.0, 8.5
-"""Seconds after Ctrl-C or SIGTERM: how long a checkpoint is waited for, and until the process ends."""
+"""Seconds after Ctrl-C or SIGTERM: to wait for a checkpoint, and until the process ends."""
 
 
 def prepare(
     recipe: Recipe, seed: int, device: str = "cpu", make: Callable[[], gym.Env[Any, Any]] | None = None
 ) -> tuple[VecEnv, BaseAlgorithm]:
-    """The training environments and the model on them: whatever cannot be trained is refused here.
+    """The training environments and the model on them: whatever cannot be trained is rejected here.
 
-    ``make`` makes one of the environments, if not the recipe's: a sweep checks all of its cells on one.
+    ``make`` makes one of the environments, instead of the recipe's: a sweep checks all of its cells on one.
 
     Raises:
         UserError: with the reason.
@@ -59,31 +59,31 @@ def prepare(
 
 
 def train(options: RunOptions, recipe: Recipe, how: Execution) -> int:
-    """Train into the run folder, from its last checkpoint on if there is one.
+    """Train in the run folder, continuing from its last checkpoint if there is one.
 
-    A finished run prints its summary, another configuration there is refused. So are, unless ``--allow-mismatch`` is
-    given, other versions, device and backend than the checkpoint was made with. A configuration is never changed on the
-    way, but for evaluations, of which training knows nothing: schedules are fractions of the timesteps, and the run
-    would be neither the one nor the other.
+    A finished run prints its summary; a folder with another configuration is refused. So are, without
+    ``--allow-mismatch``, versions, a device or a backend other than the checkpoint's. A configuration never changes on
+    the way, except for evaluations, which do not affect training: schedules are fractions of the timesteps, so the run
+    would be neither the old one nor the new one.
 
     Args:
-        options: what the run is to be.
+        options: what defines the run.
         recipe: that of the options.
         how: how it is carried out.
 
     Returns:
-        0, 1 for a run that failed, whose folder then holds the reason and the traceback, or 130 and 143.
+        0; 1 for a failed run, whose folder then holds the reason and the traceback; 130 or 143 if interrupted.
 
     Raises:
-        UserError: nothing can be trained so; no file is left behind.
+        UserError: if the run cannot be trained like this; no file is left behind.
     """
     folder = RunFolder(how.folder(options, recipe))
     config = options.configuration(recipe)
     if _is_finished(folder, config):
-        # A process may have been killed between its last two acts.
+        # The process may have been killed between finishing the run and removing its checkpoints.
         shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
         return _finished_before(recipe, folder, config, how.quiet)
-    from alrao_rl.core.optim import SkippedUpdateWarning
+    from alrao_rl.checks import SkippedUpdateWarning
     from alrao_rl.environments.make import classes, close
     from alrao_rl.fast import kernels
     from alrao_rl.train.callback import TrainingCallback
@@ -114,18 +114,18 @@ def train(options: RunOptions, recipe: Recipe, how: Execution) -> int:
             begun = True
             subject = Subject(folder, options.name(recipe), how.quiet)
             with contextlib.closing(callback), tracked(model, how.track, subject), warnings.catch_warnings():
-                warnings.simplefilter("ignore", SkippedUpdateWarning)  # said at the end
+                warnings.simplefilter("ignore", SkippedUpdateWarning)  # reported at the end
                 model.learn(recipe.timesteps, callback=callback)
-            # What is asked for from here on, or was on the last steps, comes too late.
+            # A signal from here on, or on the last steps, comes too late.
             if not interruption.stop_in_order():  # the environment has caught it
                 raise KeyboardInterrupt
             folder.finish(timesteps=model.num_timesteps, **callback.result())
         except BaseException as error:
             if isinstance(error, UserError) and not begun:
                 raise
-            if os.getpid() != process:  # an environment's child, which has no business with the folder
+            if os.getpid() != process:  # a child that an environment forked must not touch the folder
                 raise
-            # An environment may turn one exception into another, or have lost a process of its own to the same signal.
+            # An environment may raise another exception instead, or have lost a process of its own to the same signal.
             if interruption.asked or isinstance(error, KeyboardInterrupt):
                 return _interrupted(folder, callback, interruption.exit_status)
             return _fail(folder, error, model.num_timesteps)
@@ -146,10 +146,10 @@ def _begin(
     made_with: dict[str, Any],
     allow_mismatch: bool,
 ) -> Saved | None:
-    """Prepare the folder for the run as it goes on from its newest usable checkpoint, which is returned, or anew.
+    """Prepare the folder to continue from its newest usable checkpoint, which is returned, or to start from scratch.
 
     Raises:
-        UserError: that was made with something else.
+        UserError: if the checkpoint was made with something else.
     """
 
     def complain(path: Path, reason: str) -> None:
@@ -170,11 +170,11 @@ def _begin(
     begun, step = (folder.config() or {}).get("provenance"), saved.state["step"]
     if changed := ", ".join(provenance.mismatches(begun, step, made_with)):
         if not allow_mismatch:
-            raise UserError(
+            raise FolderError(
                 f"{saved.path} was made with something else ({changed}): --allow-mismatch continues from it all the "
-                "same; or choose another folder with --out"
+                "same"
             )
-        print_warning(f"continued from step {step} with something else ({changed}): the run may end otherwise")
+        print_warning(f"continued from step {step} with something else ({changed}): the run may end differently")
     agents = {name: saved.read(name) for name in AGENTS if name in saved.files}
     folder.resume(
         {**config, "provenance": provenance.continued(begun, step, made_with)}, saved.state["logs"], agents
@@ -186,7 +186,7 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     """Whether this very run is finished.
 
     Raises:
-        UserError: the folder holds something else, or a finished run that is damaged.
+        UserError: if the folder holds something else, or a finished run that is damaged.
     """
     old = folder.config()
     if old is None:
@@ -194,38 +194,34 @@ def _is_finished(folder: RunFolder, config: dict[str, Any]) -> bool:
     changed = list(differences(identity(old), identity(config)))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UserError(
-            f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more}): "
-            "choose another folder with --out"
-        )
+        raise FolderError(f"{folder.path} holds a run of another configuration ({'; '.join(changed[:3])}{more})")
     status, ended = folder.status(), (folder.path / MANIFEST).is_file()
     state = (status or {}).get("state")
     # A process may have been killed between its first two files, but then no run had ended there.
     if state not in STATES and (ended or status is not None):
-        said = "is not there" if status is None else f"has the state {state!r}, expected one of {', '.join(STATES)}"
-        raise UserError(f"{folder.path / 'status.json'} {said}: the run is damaged, choose another folder with --out")
+        fault = "is missing" if status is None else f"has the state {state!r}, expected one of {', '.join(STATES)}"
+        raise FolderError(f"{folder.path / 'status.json'} {fault}: the run is damaged")
     finished = state == "finished"
     if finished:
         if not ended:
-            raise UserError(
-                f"{folder.path} says that it is finished and has no {MANIFEST}, with which a run ends: it is damaged, "
-                "choose another folder with --out"
+            raise FolderError(
+                f"{folder.path} says that it is finished but lacks {MANIFEST}, the last file of a run: it is damaged"
             )
         check_manifest(folder.path)
         weights = [name for name in AGENTS if name.endswith(".safetensors") and (folder.path / name).exists()]
-        if weights:  # what notebooks do not wait for
+        if weights:  # left out above, where reading results need not wait for them
             check_manifest(folder.path, *weights)
     return finished
 
 
 def _finished_before(recipe: Recipe, folder: RunFolder, config: dict[str, Any], quiet: bool) -> int:
     was, now = (
-        {key: one.get(key, default) for key, default in DEFAULT_EVALUATION.items()}
-        for one in (folder.config() or {}, config)
+        {key: configuration.get(key, default) for key, default in DEFAULT_EVALUATION.items()}
+        for configuration in (folder.config() or {}, config)
     )
     if changed := "; ".join(differences(was, now)):
         print_warning(
-            f"the run is finished and was evaluated otherwise ({changed}): another --out evaluates it anew, and "
+            f"the run is finished and was evaluated differently ({changed}): another --out evaluates it anew, and "
             "trains it again"
         )
     return _finish(recipe, folder, quiet, f"{folder.path} is finished:")
@@ -238,7 +234,7 @@ def _finish(recipe: Recipe, folder: RunFolder, quiet: bool, *lines: str) -> int:
 
 
 def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
-    """Leave the reason in the folder, and say it; also where an environment has called ``sys.exit``."""
+    """Record the reason in the folder, and print it; also if an environment has called ``sys.exit``."""
     reason = f"{type(error).__name__}: {error}".removesuffix(": ")
     try:
         folder.set_status("failed", reason=reason, timestep=timestep)
@@ -253,18 +249,18 @@ def _fail(folder: RunFolder, error: BaseException, timestep: int) -> int:
 
 
 def _interrupted(folder: RunFolder, callback: TrainingCallback, exit_status: int) -> int:
-    """Leave the state in the folder and say how the run goes on; in another thread where this one does not stop."""
+    """Record the state in the folder and say how the run continues; in another thread if this one does not stop."""
     step, last = callback.step, callback.checkpoints.last_step()
-    # Only where there is a run: a signal may come before its first file, or after its last.
+    # Only if there is a run: a signal may come before its first file, or after its last.
     with contextlib.suppress(OSError, UserError):
         if (folder.status() or {}).get("state") == "finished":
             print(f"interrupted after the end; {folder.path} is finished", file=sys.__stderr__, flush=True)
             return exit_status
         if folder.config() is not None:
             folder.set_status("interrupted", timestep=step)
-    how = ("continues" if step == last else f"continues from step {last}") if last else "begins anew"
+    how = ("continues" if step == last else f"continues from step {last}") if last else "starts over"
     with contextlib.suppress(OSError):
-        # Past a live display, which may still stand.
+        # Not through a live display, which may still be shown.
         print(f"interrupted at step {step}; the same command {how}", file=sys.__stderr__, flush=True)
     return exit_status
 
@@ -279,7 +275,7 @@ def _warn_of_lost_heads(times: int) -> None:
 
 def _warn_of_skipped_updates(skipped: int, n_updates: int) -> None:
     if skipped:
-        from alrao_rl.core.optim import NOT_FINITE
+        from alrao_rl.checks import NOT_FINITE
 
         print_warning(
             f"{skipped:,} of {n_updates:,} updates were skipped, wholly or in part: a loss or its gradient was nan or "
@@ -288,16 +284,16 @@ def _warn_of_skipped_updates(skipped: int, n_updates: int) -> None:
 
 
 def warn_of_time_limits(recipe: Recipe) -> None:
-    """Say what ``optimize_memory_usage`` costs."""
+    """Warn of what ``optimize_memory_usage`` costs."""
     if recipe.agent.hyperparameters.get("optimize_memory_usage"):
         print_warning(
-            "with optimize_memory_usage an episode that a time limit cuts off counts as one that has ended, with "
-            "nothing to gain after it: Stable-Baselines3's buffer cannot tell them apart then"
+            "with optimize_memory_usage an episode that a time limit cuts off counts as terminated, with nothing to "
+            "gain after it: Stable-Baselines3's buffer then cannot tell them apart"
         )
 
 
 def limit_threads() -> None:
-    """One torch thread, unless the user asked for more: small networks only lose by sharing work."""
+    """Use one torch thread, unless the user asked for more: small networks only get slower with several."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
@@ -313,7 +309,7 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
         steps, seconds = status["timesteps"], status["wall_seconds"]
         best, last = status["best_return"], status["last_return"]
         if best is None:
-            budget = "--eval-budget allowed no whole episode, a larger one does"
+            budget = "--eval-budget allowed no whole episode, a larger one would"
             without = (folder.config() or {}).get("eval_episodes") == 0
             evaluated = f"not evaluated ({'--eval-episodes 0' if without else budget})"
         else:
@@ -329,7 +325,6 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
             f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",
         ])  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder.path / 'status.json'} is not as a finished run leaves it ({first_line(error)}): "
-            "choose another folder with --out"
+        raise FolderError(
+            f"{folder.path / 'status.json'} is not that of a finished run ({first_line(error)})"
         ) from None

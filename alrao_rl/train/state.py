@@ -1,10 +1,10 @@
-"""Everything that decides on how training goes on, taken and put back where SB3 starts a rollout.
+"""Everything that determines how training continues, taken and restored where SB3 starts a rollout.
 
 Nothing is half done there: no rollout in the buffer, no gradient, no step of an environment whose outcome only a local
-variable of SB3's knows. Taking it draws no random number and changes nothing.
+variable of SB3's holds. Taking the state draws no random number and changes nothing.
 
-Left out, because it is written before it is read again: rollout buffers, gradients, the infos, rewards and dones that
-DummyVecEnv keeps of its last step.
+Left out, because they are written before they are read again: rollout buffers, gradients, and the infos, rewards and
+dones that DummyVecEnv keeps from its last step.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def take(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def put_back(state: dict[str, Any], model: BaseAlgorithm) -> dict[int, str]:
-    """Put back what :func:`take` gave, into a model that is built alike and about to collect its first rollout.
+    """Restore what :func:`take` returned, in a model built the same way that is about to collect its first rollout.
 
     Returns:
         The environments that could not be replayed, by number, with the reason; they start a new episode.
@@ -90,7 +90,7 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm) -> dict[int, str]:
     _put_normalizer(model.get_vec_normalize_env(), state["normalizer"])
     lost = _put_environments(_environments(model), state["environments"])
     _start_episodes(model, lost)
-    # Last: an environment may have drawn from them while it was replayed.
+    # Last, because an environment may have drawn from them during its replay.
     set_generator_state(model.action_space, state["action_space"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
@@ -117,7 +117,7 @@ def _rows(buffer: ReplayBuffer) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
 
 
 def _take_buffer(buffer: ReplayBuffer | None, num_timesteps: int) -> dict[str, Any] | None:
-    """Only what is filled: large arrays as rings, of which a checkpoint writes what has changed."""
+    """Only the filled part; large arrays as rings, of which a checkpoint writes only what has changed."""
     if buffer is None:
         return None
     # With optimize_memory_usage the row after the last one holds the newest observation.
@@ -155,7 +155,7 @@ def _take_environments(venv: DummyVecEnv) -> dict[str, Any]:
 
 
 def _put_environments(venv: DummyVecEnv, state: dict[str, Any]) -> dict[int, str]:
-    """Replay every environment; where that fails, begin a new episode. Returns the reasons."""
+    """Replay every environment; if that fails, begin a new episode. Returns the reasons, by number."""
     lost = {}
     for i, (env, record) in enumerate(zip(venv.envs, state["records"], strict=True)):
         try:
@@ -173,7 +173,7 @@ def _put_environments(venv: DummyVecEnv, state: dict[str, Any]) -> dict[int, str
 
 
 def _start_episodes(model: BaseAlgorithm, numbers: Collection[int]) -> None:
-    """Tell the algorithm that these environments have begun an episode, the last one having been broken off."""
+    """Tell the algorithm that these environments have begun a new episode, and the last one was cut off."""
     if not numbers:
         return
     venv, wrappers = cast(VecEnv, model.env), []
@@ -196,9 +196,9 @@ def _start_episodes(model: BaseAlgorithm, numbers: Collection[int]) -> None:
             _set_row(normalizer.old_obs, original, i)
             normalizer.returns[i] = 0
         if buffer is not None and buffer.size() and not buffer.dones[buffer.pos - 1, i]:
-            # Cut off as by a time limit: returns over n steps must not run on into the new episode.
+            # Cut off as by a time limit: n-step returns must not continue into the new episode.
             buffer.dones[buffer.pos - 1, i] = 1
-            # With optimize_memory_usage SB3 knows no time limits: what came next is not kept, so nothing follows.
+            # With optimize_memory_usage SB3 has no time limits: the next observation is not kept, so nothing follows.
             buffer.timeouts[buffer.pos - 1, i] = buffer.handle_timeout_termination
 
 
@@ -214,9 +214,11 @@ def _set_row(target: Any, source: Any, i: int) -> None:
 
 
 def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
-    """Its running statistics: of the observations, or each key of them, and of the return."""
+    """Its running statistics: of the observations, or of each of their keys, and of the return."""
     rms = getattr(normalizer, "obs_rms", {})
-    named = {f"observations/{key}": one for key, one in rms.items()} if isinstance(rms, dict) else {"observations": rms}
+    named = (
+        {f"observations/{key}": part for key, part in rms.items()} if isinstance(rms, dict) else {"observations": rms}
+    )
     return {**named, "return": normalizer.ret_rms}
 
 

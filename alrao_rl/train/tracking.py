@@ -1,8 +1,8 @@
 """Send what SB3 logs to TensorBoard, Weights & Biases or MLflow: ``--track wandb``.
 
-Each of them is a ``KVWriter`` of SB3's logger. The run does not depend on them: one that fails is given up with a
-warning, and none moves a random generator. ``tracking.json`` in the run folder keeps what the run is called there and
-the step that was sent last, so that a run that is continued goes on in the same place and sends no point twice.
+Each of them is a ``KVWriter`` of SB3's logger. The run does not depend on them: one that fails is dropped with a
+warning, and none advances a random generator. ``tracking.json`` in the run folder keeps the run's id there and the
+last step that was sent, so that a continued run goes on in the same place and sends no point twice.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from alrao_rl.runs.names import RunName
 from alrao_rl.runs.reading import read_json
 
 PROJECT = "alrao-rl"
-"""Project at W&B and experiment in MLflow, unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` says another."""
+"""Project at W&B and experiment in MLflow, unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` names another."""
 PATIENCE = 60
-"""Seconds that W&B may keep a run waiting at its beginning and again at its end."""
+"""Seconds that W&B may keep a run waiting at its start, and again at its end."""
 _PARAMS = 100
-"""Parameters that MLflow takes at a time; of metrics it takes ten times as many."""
+"""Parameters that MLflow takes at a time; it takes ten times as many metrics."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The run as trackers name it.
+    """The run to be tracked.
 
     Args:
         folder: its folder, open, with ``config.json`` in it.
-        name: its name, with what was set.
+        name: its name, including overrides.
         quiet: print nothing.
     """
 
@@ -66,7 +66,7 @@ class Subject:
 
 @contextlib.contextmanager
 def tracked(model: BaseAlgorithm, trackers: Sequence[str], subject: Subject) -> Iterator[None]:
-    """While this lasts the model's logger writes to these trackers, and nowhere else."""
+    """In this context the model's logger writes to these trackers, and nowhere else."""
     path = subject.folder.path / TRACKING
     notes: dict[str, Any] = {}
     with contextlib.suppress(UserError):
@@ -83,7 +83,7 @@ def tracked(model: BaseAlgorithm, trackers: Sequence[str], subject: Subject) -> 
 
 
 class _Guarded(KVWriter):
-    """A tracker that no run fails by."""
+    """A tracker whose failure does not stop the run."""
 
     def __init__(self, name: str, subject: Subject, notes: dict[str, Any]) -> None:
         self._name, self._path, self._notes = name, subject.folder.path / TRACKING, notes
@@ -100,12 +100,12 @@ class _Guarded(KVWriter):
         if self._writer is None or step <= self._sent:
             return
         with self._guard():
-            # First: of a process that is killed in between a point is missing, and none is there twice.
+            # First, so that if the process is killed in between, a point is missing rather than sent twice.
             self._note(step)
             self._writer.write(key_values, key_excluded, step)
 
     def end(self, failed: bool) -> None:
-        """The run is over."""
+        """End the run at the tracker."""
         if self._writer is not None:
             with self._guard():
                 self._writer.end(failed)
@@ -116,25 +116,25 @@ class _Guarded(KVWriter):
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        # Names are drawn, and pauses before another try, by the generators that an environment may use.
+        # Trackers draw names, and pauses between attempts, from generators that an environment may use too.
         states = random.getstate(), np.random.get_state()
         try:
             yield
-        except Exception as error:  # whatever a network, a server or a disk may lead to
+        except Exception as error:  # networks, servers and disks may fail in any way
             self._writer = None
             cause = f"{type(error).__name__}: {first_line(error)}"
-            print_warning(f"--track {self._name} has failed and the run goes on without it: {cause}")
+            print_warning(f"--track {self._name} has failed and the run continues without it: {cause}")
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
 
 
-# --- what they have of their own ------------------------------------------------------------------------------------
-# Each is made of the subject and, for a run that is continued, the ``id`` it had.
+# --- the trackers ---------------------------------------------------------------------------------------------------
+# Each takes the subject and, for a continued run, the ``id`` it had.
 
 
 class _TensorBoard(TensorBoardOutputFormat):
-    """Into ``tensorboard/`` in the run folder: ``tensorboard --logdir results/NAME`` shows all runs of a sweep."""
+    """Writes to ``tensorboard/`` in the run folder: ``tensorboard --logdir results/NAME`` shows all runs of a sweep."""
 
     def __init__(self, subject: Subject, known: str | None) -> None:
         super().__init__(str(subject.folder.path / TENSORBOARD))
@@ -148,7 +148,7 @@ class _TensorBoard(TensorBoardOutputFormat):
 
 
 class _Wandb(KVWriter):
-    """A run at W&B. What it keeps on disk lies in ``wandb/`` in the run folder."""
+    """A run at W&B. Its local files are in ``wandb/`` in the run folder."""
 
     def __init__(self, subject: Subject, known: str | None) -> None:
         wandb = importlib.import_module("wandb")
@@ -174,7 +174,7 @@ class _Mlflow(KVWriter):
     """A run in MLflow, at ``MLFLOW_TRACKING_URI``."""
 
     def __init__(self, subject: Subject, known: str | None) -> None:
-        # By default a server that is down is waited for for minutes.
+        # By default MLflow waits for minutes for a server that is down.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         mlflow = importlib.import_module("mlflow")
@@ -212,7 +212,7 @@ WRITERS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
 
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """MLflow makes the tables of a new database, and fails where two runs of a sweep do so at once."""
+    """A lock: MLflow creates the tables of a new database, and fails if two runs of a sweep do so at once."""
     if not uri.startswith("sqlite:"):
         yield
         return

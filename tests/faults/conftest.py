@@ -29,6 +29,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.timeout(3600))  # two hundred runs, on a machine that may be busy
             if is_full(config) or subject != OURS or number >= fault.short:
                 item.add_marker("faults")
+            else:
+                item.add_marker("slow")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ SECONDS, MEGABYTES = 1.0, 200.0
 MEASURED = """
 import re, sys, time
 from importlib import import_module
-code = import_module(sys.argv[1]).main(sys.argv[2:])
+code = import_module(f"{sys.argv[1]}.command").main(sys.argv[2:])
 peak = re.search(r"VmHWM:\\s+([0-9]+)", open("/proc/self/status").read())
 print("used", time.process_time(), int(peak[1]) / 1024)
 sys.exit(code)

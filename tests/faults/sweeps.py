@@ -17,7 +17,7 @@ from faults.processes import done, started
 KINDS = {
     "raises": "ValueError: broken at last",
     "exits": "its process ended with exit status 7",
-    "hangs": "it was not at its end after",
+    "hangs": "it was not finished after",
     "shape": "the observation is of shape (3,), expected (2,) at step 150",
     "one-number": "the observation is of shape (1,), expected (2,) at step 150",
     "dtype": "the observation holds <U1, expected float32 at step 150",
@@ -90,7 +90,7 @@ def soak(n_runs: int, place: Path) -> Result:
             try:
                 below = driver.children(recursive=True)
                 seen.update(below)
-                lasting = [one for one in below if "alrao_rl.t" not in (line := " ".join(one.cmdline())) and line]
+                lasting = [one for one in below if "alrao_rl.train" not in (line := " ".join(one.cmdline())) and line]
                 for one in [driver, *lasting]:
                     point = (n, one.memory_info().rss / 2**20, one.num_fds())
                     samples.setdefault(f"{'driver' if one is driver else 'worker'} {one.pid}", []).append(point)

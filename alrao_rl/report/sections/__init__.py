@@ -1,4 +1,4 @@
-"""What the report says, one section a file, in the order in which they are read."""
+"""Content of the report, one section per file, in reading order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def report(study: Study, baseline: Method | None, command: str) -> Report:
 
     Args:
         study: what was run.
-        baseline: whom everybody is compared with; None to choose by algorithm.
+        baseline: the method that all others are compared with; None to choose by algorithm.
         command: that makes this report.
     """
     sections = [

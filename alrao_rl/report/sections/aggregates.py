@@ -46,7 +46,7 @@ def section(study: Study, baseline: Method | None) -> Section:
 def _group(
     study: Study, suffix: str, methods: Sequence[Method], envs: Sequence[str], rows: list[dict[str, Any]]
 ) -> list[Block]:
-    """Tables and figures of methods on the environments that they share; ``rows`` are added to."""
+    """Tables and figures of methods on the environments that they share; adds to ``rows``."""
     blocks: list[Block] = []
     values = {score: {m.name: compare.aggregates(m, envs, score) for m in methods} for score in SCORES}
     for score, words in SCORES.items():
@@ -168,11 +168,11 @@ def _improvement(study: Study, results: Sequence[Comparison]) -> list[Block]:
     picture = figures.draw("improvement", lambda f: figures.intervals(f, panel, order, [0.5], (-0.02, 1.02)), size)
     span = (min(r.n_seeds[0] for r in shown.values()), max(r.n_seeds[1] for r in shown.values()))
     requested = study.requested(*(method for r in shown.values() for method in r.match[:2]))
-    said = "; ".join(f"{name} {with_interval(r.improvement)}" for name, r in shown.items())
+    words = "; ".join(f"{name} {with_interval(r.improvement)}" for name, r in shown.items())
     return [
         Image("improvement", "Probability that a run of the first beats one of the second on the same environment; "
               f"dashed: neither is better. Seeds: {span_of(span, requested)}.",
-              f"Probability of improvement: {said}.", picture)
+              f"Probability of improvement: {words}.", picture)
     ]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def _image(study: Study, name: str, env: str, methods: Sequence[Method]) -> Imag
     curves: dict[str, tuple[stats.Array, stats.Interval, int]] = {}
     for method in methods:
         seeds = study.curves_of(method, env)
-        # Where no floor is known a run without an episode has no curve.
+        # If no floor is known, a run without an episode has no curve.
         known = np.isfinite(seeds).all(axis=0)
         band = np.full((3, study.n_bins), np.nan)
         if known.any():

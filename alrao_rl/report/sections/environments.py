@@ -54,7 +54,7 @@ def section(study: Study) -> Section:
 def _constants_words(study: Study, env: str) -> str:
     names = ("random", "reference", "floor")
     known = [f"{name} {value:g}" for name, value in zip(names, study.constants(env), strict=True) if np.isfinite(value)]
-    there = (study.frame.env == env).any()  # the scores are those of its runs
+    there = (study.frame.env == env).any()  # scores come from its runs
     missing = [] if env in study.scaled else ["no reference scores, in no aggregate" if there else "no run yet"]
     return f"{env}: {', '.join(known + missing) or 'no constants'}."
 

@@ -42,7 +42,7 @@ def _head_images(title: str, logs: Sequence[pd.DataFrame], seeds: str) -> Iterab
         weights = rows.pivot_table(index="head", columns="timestep", values="weight", aggfunc="mean")
         rates = rows.groupby("head").learning_rate.first().to_numpy(np.float64)
         reclones = rows.pivot_table(index="head", columns="timestep", values="reclones", aggfunc="mean")
-        # A head or a time that some line lacks, in a run cut off while it wrote, is no weight of nothing.
+        # Drop times that lack a head's line, as in a run cut off while it wrote: a missing weight is not 0.
         weights = weights.dropna(axis="columns")
         if weights.empty or (rates <= 0).any():
             continue

@@ -19,13 +19,13 @@ from alrao_rl.runs.provenance import stretches
 from alrao_rl.runs.reading import read_json
 
 EMBEDDED = ["env", "agent", "setting", "seed", "state", "auc", "final_return", "timesteps", "wall_seconds", "error"]
-"""Columns of the scores that stand in the page; ``runs.csv`` has all."""
+"""Columns of the scores shown in the page; ``runs.csv`` has all."""
 
 
 def section(study: Study, command: str) -> Section:
     """Commands, recipes, versions, hardware, commit; scores and curves as CSV."""
     configs = [_config(path) for path in study.frame.path]
-    # A zip is named as its folder was: the report is the same from either.
+    # A zip is named like its folder, so that the report is the same from either.
     paths = [str(Path(path).relative_to(study.root)).removesuffix(".zip") for path in study.frame.path]
     facts = [_table(config.get("provenance")) for config in configs]
     made_with = [one for fact in facts for one in stretches(fact)]
@@ -63,7 +63,7 @@ def section(study: Study, command: str) -> Section:
 
 
 def _scoring(study: Study) -> Iterable[str]:
-    """What counts in a run before its first episode ends, and where a failed run has no floor."""
+    """The return of a run before its first episode ends, and the score of a failed run without a floor."""
     envs = [env for env in study.envs if (study.frame.env == env).any()]
     known = [env for env in envs if np.isfinite(study.constants(env).random_score)]
     others = [env for env in envs if env not in known]
@@ -90,7 +90,7 @@ def _sweep(study: Study) -> list[Block]:
 
 
 def _commits_of(agents: pd.Series[str], commits: Sequence[str]) -> list[list[str]]:
-    """How many runs of each agent are of each commit."""
+    """How many runs of each agent were made with each commit."""
     table = pd.DataFrame({"agent": agents, "commit": commits})
     return [
         [str(agent), "; ".join(f"{commit} ({n})" for commit, n in rows.commit.value_counts().sort_index().items())]
@@ -99,7 +99,7 @@ def _commits_of(agents: pd.Series[str], commits: Sequence[str]) -> list[list[str
 
 
 def _made_with(facts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Python, hardware, loops and versions, all that occur."""
+    """Python, hardware, backend and versions, all that occur."""
     single = ("python", "platform", "hardware", "device", "loops")
     found: dict[str, set[str]] = {key: set() for key in single}
     for fact in facts:
@@ -111,7 +111,7 @@ def _made_with(facts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _config(path: str) -> dict[str, Any]:
     try:
         return read_json(Path(path) / "config.json")
-    except UserError:  # whatever is wrong with it, the run's row says so
+    except UserError:  # the run's row says what is wrong with it
         return {}
 
 
@@ -124,7 +124,7 @@ def _curves_table(study: Study) -> pd.DataFrame:
     bins = pd.DataFrame(np.array(list(study.curves)).reshape(-1, study.n_bins), index=runs.index)
     width = 100 / study.n_bins
     bins.columns = [f"{width * (i + 1):g}%" for i in range(study.n_bins)]
-    # Four digits: the raw rows have all.
+    # Four digits here; the raw rows have all.
     texts = bins.map(lambda value: f"{value:.4g}")
     return pd.concat([runs[["env", "agent", "configuration", "learning_rate", "seed"]], texts], axis=1).rename(
         columns={"configuration": "variant"}
@@ -132,7 +132,7 @@ def _curves_table(study: Study) -> pd.DataFrame:
 
 
 def _recipes(study: Study, configs: Sequence[dict[str, Any]]) -> Iterable[Block]:
-    """The configuration of each agent, as its first run has it."""
+    """The configuration of each agent, from its first run."""
     seen = set()
     for agent, variant, config in zip(study.frame.agent, study.frame.configuration, configs, strict=True):
         if (agent, variant) in seen or not config:

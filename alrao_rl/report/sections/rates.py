@@ -51,17 +51,19 @@ def section(study: Study) -> Section:
 def _choice_words(study: Study, stock: Sequence[Method]) -> str:
     if not any(method.rates for method in stock):
         return "Every stock agent has one rate: nothing was tuned."
-    said = []
+    lines = []
     if held_out := [method for method in stock if method.held_out]:
         seeds = sorted({seed for method in held_out for seed in method.tuned_on})
         least, asked = min(len(method.tuned_on) for method in held_out), len(study.tuning_seeds)
         fewer = "" if least == asked else f", of which the least has {least} of {asked}"
-        said.append(f"Rates of {', '.join(method.name for method in held_out)} were chosen on the tuning seeds "
+        lines.append(f"Rates of {', '.join(method.name for method in held_out)} were chosen on the tuning seeds "
                     f"({', '.join(map(str, seeds))}{fewer}), which are not among those reported.")  # fmt: skip
     if names := [method.name for method in stock if method.rates and not method.held_out]:
         why = ", as some rates have no run on a tuning seed" if study.tuning_seeds else ""
-        said.append(f"Rates of {', '.join(names)} were chosen on the reported seeds, which flatters the baseline{why}.")
-    return " ".join(said)
+        lines.append(
+            f"Rates of {', '.join(names)} were chosen on the reported seeds, which flatters the baseline{why}."
+        )
+    return " ".join(lines)
 
 
 def _rate_images(
@@ -134,14 +136,14 @@ def _plane_blocks(study: Study, name: str, points: Sequence[compare.Plane], envs
             rows.append([p.name, n_rates, seeds, "0", with_interval(p.tuned), "–"])
     pairs = {p.name: (p.phi, p.tuned) for p in points}
     picture = figures.draw(name, lambda f: figures.plane(f, pairs, indices_of(study)))
-    said = "; ".join(f"{p.name}: Φ {number(p.phi.estimate)}, score {number(p.tuned.estimate)}" for p in points)
+    words = "; ".join(f"{p.name}: Φ {number(p.phi.estimate)}, score {number(p.tuned.estimate)}" for p in points)
     caption = (
         "Φ = score when the rate is tuned for each environment − score of the one rate that is best for all (Adkins, "
         "Bowling, White 2024). Without a rate to tune Φ is 0. Up and left is better."
     )
     return [
         Image(name, f"On {some(envs)}. {caption} Crosses: 95 % bootstrap intervals.",
-              f"Performance–sensitivity plane. {said}.", picture),
+              f"Performance–sensitivity plane. {words}.", picture),
         Table("The plane in numbers, with 95 % bootstrap intervals; in each resample the rates are chosen anew.",
               ["method", "rates", "seeds", "Φ", "score when tuned", "rates chosen on"], rows),
     ]  # fmt: skip

@@ -35,7 +35,7 @@ def section(study: Study, baseline: Method | None) -> Section:
     places = dict.fromkeys((m, env) for result in results for m in result.match[:2] for env in result.match.envs)
     counts = [study.finished([m], [env]) for m, env in places] or [study.finished(involved)]
     done = sum(done for done, _ in counts), sum(asked for _, asked in counts)
-    # Which intervals are too narrow is said of those with the fewest seeds.
+    # The warning about narrow intervals is for those with the fewest seeds.
     sizes = [(result.n_seeds[0], len(result.match.envs)) for result in results]
     if involved and not pairs:
         found = [_alone(study, involved[0], envs) for envs in _places(involved[0])]
@@ -56,21 +56,21 @@ def section(study: Study, baseline: Method | None) -> Section:
 
 
 def _places(method: Method) -> list[list[str]]:
-    """Environments on which a method is judged together, those with normalised scores, and every other alone."""
+    """Groups of environments to judge a method on: all with normalised scores together, each other one alone."""
     scaled = method.comparable()
     return ([scaled] if scaled else []) + [[env] for env in method.comparable("auc") if env not in scaled]
 
 
 def _alone(study: Study, method: Method, envs: Sequence[str]) -> tuple[str, tuple[int, int]]:
-    """What is said of a method that nothing is compared with, and its seeds and environments."""
+    """The sentence on a method without another to compare it with, and its numbers of seeds and environments."""
     if set(envs) <= set(method.comparable()):
         value = compare.aggregates(method, envs, "auc")["IQM"]
-        said = f"an IQM of normalised return averaged over training of {number(value.estimate)}{_interval_words(value)}"
+        text = f"an IQM of normalised return averaged over training of {number(value.estimate)}{_interval_words(value)}"
     else:
         value = compare.interval_of(method.on(envs[0]).auc.to_numpy(np.float64))
-        said = f"a mean return averaged over training of {returned(value.estimate)}{_interval_words(value, raw=True)}"
+        text = f"a mean return averaged over training of {returned(value.estimate)}{_interval_words(value, raw=True)}"
     n_seeds = compare.span([method.scores(envs, "auc")])
-    lead = f"{method.name} has {said}; {_counts(study, [method], envs, n_seeds)}. There is nothing to compare it with."
+    lead = f"{method.name} has {text}; {_counts(study, [method], envs, n_seeds)}. There is nothing to compare it with."
     return lead, (n_seeds[0], len(envs))
 
 
@@ -99,7 +99,7 @@ def _compared(study: Study, result: Comparison) -> str:
     else:
         words = "No clear difference"
     place = "above" if value.estimate >= 0 else "below"
-    amount = together([abs(one) for one in value], 0, RETURNS)[0] if raw else together(map(abs, value), 3)[0]
+    amount = together(map(abs, value), 0, RETURNS)[0] if raw else together(map(abs, value), 3)[0]
     measure = "mean return averaged over training" if raw else "the IQM of normalised return averaged over training"
     chance = f", probability of improvement {with_interval(result.improvement)}" if raw else ""
     return (
@@ -125,12 +125,12 @@ def _few_seeds(n_seeds: int, n_envs: int) -> list[Block]:
 def _warnings(study: Study, involved: Sequence[Method], done: tuple[int, int], baseline: Method | None) -> list[Block]:
     alerts: list[Block] = [Alert("amber", f"{text}.") for text in study.warnings]
     if done[0] < done[1]:
-        said = runs_finished(*done, study.requested(*involved) > 0).replace("runs", "runs of this comparison", 1)
-        alerts.append(Alert("amber", f"{said}."))
+        text = runs_finished(*done, study.requested(*involved) > 0).replace("runs", "runs of this comparison", 1)
+        alerts.append(Alert("amber", f"{text}."))
     finished, asked = study.in_all
     if finished < asked:
-        said = f"{finished} of all {asked} runs"
-        alerts.append(Alert("amber", f"{said} finished, those at all rates and on tuning seeds "
+        text = f"{finished} of all {asked} runs"
+        alerts.append(Alert("amber", f"{text} finished, those at all rates and on tuning seeds "
                                      "included; the others are named under Environments."))  # fmt: skip
     failures = study.frame[study.frame.state.isin(["failed", "diverged"])]
     if len(failures):
@@ -155,12 +155,12 @@ def _warnings(study: Study, involved: Sequence[Method], done: tuple[int, int], b
 
 
 def _left_out(study: Study, baseline: Method | None) -> list[Block]:
-    """Environments that enter no aggregate, and those that only one of two methods has scores on."""
-    said = []
+    """Environments left out of aggregates, and those on which only one of two methods has scores."""
+    texts = []
     for env in study.envs:
         if env not in study.scaled:
             why = "no reference scores" if len(study.frame[study.frame.env == env]) else "no run"
-            said.append(f"{env} is left out of the aggregates: {why}.")
+            texts.append(f"{env} is left out of the aggregates: {why}.")
     for pair in compare.comparisons(study, baseline):
         without: dict[str, list[str]] = {}
         for env in study.envs:
@@ -171,12 +171,12 @@ def _left_out(study: Study, baseline: Method | None) -> list[Block]:
                 )
                 without.setdefault(why.format(lacking[0].name), []).append(env)
         names = " against ".join(method.name for method in pair)
-        said += [f"{', '.join(envs)} left out of {names}: {why}." for why, envs in without.items()]
-    return [Alert("amber", text) for text in said]
+        texts += [f"{', '.join(envs)} left out of {names}: {why}." for why, envs in without.items()]
+    return [Alert("amber", text) for text in texts]
 
 
 def _different_lengths(study: Study, baseline: Method | None) -> list[Block]:
-    """Runs of different length that are compared; those of different algorithms mostly are not."""
+    """Warnings of compared runs that differ in length; runs of different algorithms are mostly not compared."""
     groups = [(method,) for method in study.methods] + compare.comparisons(study, baseline)
     found = {}
     for env in study.envs:

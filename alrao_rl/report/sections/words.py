@@ -1,4 +1,4 @@
-"""How numbers and counts are said, and which colour a method has."""
+"""How numbers and counts are worded, and which colour a method has."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.report.study import Study
 
 AMBER, RED = stats.MIN_SEEDS, 5
-"""With fewer seeds an interval is too narrow, and far too narrow."""
+"""With fewer seeds an interval is too narrow (amber) or far too narrow (red)."""
 RETURNS = 4
 """Significant digits of a return."""
 STRATIFIED = "95 % stratified bootstrap interval"
 
 
 def together(values: Iterable[Any], least: int = 2, digits: int = 2) -> list[str]:
-    """Numbers of one precision, a dash for what is none: as the largest needs for so many significant digits.
+    """Numbers with the same precision, that which the largest needs for ``digits``; a dash if one is not finite.
 
     Args:
         values: such as a mean and the ends of its interval.
-        least: decimal places at least.
+        least: least number of decimal places.
         digits: significant digits of the largest.
     """
-    # Normalised scores are near one: what is zero but for rounding has no sign. What is only written as zero keeps it,
-    # which may be what an interval says.
+    # Normalised scores are near one: one that is zero except for rounding errors gets no sign. One that only prints as
+    # zero keeps its sign, which may be the message of an interval.
     numbers = [0.0 if least and abs(value) < 1e-9 else float(value) for value in values]
     size = max((abs(value) for value in numbers if math.isfinite(value)), default=0.0)
     plain = not size or SMALL <= size < LARGE
     places, least = (max(least, decimals(size, digits)), least) if plain else (digits - 1, 0)
     form = ",.{}f" if plain else ".{}e"
-    # Zeros that all of them end with say nothing.
+    # Drop trailing zeros that all of them have.
     while places > least and all(format(value, form.format(places)).partition("e")[0][-1] in "0n" for value in numbers):
         places -= 1
     texts = [format(value, form.format(places)) for value in numbers]
@@ -45,7 +45,7 @@ def together(values: Iterable[Any], least: int = 2, digits: int = 2) -> list[str
 
 
 def number(value: Any, least: int = 2) -> str:
-    """A normalised score, or a dash where there is none."""
+    """A normalised score, or a dash if there is none."""
     return together([value], least)[0]
 
 
@@ -55,7 +55,7 @@ def with_interval(value: stats.Interval, least: int = 2) -> str:
 
 
 def returned(value: Any) -> str:
-    """A return, or a dash where there is none: rewards are of any size, so of four significant digits."""
+    """A return, or a dash if there is none; with four significant digits, because rewards are of any size."""
     return together([value], 0, RETURNS)[0]
 
 
@@ -72,12 +72,12 @@ def _bracketed(value: stats.Interval, least: int, digits: int) -> str:
 
 
 def of(count: int, requested: int) -> str:
-    """``10``, or ``9 of 10`` where something is missing; nothing is where nobody said how many (0)."""
+    """``10``, or ``9 of 10`` if some are missing; none are if no number was requested (0)."""
     return str(count) if count >= requested else f"{count} of {requested}"
 
 
 def runs_finished(done: int, total: int, requested: bool = True) -> str:
-    """``9 of 10 runs finished``, of those that were requested, else of those that are there."""
+    """``9 of 10 runs finished``, of those that were requested, or else of those that exist."""
     if requested:
         return f"{done} of {total} runs finished"
     return f"{plural(done, 'run')} finished" if done == total else f"{done} of the {total} runs here finished"
@@ -105,9 +105,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def span_of(span: tuple[int, int], requested: int) -> str:
-    """``10``, ``9 of 10``, ``8–9 of 10``: the least and the largest number of seeds, of those that were requested.
+    """``10``, ``9 of 10``, ``8–9 of 10``: the smallest and the largest number of seeds, out of those requested.
 
-    There may be more than were, as where tuning seeds are pooled with the others: then of how many says nothing.
+    There may be more than requested, such as when tuning seeds are pooled with the others; then "of" is left out.
     """
     low, high = span
     text = str(low) if low == high else f"{low}–{high}"
@@ -115,7 +115,7 @@ def span_of(span: tuple[int, int], requested: int) -> str:
 
 
 def seeds_of(span: tuple[int, int], requested: int) -> str:
-    """The same with the word."""
+    """The same with the word "seeds"."""
     return plural(span_of(span, requested), "seed")
 
 
@@ -124,8 +124,8 @@ def runs_in_words(runs: Iterable[tuple[int, str]]) -> str:
     by_state: dict[str, list[int]] = {}
     for seed, state in runs:
         by_state.setdefault(state, []).append(seed)
-    said = (f"{seeds_as_text(seeds).replace(',', ', ')} ({state})" for state, seeds in by_state.items())
-    return ", ".join(said).replace("-", "\N{EN DASH}")
+    parts = (f"{seeds_as_text(seeds).replace(',', ', ')} ({state})" for state, seeds in by_state.items())
+    return ", ".join(parts).replace("-", "\N{EN DASH}")
 
 
 def indices_of(study: Study) -> dict[str, int]:
