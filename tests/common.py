@@ -17,6 +17,11 @@ from alrao_rl.runs.names import RunName
 
 ROOT = Path(__file__).parent.parent
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+CONFIG = {
+    "agent": "dqn", "algo": "dqn", "policy": "alrao", "env": {"id": "CartPole-v1"}, "hyperparameters": {},
+    "timesteps": 1000, "seed": 0,
+}  # fmt: skip
+"""The least that a run's config.json holds."""
 SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
 SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
 SMALL = """

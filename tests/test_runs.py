@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import stat
@@ -9,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from common import CONFIG
 
 from alrao_rl.errors import UserError
 from alrao_rl.runs.atomic import write_atomically, write_json
 from alrao_rl.runs.configuration import differences
-from alrao_rl.runs.files import COLUMNS
+from alrao_rl.runs.files import COLUMNS, RunConfig
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.reading import check_manifest, read_json
 
@@ -137,9 +139,9 @@ def test_config_of_no_run_and_of_another_folder(tmp_path):
     # What a process leaves that is killed while it writes its first file.
     (folder.path / ".config.json.abc.tmp").write_text("{")
     assert folder.config() is None
-    folder.start({"seed": 3})
+    folder.start(CONFIG | {"seed": 3})
     folder.close()
-    assert folder.config() == {"seed": 3}
+    assert folder.config() == CONFIG | {"seed": 3}
     assert folder.status()["state"] == "running"
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is not empty and no run folder"):
@@ -149,7 +151,7 @@ def test_config_of_no_run_and_of_another_folder(tmp_path):
 def test_start_drops_what_an_unfinished_run_left_and_nothing_of_the_users(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open()
-    folder.start({"seed": 0})
+    folder.start(CONFIG)
     folder.append("episodes.csv", [(1, 2.0, 3)])
     folder.close()
     stale = ["agent.safetensors", "agent.json", "last.safetensors", "last.json", "traceback.txt", ".agent.json.x.tmp"]
@@ -157,7 +159,7 @@ def test_start_drops_what_an_unfinished_run_left_and_nothing_of_the_users(tmp_pa
     for name in [*stale, "notes.txt"]:
         (tmp_path / name).write_text("old")
     folder.open()
-    folder.start({"seed": 0})
+    folder.start(CONFIG)
     folder.append("episodes.csv", [(4, 5.0, 6)])
     folder.close()
     expected = {"config.json", "status.json", ".lock", "notes.txt", *COLUMNS}
@@ -170,7 +172,7 @@ def test_start_drops_what_an_unfinished_run_left_and_nothing_of_the_users(tmp_pa
 def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open()
-    folder.start({"seed": 0})
+    folder.start(CONFIG)
     folder.append("episodes.csv", [(1, 2.0, 3)])
     logs = folder.logs()
     assert {name: log["bytes"] for name, log in logs.items()} == {
@@ -184,7 +186,7 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
         (tmp_path / name).write_text("new")
     folder.open()
     assert folder.changed(logs) is None
-    folder.resume({"seed": 1}, logs, {"agent.json": b"old"})
+    folder.resume(CONFIG | {"seed": 1}, logs, {"agent.json": b"old"})
     folder.append("episodes.csv", [(10, 11.0, 12)])
     folder.close()
     assert (tmp_path / "episodes.csv").read_text() == "timestep,return,length\n1,2.0,3\n10,11.0,12\n"
@@ -194,7 +196,7 @@ def test_resume_cuts_the_logs_and_puts_the_agent_back(tmp_path):
         "config.json", "status.json", ".lock", "agent.json", "notes.txt", *COLUMNS,
     }  # fmt: skip
     assert folder.status()["state"] == "running"
-    assert folder.config() == {"seed": 1}
+    assert folder.config() == CONFIG | {"seed": 1}
     text = (tmp_path / "episodes.csv").read_text()
     (tmp_path / "episodes.csv").write_text(text.replace("1,2.0,3", "1,2.5,3"))
     assert folder.changed(logs) == f"{tmp_path / 'episodes.csv'} is damaged: it has another hash than it had"
@@ -218,7 +220,7 @@ def test_log_that_cannot_be_written_is_named(tmp_path):
 def test_manifest_of_a_finished_run(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open()
-    folder.start({"seed": 0})
+    folder.start(CONFIG)
     check_manifest(tmp_path)
     (tmp_path / "agent.safetensors").write_bytes(b"weights")
     folder.append("episodes.csv", [(1, 2.0, 3)])
@@ -238,3 +240,45 @@ def test_manifest_of_a_finished_run(tmp_path):
             with pytest.raises(UserError, match=f"cannot read {path}"):
                 check_manifest(tmp_path, name)
         path.write_bytes(data)
+
+
+def test_nothing_is_written_that_could_not_be_read(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(UserError, match=r"config.json is not as a run writes it: env.id is None"):
+        folder.start(CONFIG | {"env": {"kwargs": {}}})
+    with pytest.raises(ValueError, match="state"):
+        folder.set_status("done")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_is_written_as_it_is_given(tmp_path):
+    """In its order, nothing for what was not given, null for what is known to be none, and unknown keys."""
+    folder = RunFolder(tmp_path)
+    folder.set_status("finished", timesteps=64, best_return=None, last_return=-math.inf, wall_seconds=0.5, more=[1])
+    assert (tmp_path / "status.json").read_text() == (
+        '{\n  "state": "finished",\n  "timesteps": 64,\n  "best_return": null,\n  "last_return": -Infinity,\n'
+        '  "wall_seconds": 0.5,\n  "more": [\n    1\n  ]\n}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"unknown": {"x": 1}, "provenance": None}, None),
+        ({"env": {"id": "E", "floor": -3, "random_score": math.nan}}, None),
+        ({"timesteps": True}, "timesteps is True"),
+        ({"timesteps": 2**62}, "timesteps is 4611686018427387904"),
+        ({"seed": -1}, "seed is -1"),
+        ({"env": {"id": "E", "floor": "low"}}, "env.floor is 'low'"),
+        ({"hyperparameters": [1]}, r"hyperparameters is \[1\]"),
+        ({"alrao": {"lr_range": [1e-6]}}, r"alrao is {'lr_range': \[1e-06\]}"),
+        ({"alrao": None}, "alrao is None"),
+    ],
+)
+def test_what_a_configuration_holds(changes, said):
+    if said is None:
+        assert RunConfig.of(CONFIG | changes, "x").agent == "dqn"
+        return
+    with pytest.raises(UserError, match=f"^x is not as a run writes it: {said}$"):
+        RunConfig.of(CONFIG | changes, "x")

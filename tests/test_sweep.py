@@ -24,7 +24,7 @@ import gymnasium as gym
 import pandas as pd
 import psutil
 import pytest
-from common import ROOT, SAME, SMALL, zipped
+from common import CONFIG, ROOT, SAME, SMALL, zipped
 
 from alrao_rl import load_results
 from alrao_rl.cli.arguments import parse_count
@@ -459,18 +459,18 @@ def test_values_that_are_none():
 
 def test_what_becomes_of_a_run_whose_process_failed(tmp_path):
     never = RunFolder(tmp_path / "never")
-    assert worker.outcome_of_failure(never.path, {"agent": "a"}, "gone").reason == "gone"  # before there was a folder
-    assert never.config() == {"agent": "a"}
+    assert worker.outcome_of_failure(never.path, CONFIG, "gone").reason == "gone"  # before there was a folder
+    assert never.config() == CONFIG
     assert never.status() == {"state": "failed", "reason": "gone", "timestep": 0}
     assert (never.path / "traceback.txt").read_text() == "gone\n"
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").touch()
-    assert worker.outcome_of_failure(tmp_path / "notes", {"agent": "a"}, "refused").reason == "refused"
+    assert worker.outcome_of_failure(tmp_path / "notes", CONFIG, "refused").reason == "refused"
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     with contextlib.closing(folder):
-        folder.start({"agent": "a"})
+        folder.start(CONFIG)
         folder.set_status("failed", reason="its own")
     assert worker.outcome_of_failure(folder.path, {}, "from outside").reason == "its own"
     # The run was refused, and what is there is of the time before.

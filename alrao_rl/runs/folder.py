@@ -21,7 +21,19 @@ from typing import Any, TextIO
 
 from alrao_rl.errors import FolderError, UserError
 from alrao_rl.runs.atomic import as_json, write_atomically, write_json
-from alrao_rl.runs.files import AGENTS, CHECKPOINT, COLUMNS, KEPT, MANIFEST, TENSORBOARD, TRACEBACK, TRACKING
+from alrao_rl.runs.files import (
+    AGENTS,
+    CHECKPOINT,
+    COLUMNS,
+    KEPT,
+    MANIFEST,
+    TENSORBOARD,
+    TRACEBACK,
+    TRACKING,
+    RunConfig,
+    RunStatus,
+    State,
+)  # fmt: skip
 from alrao_rl.runs.lock import try_lock
 from alrao_rl.runs.reading import read_json, sha256
 
@@ -58,9 +70,9 @@ class RunFolder:
         path = self.path / "status.json"
         return read_json(path) if path.exists() else None
 
-    def set_status(self, state: str, **details: Any) -> None:
-        """Write ``status.json``; ``state`` is one of :data:`STATES`."""
-        write_json(self.path / "status.json", {"state": state, **details})
+    def set_status(self, state: State, **details: Any) -> None:
+        """Write ``status.json``: a :class:`~alrao_rl.runs.files.RunStatus`."""
+        write_atomically(self.path / "status.json", _status(state, details))
 
     def open(self) -> None:
         """Create the folder if need be and lock it.
@@ -94,7 +106,7 @@ class RunFolder:
             for name in (CHECKPOINT, TENSORBOARD):
                 if (self.path / name).exists():
                     shutil.rmtree(self.path / name)
-            write_json(self.path / "config.json", config)
+            self._write_config(config)
             self.set_status("running", pid=os.getpid())
             self._drop(TRACEBACK, TRACKING, MANIFEST, *AGENTS)
             for name, columns in COLUMNS.items():
@@ -105,9 +117,14 @@ class RunFolder:
         except OSError as error:
             raise self._unusable(error) from None
 
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        path = self.path / "config.json"
+        RunConfig.of(config, path)  # nothing is written that could not be read
+        write_json(path, config)
+
     def finish(self, **details: Any) -> None:
         """Write the hashes of all files, and last of all, that the run is finished."""
-        status = as_json({"state": "finished", **details})
+        status = _status("finished", details)
         self.flush()
         files = [path for name in (*KEPT, *AGENTS) if (path := self.path / name).is_file() and name != MANIFEST]
         hashes = {path.name: sha256(path.read_bytes()) for path in files}
@@ -123,7 +140,7 @@ class RunFolder:
             UserError: it cannot be written.
         """
         try:
-            write_json(self.path / "config.json", config)
+            self._write_config(config)
             self.set_status("running", pid=os.getpid())
             self._drop(TRACEBACK, MANIFEST, *(name for name in AGENTS if name not in agents))
             for name, data in agents.items():
@@ -194,3 +211,7 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _status(state: State, details: Mapping[str, Any]) -> str:
+    return as_json(RunStatus(state=state, **details).model_dump(exclude_unset=True))

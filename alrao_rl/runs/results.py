@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from alrao_rl import stats
-from alrao_rl.checks import first_value, is_number
+from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line
 from alrao_rl.runs import logs
 from alrao_rl.runs.configuration import flatten, identity
-from alrao_rl.runs.files import COLUMNS, STATES
+from alrao_rl.runs.files import COLUMNS, EnvironmentRecord, RunConfig, RunStatus
 from alrao_rl.runs.names import RunName
 from alrao_rl.runs.provenance import PACKAGES, stretches
 from alrao_rl.runs.reading import RunFiles, read_run_file
@@ -207,132 +207,99 @@ def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 class _Run:
-    """What is read of one run; ``broken`` says what could not be."""
+    """What is read of one run; ``broken`` says what could not be.
+
+    ``configuration`` is all that ``config.json`` holds, by which runs are distinguished; empty where that is broken.
+    """
 
     def __init__(self, files: RunFiles) -> None:
         self.path = path = files.path
         self.broken = ""
-        self.config: dict[str, Any] = {}
-        self.status: dict[str, Any] = {}
+        self.configuration: dict[str, Any] = {}
+        self.config: RunConfig | None = None
+        self.status: RunStatus | None = None
         self.steps = self.returns = np.empty(0)
         self.diverged = ""
         try:
-            self.config = _checked(files.json("config.json"), path / "config.json", _CONFIG)
-            self.status = _checked(files.json("status.json"), path / "status.json", _STATUS)
-            if (named := _seed(path)) not in (None, self.config["seed"]):
-                raise UserError(f"{path / 'config.json'} is of seed {self.config['seed']}, not {named} as its folder")
-            if self.status["state"] == "finished":
+            data = files.json("config.json")
+            self.config, self.configuration = RunConfig.of(data, path / "config.json"), data
+            self.status = status = RunStatus.of(files.json("status.json"), path / "status.json")
+            if (named := _seed(path)) not in (None, self.config.seed):
+                raise UserError(f"{path / 'config.json'} is of seed {self.config.seed}, not {named} as its folder")
+            if status.state == "finished":
                 files.check_manifest()
-            if self.status["state"] != "queued":
-                self.steps, self.returns = _episodes(files, self.status["state"] == "finished")
+            if status.state != "queued":
+                self.steps, self.returns = _episodes(files, status.state == "finished")
         except UserError as error:
             # A path in the message would only repeat the row's.
             self.broken = str(error).replace(f"{path}{os.sep}", "")
         bad = np.flatnonzero(~np.isfinite(self.returns))
         if bad.size:
             self.diverged = f"the return is {self.returns[bad[0]]} at timestep {self.steps[bad[0]]:.0f}"
-        environment = self.config.get("env", {})
-        self.env = str(environment.get("id", path.absolute().parent.parent.name))
-        self.start = _number(environment, "random_score")
-        floor = _number(environment, "floor")
-        self.floor = self.start if math.isnan(floor) else floor
+        environment = self.config.env if self.config else EnvironmentRecord(id=path.absolute().parent.parent.name)
+        self.env = environment.id
+        self.start, self.reference = _number(environment.random_score), _number(environment.reference_score)
+        self.floor = self.start if environment.floor is None else environment.floor
 
     @property
     def state(self) -> str:
         """The state in ``status.json``, unless the files say more. A failed run may well leave a torn file."""
-        state = str(self.status.get("state", "broken"))
+        state = self.status.state if self.status else "broken"
         if self.broken:
             return state if state == "failed" else "broken"
         return "diverged" if self.diverged and state == "finished" else state
 
     def row(self) -> dict[str, Any]:
         """Its row of the table."""
-        config, state = self.config, self.state
-        environment, rate = config.get("env", {}), config.get("hyperparameters", {}).get("learning_rate")
-        rates = config.get("alrao", {}).get("lr_range", (math.nan, math.nan))
-        low, high = self.start, _number(environment, "reference_score")
+        config, status, state = self.config, self.status, self.state
+        rate = None if config is None or config.policy == "alrao" else config.hyperparameters.get("learning_rate")
+        rates = config.alrao.get("lr_range", (math.nan, math.nan)) if config else (math.nan, math.nan)
         auc, final = self._scores(state)
         finite = self.returns[np.isfinite(self.returns)]
-        reason = self.status.get("reason", "") if state == "failed" else self.broken or self.diverged
+        reason = status.reason if status and state == "failed" else self.broken or self.diverged
         return {
             "env": self.env,
-            "agent": str(config.get("agent", self.path.absolute().parent.name)),
-            "seed": config.get("seed", _seed(self.path)),
-            "algo": config.get("algo", ""),
-            "policy": config.get("policy", ""),
+            "agent": config.agent if config else self.path.absolute().parent.name,
+            "seed": config.seed if config else _seed(self.path),
+            "algo": config.algo if config else "",
+            "policy": config.policy if config else "",
             "state": state,
             "timesteps": self._timesteps(),
-            "requested_timesteps": config.get("timesteps"),
+            "requested_timesteps": config.timesteps if config else None,
             "episodes": len(self.returns),
             "auc": auc,
             "final_return": final,
-            "auc_normalised": float(stats.normalise(auc, low, high)),
-            "final_normalised": float(stats.normalise(final, low, high)),
-            "learning_rate": math.nan if config.get("policy") == "alrao" else first_value(rate),
+            "auc_normalised": float(stats.normalise(auc, self.start, self.reference)),
+            "final_normalised": float(stats.normalise(final, self.start, self.reference)),
+            "learning_rate": first_value(rate),
             "lr_min": rates[0],
             "lr_max": rates[1],
             "floor": self.floor,
-            "random_score": low,
-            "reference_score": high,
+            "random_score": self.start,
+            "reference_score": self.reference,
             "lowest_return": float(finite.min()) if finite.size else math.nan,
-            "last_evaluation": _number(self.status, "last_return"),
-            "wall_seconds": _number(self.status, "wall_seconds"),
+            "last_evaluation": _number(status.last_return if status else None),
+            "wall_seconds": _number(status.wall_seconds if status else None),
             "path": str(self.path),
-            "error": str(reason),
+            "error": reason,
         }
 
     def _scores(self, state: str) -> tuple[float, float]:
         """AUC and final return: nan without a score, the floor for a failure."""
-        if state not in SCORED:
+        if state not in SCORED or self.config is None:
             return math.nan, math.nan
         if state != "finished":
             return self.floor, self.floor
-        episodes = (self.steps, self.returns, self.config["timesteps"], self.floor, self.start)
+        episodes = (self.steps, self.returns, self.config.timesteps, self.floor, self.start)
         return stats.auc(*episodes), stats.final_return(*episodes)
 
     def _timesteps(self) -> int | None:
         """How far it came: what the run says itself, else the end of its last episode."""
-        for key in ("timesteps", "timestep"):
-            if _is_count(self.status.get(key)):
-                return int(self.status[key])
-        return int(self.steps.max()) if self.steps.size else None
+        said = [self.status.timesteps, self.status.timestep] if self.status else []
+        return next((steps for steps in said if steps is not None), int(self.steps.max()) if self.steps.size else None)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
-
-
-def _is_interval(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
-
-
-_CONFIG: dict[str, Any] = {
-    "agent": str, "algo": str, "policy": str, "env": Mapping, "env.id": str, "hyperparameters": Mapping,
-    "timesteps": lambda value: _is_count(value) and value > 0, "seed": _is_count,
-}  # fmt: skip
-"""What the table needs of a configuration: a type, or a test."""
-_STATUS: dict[str, Any] = {"state": STATES.__contains__}
-
-
-def _checked(data: dict[str, Any], path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The data, if what is needed of it is there.
-
-    Raises:
-        UserError: a key is missing or holds something else.
-    """
-    for key, test in expected.items():
-        value: Any = data
-        for part in key.split("."):
-            value = value.get(part)
-        if not (isinstance(value, test) if isinstance(test, type) else test(value)):
-            raise UserError(f"{path} is not as a run writes it: {key} is {value!r}")
-    alrao = data.get("alrao", {})
-    if not isinstance(alrao, Mapping) or not _is_interval(alrao.get("lr_range", [0, 0])):
-        raise UserError(f"{path} is not as a run writes it: alrao is {alrao!r}")
-    return data
 
 
 def _episodes(files: RunFiles, complete: bool) -> tuple[stats.Array, stats.Array]:
@@ -367,9 +334,8 @@ def _episodes(files: RunFiles, complete: bool) -> tuple[stats.Array, stats.Array
     return steps, table["return"].to_numpy()
 
 
-def _number(table: Mapping[str, Any], key: str) -> float:
-    value: Any = table.get(key)
-    return float(value) if is_number(value) else math.nan
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _seed(path: str | Path) -> int | None:
@@ -382,20 +348,20 @@ def _seed(path: str | Path) -> int | None:
 
 def _variants(runs: list[_Run]) -> list[str]:
     """For each run ``key=value, …`` of what differs between the environments of one id."""
-    readable = [run for run in runs if run.config]
+    readable = [run for run in runs if run.configuration]
     ids = [run.env for run in readable]
     environments = [
-        {key: value for key, value in run.config["env"].items() if key not in _NOT_A_VARIANT and value != []}
+        {key: value for key, value in run.configuration["env"].items() if key not in _NOT_A_VARIANT and value != []}
         for run in readable
     ]
     # Algorithms have budgets of their own on one and the same environment.
-    lengths = [{"timesteps": str(run.config["timesteps"])} for run in readable]
-    of_algorithms = [(run.env, run.config["algo"]) for run in readable]
+    lengths = [{"timesteps": str(run.configuration["timesteps"])} for run in readable]
+    of_algorithms = [(run.env, run.configuration["algo"]) for run in readable]
     parts = [
         _differing(map(_texts, environments), ids),
         _differing(lengths, of_algorithms),
         # A version that was not recorded is no other one.
-        _differing([_versions(run.config) for run in readable], ids, absent=None),
+        _differing([_versions(run.configuration) for run in readable], ids, absent=None),
     ]
     texts = {run.path: ", ".join(filter(None, part)) for run, *part in zip(readable, *parts, strict=True)}
     return [texts.get(run.path, "") for run in runs]
@@ -414,9 +380,11 @@ def _versions(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _settings(runs: list[_Run]) -> list[str]:
     """For each run ``key=value, …`` of what differs between the configurations of its agent."""
-    readable = [run for run in runs if run.config]
-    told = [{key: one for key, one in identity(run.config).items() if key not in _NOT_A_SETTING} for run in readable]
-    agents = [run.config["agent"] for run in readable]
+    readable = [run for run in runs if run.configuration]
+    told = [
+        {key: one for key, one in identity(run.configuration).items() if key not in _NOT_A_SETTING} for run in readable
+    ]
+    agents = [run.configuration["agent"] for run in readable]
     for key in _OF_ACTIONS:
         seen: dict[str, dict[str, set[object]]] = {}
         for run, agent, table in zip(readable, agents, told, strict=True):
