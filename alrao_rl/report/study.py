@@ -20,7 +20,7 @@ from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.notation import parse_seeds
 from alrao_rl.report import twice
 from alrao_rl.runs.configuration import flatten
-from alrao_rl.runs.names import setting_names
+from alrao_rl.runs.names import RunName, setting_names
 from alrao_rl.runs.results import SCORED, load_curves, load_results
 
 Choice: TypeAlias = Literal["", "tuned", "shared rate"]
@@ -108,9 +108,12 @@ class Study:
         self.sweep = _sweep(root / "sweep.toml")
         self.tuning_seeds = self.sweep["tuning_seeds"]
         # A run that cannot be read has no rate and no setting, and its agent is the name of its folder.
-        names = frame.path.map(lambda path: clean(Path(path).parent.name))
-        frame["agent"] = frame.agent.mask(frame.agent == names, names.str.partition("@")[0])
-        frame["cell"] = names.str.partition("@")[2] if self.sweep["grid"] else frame.setting
+        names = frame.path.map(RunName.parse)
+        cells, agents, settings = (
+            names.map(lambda name, part=part: clean(getattr(name, part))) for part in ("cell", "agent", "setting")
+        )
+        frame["agent"] = frame.agent.mask(frame.agent == cells, agents)
+        frame["cell"] = settings if self.sweep["grid"] else frame.setting
         # From here on, a variant is a separate environment.
         frame = frame.assign(id=frame.env, env=stats.environments(frame)).drop(columns="variant")
         frame["configuration"] = frame.setting.map(_without_rate)
