@@ -21,8 +21,8 @@ from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.recipes.resolve import alrao_options
 from alrao_rl.recipes.schema import Agent
+from alrao_rl.sb3.base import refuse_start
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
-from alrao_rl.sb3.policies import refuse_start
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,

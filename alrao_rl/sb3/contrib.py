@@ -22,9 +22,10 @@ from torch.overrides import wrap_torch_function
 
 from alrao_rl.checks import whole
 from alrao_rl.core import OutputHeads
+from alrao_rl.sb3.base import Options
 from alrao_rl.sb3.distributions import LeanCategorical, LeanMultiCategorical
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
-from alrao_rl.sb3.policies import ActorCriticMixin, Options, QNetworkMixin
+from alrao_rl.sb3.policies import ActorCriticMixin, QNetworkMixin
 
 _MASKED = -1e8
 """Added to the logit of an action that is not allowed: no probability, and a finite gradient.

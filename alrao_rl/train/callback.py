@@ -18,8 +18,8 @@ from alrao_rl.recipes.schema import Recipe
 from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.runs.files import AGENTS, CHECKPOINT
 from alrao_rl.runs.folder import RunFolder
+from alrao_rl.sb3.base import AlraoPolicyMixin
 from alrao_rl.sb3.callback import AlraoCallback
-from alrao_rl.sb3.policies import AlraoPolicyMixin
 from alrao_rl.train import state as snapshot
 from alrao_rl.train.display import Display
 from alrao_rl.train.evaluation import Budget, Evaluator, Returns
