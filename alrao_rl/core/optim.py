@@ -110,6 +110,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
         for layer in self._layers:
             layer.drop_evidence()
 
+    def updates(self, layer: OutputHeads) -> bool:
+        """Whether an output layer is one of its network."""
+        return layer in self._layers
+
     def reclones(self, layer: OutputHeads, which: Literal["reclones", "lost"] = "reclones") -> Tensor:
         """How often each head of an output layer was re-cloned, ``[J]``; or of these, because it was not finite."""
         state = self.state.get(self.param_groups[0]["params"][0])  # looking must not make an entry

@@ -1,6 +1,7 @@
-"""Log-densities of actions under Gaussians as one node of the graph, for the CPU and float32.
+"""Log-densities of actions under Gaussians as one node of the graph.
 
-Torch needs ten operations and their gradients, and takes longer to start than to compute them.
+Torch needs ten operations and their gradients, and takes longer to start than to compute them. Of given actions on the
+CPU and in float32.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from alrao_rl.core import densities as core
-from alrao_rl.core.densities import MOST_RATIO
+from alrao_rl.core.densities import LOG_STD_RANGE, MOST_RATIO, SQUASHED
 from alrao_rl.fast import kernels
 from alrao_rl.fast.memory import differentiate, is_plain, with_room
 
@@ -83,3 +85,48 @@ class _GaussianLogProb(torch.autograd.Function):
         outputs = (x.data_ptr() for x in (gradient, weighted, of_mean, of_log_std))
         kernels.library.gaussian_gradient(*_shape(mean), *inputs, math.log(MOST_RATIO), *outputs)
         return of_mean, of_log_std, None
+
+
+def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`alrao_rl.core.densities.squashed_gaussian`."""
+    if not torch.is_grad_enabled() or not is_plain(outputs, noise):
+        return core.squashed_gaussian(outputs, noise)
+    found: tuple[Tensor, Tensor] = _SquashedGaussian.apply(outputs, noise)
+    return found
+
+
+class _SquashedGaussian(torch.autograd.Function):
+    """``apply(outputs, noise)``: see :func:`squashed_gaussian`."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute actions and log-densities."""
+        mean, log_std = outputs.chunk(2, -1)
+        clamped = log_std.clamp(*LOG_STD_RANGE)
+        deviation = clamped.exp().mul_(noise)
+        actions = (mean + deviation).tanh_()
+        slope = actions.square().neg_().add_(1)
+        density = slope + SQUASHED
+        constant = noise.square().mul_(0.5).add_(0.5 * math.log(2 * math.pi))
+        log_prob = density.log().add_(clamped).add_(constant).sum(-1).neg_()
+        ctx.save_for_backward(outputs, actions, deviation, slope, density)
+        ctx.set_materialize_grads(False)
+        return actions, log_prob
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_actions: Tensor | None, of_log_prob: Tensor | None) -> Any:
+        """Gradient of the outputs."""
+        outputs, actions, deviation, slope, density = ctx.saved_tensors
+        of_actions = torch.zeros_like(actions) if of_actions is None else of_actions
+        of_log_prob = actions.new_zeros(actions.shape[:-1]) if of_log_prob is None else of_log_prob
+        of_log_prob = of_log_prob.unsqueeze(-1)
+        of_outputs = torch.empty_like(outputs)
+        of_mean, of_log_std = of_outputs.chunk(2, -1)
+        # Of the gaussian's own density only −log σ depends on the outputs: (u − m)/σ is the noise.
+        torch.mul((actions / density).mul_(2 * of_log_prob).add_(of_actions), slope, out=of_mean)
+        torch.sub(of_mean * deviation, of_log_prob, out=of_log_std)
+        log_std = outputs.chunk(2, -1)[1]
+        low, high = LOG_STD_RANGE
+        of_log_std.masked_fill_((log_std < low) | (log_std > high), 0.0)
+        return of_outputs, None

@@ -83,8 +83,8 @@ class AlraoPolicyMixin:
             ValueError: they are of another kind.
         """
         default: type[BaseFeaturesExtractor] = self.default_features_extractor_class
-        # What the user wrote is AlraoPolicy, whichever of its two it stands for.
-        name = re.sub("^Alrao(DQN|ActorCritic)", "Alrao", type(self).__name__)
+        # What the user wrote is AlraoPolicy, whichever of its classes it stands for.
+        name = re.sub("^Alrao(DQN|ActorCritic|SAC|TD3)", "Alrao", type(self).__name__)
         are_images = space.shape is not None and len(space.shape) == 3
         if isinstance(space, spaces.Dict):
             if not issubclass(default, CombinedExtractor):
@@ -127,6 +127,10 @@ class AlraoPolicyMixin:
         own = {name: value for name, value in parameters.items() if not name.startswith("optimizer_")}
         return own | {"alrao": self.alrao_options}
 
+    def optimizers(self) -> dict[str, AlraoOptimizer]:
+        """All of them, by the name of what each updates; one for everything is called ``policy``."""
+        return {"policy": cast(AlraoOptimizer, self.optimizer)}
+
     def alrao_layers(self) -> dict[str, OutputHeads]:
         """The duplicated output layers by name."""
         raise NotImplementedError
@@ -139,16 +143,17 @@ class AlraoPolicyMixin:
         head was re-cloned in training, ``reclones`` ``[J]``, and of these because it was not finite, ``lost``. How many
         updates of the whole network had a gradient that was not finite, and moved nothing by it: ``skipped``.
         """
-        optimizer = cast(AlraoOptimizer, self.optimizer)
-        return {
-            name: {
+        optimizers = list(self.optimizers().values())
+        stats = {}
+        for name, layer in self.alrao_layers().items():
+            optimizer = next(one for one in optimizers if one.updates(layer))
+            stats[name] = {
                 **layer.stats(),
                 "reclones": optimizer.reclones(layer).cpu().numpy(),
                 "lost": optimizer.reclones(layer, "lost").cpu().numpy(),
                 "skipped": optimizer.skipped,
             }
-            for name, layer in self.alrao_layers().items()
-        }
+        return stats
 
 
 def all_modules(root: nn.Module) -> list[nn.Module]:

@@ -32,6 +32,14 @@ from alrao_rl.sb3.base import (
 from alrao_rl.sb3.distributions import LeanGaussian, LeanStateDependentNoise, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.log_std import log_std, write_log_std
+from alrao_rl.sb3.off_policy import (
+    AlraoSACCnnPolicy,
+    AlraoSACMultiInputPolicy,
+    AlraoSACPolicy,
+    AlraoTD3CnnPolicy,
+    AlraoTD3MultiInputPolicy,
+    AlraoTD3Policy,
+)
 from alrao_rl.sb3.running_average import follow
 from alrao_rl.sb3.shortcuts import are_features, is_hooked, make_lean
 
@@ -212,7 +220,7 @@ def _begin_anew(average: nn.Module, network: nn.Module, _: Any) -> None:
 
 
 class AlraoPolicy:
-    """Policy without a learning rate for SB3's DQN, A2C and PPO: ``DQN(AlraoPolicy, env)``.
+    """Policy without a learning rate for SB3's DQN, A2C, PPO, SAC, TD3 and DDPG: ``DQN(AlraoPolicy, env)``.
 
     Every unit has its own random learning rate, the output layer is duplicated once per learning rate and the copies
     are averaged by how well they do ("Learning with Random Learning Rates", https://arxiv.org/abs/1810.01322). The
@@ -228,7 +236,8 @@ class AlraoPolicy:
             ``DQN(AlraoPolicy, env, policy_kwargs=dict(alrao=dict(n_heads=20)))``.
 
     Returns:
-        An :class:`AlraoDQNPolicy` or an :class:`AlraoActorCriticPolicy`, whichever the algorithm needs.
+        An :class:`AlraoDQNPolicy`, an :class:`AlraoActorCriticPolicy`, an :class:`AlraoSACPolicy` or an
+        :class:`AlraoTD3Policy`, whichever the algorithm needs.
 
     Raises:
         ValueError, TypeError: with one line, for an algorithm that is not served, a bad option or an
@@ -237,14 +246,21 @@ class AlraoPolicy:
 
     dqn_class: type[AlraoDQNPolicy] = AlraoDQNPolicy
     actor_critic_class: type[AlraoActorCriticPolicy] = AlraoActorCriticPolicy
+    sac_class: type[AlraoSACPolicy] = AlraoSACPolicy
+    td3_class: type[AlraoTD3Policy] = AlraoTD3Policy
 
     def __new__(
         cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Make the concrete policy."""
-        refuse_algorithm(cls, cls.dqn_class.serves + cls.actor_critic_class.serves, calling_algorithm())
-        # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
-        concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
+        classes: list[Any] = [cls.dqn_class, cls.actor_critic_class, cls.sac_class, cls.td3_class]
+        algorithm = calling_algorithm()
+        refuse_algorithm(cls, tuple(kind for one in classes for kind in one.serves), algorithm)
+        concrete = next((one for one in classes if isinstance(algorithm, one.serves)), None)
+        if concrete is None:  # from a file: the keywords are those that each of SB3's policies keeps
+            off_policy = "n_critics" in kwargs
+            stochastic = cls.sac_class if off_policy else cls.actor_critic_class
+            concrete = stochastic if "use_sde" in kwargs else cls.td3_class if off_policy else cls.dqn_class
         return concrete(observation_space, action_space, *args, **kwargs)
 
     @classmethod
@@ -286,6 +302,8 @@ class AlraoCnnPolicy(AlraoPolicy):
 
     dqn_class = AlraoDQNCnnPolicy
     actor_critic_class = AlraoActorCriticCnnPolicy
+    sac_class = AlraoSACCnnPolicy
+    td3_class = AlraoTD3CnnPolicy
 
 
 class AlraoMultiInputPolicy(AlraoPolicy):
@@ -293,3 +311,5 @@ class AlraoMultiInputPolicy(AlraoPolicy):
 
     dqn_class = AlraoDQNMultiInputPolicy
     actor_critic_class = AlraoActorCriticMultiInputPolicy
+    sac_class = AlraoSACMultiInputPolicy
+    td3_class = AlraoTD3MultiInputPolicy
