@@ -48,7 +48,7 @@ SMALL = {
     "a2c": {"n_steps": 4},
     "ppo": {"n_steps": 8, "batch_size": 8, "n_epochs": 1},
 }
-SMALL |= {"qrdqn": SMALL["dqn"], "recurrent-ppo": SMALL["ppo"]}
+SMALL |= {"qrdqn": SMALL["dqn"], "recurrent-ppo": SMALL["ppo"], **dict.fromkeys(("sac", "td3"), SMALL["dqn"])}
 
 
 class RandomEnv(gym.Env):

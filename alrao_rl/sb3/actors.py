@@ -13,6 +13,7 @@ from alrao_rl.core import AlraoConfig, HeadwiseTensor, Output, OutputHeads, on_b
 from alrao_rl.core.densities import LOG_STD_RANGE
 from alrao_rl.fast import convert
 from alrao_rl.fast.densities import squashed_gaussian
+from alrao_rl.sb3.distributions import without_graph
 from alrao_rl.sb3.shortcuts import are_features, make_lean
 
 
@@ -58,9 +59,8 @@ class AlraoActor(Actor):
         latent = self._latent(obs)
         outputs = self.output(latent)
         if self.use_sde:
-            return self._clipped(outputs), self.output.averaged_extra(), {"latent_sde": latent}
-        mean, log_std = outputs.chunk(2, 1)
-        return mean, log_std.clamp(*LOG_STD_RANGE), {}
+            return self.mean_of(outputs), self.output.averaged_extra(), {"latent_sde": latent}
+        return self.mean_of(outputs), outputs[:, outputs.shape[1] // 2 :].clamp(*LOG_STD_RANGE), {}
 
     def forward(self, obs: Any, deterministic: bool = False) -> Tensor:
         """Actions ``[B, A]`` between −1 and 1."""
@@ -81,8 +81,11 @@ class AlraoActor(Actor):
         actions, log_prob = squashed_gaussian(outputs.branches, noise)
         return outputs.like(actions), outputs.like(log_prob)
 
-    def _clipped(self, mean: Tensor) -> Tensor:
-        return mean.clamp(-self.clip_mean, self.clip_mean) if self.clip_mean > 0 else mean
+    def mean_of(self, outputs: Tensor) -> Tensor:
+        """The mean, ``[B, A]``, before it is squashed, of what the output layer gives."""
+        if not self.use_sde:
+            return outputs[:, : outputs.shape[1] // 2]
+        return outputs.clamp(-self.clip_mean, self.clip_mean) if self.clip_mean > 0 else outputs
 
     @torch.no_grad()
     def get_std(self) -> Tensor:
@@ -115,6 +118,7 @@ class _ReparametrizedNoise(StateDependentNoiseDistribution):
     """gSDE where gradients pass through the noise: its weights W = σ ε have the σ of each head, and the same ε."""
 
     _standard: Tensor
+    __getstate__ = without_graph
 
     def sample_weights(self, log_std: Tensor, batch_size: int = 1) -> None:
         """Draw ε, of which the average's weights are made at once and those of the heads as they are needed."""

@@ -21,6 +21,7 @@ from stable_baselines3.td3.policies import Actor as TD3Actor
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
+from alrao_rl.checks import AUTO, entropy_coefficient, target_entropy
 from alrao_rl.core import AlraoConfig, Output, OutputHeads
 from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.sb3.actors import AlraoActor
@@ -116,8 +117,12 @@ class AlraoSACPolicy(OffPolicyMixin, SACPolicy):
     family = "Alrao{}Policy"
 
     def _attend(self, algorithm: BaseAlgorithm | None) -> None:
-        coefficient = getattr(algorithm, "ent_coef", "auto")
-        _refuse_entropy(coefficient, getattr(algorithm, "target_entropy", "auto"))
+        for name, check in {"ent_coef": entropy_coefficient, "target_entropy": target_entropy}.items():
+            value = getattr(algorithm, name, AUTO)
+            try:
+                check(value)
+            except ValueError as error:
+                raise ValueError(f"{name} is {value!r}, {error}") from None
         self.__dict__["_entropy_hook"] = EntropyHook(algorithm)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoActor:
@@ -221,26 +226,3 @@ def _refuse_actions(name: str, space: spaces.Space[Any]) -> None:
             f"{name} cannot act in {space}: its actions go from low to high, expected finite bounds; see "
             "gymnasium.wrappers.RescaleAction"
         )
-
-
-def _refuse_entropy(coefficient: Any, target: Any) -> None:
-    """Refuse an entropy coefficient that SB3 would not understand, or only by an error that names no option.
-
-    Raises:
-        ValueError: with the value.
-    """
-    number = coefficient.removeprefix("auto_") if isinstance(coefficient, str) else coefficient
-    automatic = isinstance(coefficient, str) and coefficient.startswith("auto")
-    if coefficient != "auto" and not (_is_number(number) and float(number) >= (1e-30 if automatic else 0)):
-        raise ValueError(
-            f"ent_coef is {coefficient!r}, expected a number of at least 0, 'auto', or 'auto_0.1' to begin with 0.1"
-        )
-    if target != "auto" and not _is_number(target):
-        raise ValueError(f"target_entropy is {target!r}, expected a number or 'auto'")
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except (TypeError, ValueError):
-        return False
