@@ -128,6 +128,9 @@ def test_a_normalisation_that_the_file_does_not_tell_is_refused(tmp_path, name, 
         ("ppo", "vector", "box"),
         ("ppo", "image", "box"),
         ("ppo", "dict", "multi-discrete"),
+        ("sac", "vector", "box"),
+        ("sac", "image", "box"),
+        ("td3", "dict", "box"),
     ],
 )
 def test_round_trip(tmp_path, algo, observations, actions):

@@ -380,6 +380,9 @@ def scores_of(model, observations):
             if hasattr(policy, name):
                 values = getattr(policy, f"{name}_average", getattr(policy, name))(tensor)
                 return values if name == "q_net" else values.mean(1)
+        if hasattr(policy, "actor"):
+            actor = policy.actor
+            return actor.get_action_dist_params(tensor)[0] if hasattr(actor, "latent_pi") else actor(tensor).atanh()
         features = policy.extract_features(tensor, policy.pi_features_extractor)
         return policy.action_net(policy.mlp_extractor.forward_actor(features))
 

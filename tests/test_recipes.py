@@ -295,7 +295,7 @@ def test_suggest_is_silent_when_nothing_is_near():
         ("", "algo is missing"),
         (
             'algo = "pp0"\npolicy = "alrao"',
-            "or 'maskable-ppo'; did you mean 'ppo'?",
+            "or 'ddpg'; did you mean 'ppo'?",
         ),
         (PPO + "n_env = 3", "did you mean 'n_envs'?"),
         (PPO + 'n_envs = "3"', "n_envs is '3': expected a valid integer"),

@@ -49,6 +49,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
     Args:
         network: a converted network.
         lr: see above; 1 unless an algorithm writes its own.
+        skip: a part of the network that another optimizer trains, such as a shared features extractor.
 
     Raises:
         ValueError: ``network`` is not a converted one, or of float16, or ``lr`` is no rate.
@@ -63,13 +64,14 @@ class AlraoOptimizer(torch.optim.Optimizer):
     found_inf: Tensor | None = None
     """Set by a gradient scaler."""
 
-    def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
+    def __init__(self, network: nn.Module, lr: float = 1.0, skip: nn.Module | None = None) -> None:
         if not hasattr(network, "alrao_config"):
             raise ValueError(f"{type(network).__name__} is not an Alrao network: pass it through convert() first")
         self._network = network
         self.config: AlraoConfig = network.alrao_config  # type: ignore[assignment]
         self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
-        self._layout = Layout(network, self._layers)
+        self._skip = skip
+        self._layout = Layout(network, self._layers, skip)
         self._base: BaseUpdate = self.config.make_base()
         self._refuse_half()
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
@@ -290,7 +292,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
     def _thaw(self) -> None:
         """Take in parameters that were frozen before, so that they have rates and a state; the trunk's begins anew."""
         old, state, group = self._layout, self.state.pop(self.param_groups[0]["params"][0], {}), self.param_groups[0]
-        self._layout = Layout(self._network, self._layers)
+        self._layout = Layout(self._network, self._layers, self._skip)
         group["params"] = self._layout.parameters
         if state:
             for name in self._base.buffers:

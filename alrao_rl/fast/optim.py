@@ -25,7 +25,7 @@ from alrao_rl.fast.memory import all_finite
 class AlraoOptimizer(core.AlraoOptimizer):
     """See :class:`alrao_rl.core.optim.AlraoOptimizer`."""
 
-    def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
+    def __init__(self, network: nn.Module, lr: float = 1.0, skip: nn.Module | None = None) -> None:
         self._rates = self._flat = torch.empty(0)
         self._views: list[Tensor] = []
         self._version: list[tuple[int, int]] = []
@@ -33,7 +33,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
         self._places: list[tuple[int, int, bool]] = []
         self._finite: list[OutputHeads] = []
         self._all_well = False
-        super().__init__(network, lr)
+        super().__init__(network, lr, skip)
 
     def __getstate__(self) -> dict[str, Any]:
         # Buffers are made anew.

@@ -6,7 +6,6 @@ from the averaged targets. The actor is averaged by exponentiated gradient. ``cr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -78,9 +77,6 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
         follow_at_once(target, self.critic)
         return target
 
-    def _optimizer(self, network: nn.Module, lr_schedule: Callable[[float], float]) -> AlraoOptimizer:
-        return AlraoOptimizer(network, lr=lr_schedule(1))
-
     def set_training_mode(self, mode: bool) -> None:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
         if mode != self.training:
@@ -132,10 +128,11 @@ class AlraoSACPolicy(OffPolicyMixin, SACPolicy):
 
     def _build(self, lr_schedule: Any) -> None:
         self.actor = self.make_actor()
-        self.actor.optimizer = self._optimizer(self.actor, lr_schedule)
-        # As in SB3 the actor alone trains a shared extractor: no gradient of the critics reaches it.
-        self.critic = self.make_critic(self.actor.features_extractor if self.share_features_extractor else None)
-        self.critic.optimizer = self._optimizer(self.critic, lr_schedule)
+        # As in SB3 the actor alone trains a shared extractor.
+        shared = self.actor.features_extractor if self.share_features_extractor else None
+        self.critic = self.make_critic(shared)
+        self.actor.optimizer = AlraoOptimizer(self.actor, lr_schedule(1))
+        self.critic.optimizer = AlraoOptimizer(self.critic, lr_schedule(1), skip=shared)
         self.critic_target = self._make_target()
         self.critic_target.set_training_mode(False)
         self.register_load_state_dict_post_hook(lambda *_: self._entropy_hook())
@@ -173,11 +170,13 @@ class AlraoTD3Policy(OffPolicyMixin, TD3Policy):
         self.actor_target = TD3Policy.make_actor(self)
         make_lean(self.actor_target)
         follow_at_once(self.actor_target, self.actor)
-        self.actor.optimizer = self._optimizer(self.actor, lr_schedule)
-        shared = self.share_features_extractor
-        self.critic = self.make_critic(self.actor.features_extractor if shared else None)
-        self.critic_target = self._make_target(self.actor_target.features_extractor if shared else None)
-        self.critic.optimizer = self._optimizer(self.critic, lr_schedule)
+        shared, of_target = self.actor.features_extractor, self.actor_target.features_extractor
+        if not self.share_features_extractor:
+            shared = of_target = None
+        self.critic = self.make_critic(shared)
+        self.critic_target = self._make_target(of_target)
+        self.actor.optimizer = AlraoOptimizer(self.actor, lr_schedule(1))
+        self.critic.optimizer = AlraoOptimizer(self.critic, lr_schedule(1), skip=shared)
         self.actor_target.set_training_mode(False)
         self.critic_target.set_training_mode(False)
 
