@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import gymnasium as gym
 import numpy as np
@@ -538,8 +539,9 @@ def test_actions_under_gradients_are_headwise_and_plain_without():
 def test_copies_of_a_policy_act_alike():
     policy = make().learn(30).policy
     obs = np.zeros(3, np.float32)
-    alike = copy.deepcopy(policy).predict(obs, deterministic=True)[0]
-    np.testing.assert_array_equal(alike, policy.predict(obs, deterministic=True)[0])
+    for other in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        alike = other.predict(obs, deterministic=True)[0]
+        np.testing.assert_array_equal(alike, policy.predict(obs, deterministic=True)[0])
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ class AlraoSACPolicy(OffPolicyMixin, SACPolicy):
     see :class:`~alrao_rl.sb3.entropy.EntropyStep`.
     """
 
+    _entropy_hook: EntropyHook
     serves = (SAC,)
     stock = SACPolicy
     family = "Alrao{}Policy"
@@ -135,7 +136,7 @@ class AlraoSACPolicy(OffPolicyMixin, SACPolicy):
         self.critic.optimizer = AlraoOptimizer(self.critic, lr_schedule(1), skip=shared)
         self.critic_target = self._make_target()
         self.critic_target.set_training_mode(False)
-        self.register_load_state_dict_post_hook(lambda *_: self._entropy_hook())
+        self.register_load_state_dict_post_hook(_attend_to_entropy)
 
     def set_training_mode(self, mode: bool) -> None:
         """See :meth:`OffPolicyMixin.set_training_mode`; SB3 calls this before every rollout and every training."""
@@ -170,9 +171,9 @@ class AlraoTD3Policy(OffPolicyMixin, TD3Policy):
         self.actor_target = TD3Policy.make_actor(self)
         make_lean(self.actor_target)
         follow_at_once(self.actor_target, self.actor)
-        shared, of_target = self.actor.features_extractor, self.actor_target.features_extractor
-        if not self.share_features_extractor:
-            shared = of_target = None
+        is_shared = self.share_features_extractor
+        shared = self.actor.features_extractor if is_shared else None
+        of_target = self.actor_target.features_extractor if is_shared else None
         self.critic = self.make_critic(shared)
         self.critic_target = self._make_target(of_target)
         self.actor.optimizer = AlraoOptimizer(self.actor, lr_schedule(1))
@@ -206,6 +207,11 @@ class AlraoTD3MultiInputPolicy(AlraoTD3Policy):
     """:class:`AlraoTD3Policy` for Dict observations."""
 
     default_features_extractor_class = AlraoCombinedExtractor
+
+
+def _attend_to_entropy(policy: AlraoSACPolicy, _: object) -> None:
+    """Where a model is loaded: before the state of its entropy step is."""
+    policy._entropy_hook()
 
 
 def _with_seed(config: AlraoConfig, offset: int) -> AlraoConfig:
