@@ -1,4 +1,4 @@
-"""SAC, TD3 and DDPG with Alrao: heads of actors and critics, collapsed targets, the entropy step."""
+"""SAC, TQC, TD3 and DDPG with Alrao: heads of actors and critics, collapsed targets, the entropy step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import TQC
+from sb3_contrib.common.utils import quantile_huber_loss
+from sb3_contrib.tqc import tqc
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import polyak_update
@@ -18,7 +21,7 @@ from test_identity import ActionLog, Sums, assert_identical, one_rate
 from torch import nn
 from torch.nn import functional as F
 
-from alrao_rl import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy
+from alrao_rl import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy, AlraoTQCMultiInputPolicy, AlraoTQCPolicy
 from alrao_rl.core import HeadwiseTensor, OutputHeads
 from alrao_rl.core.densities import squashed_gaussian as plain_squashed_gaussian
 from alrao_rl.fast.densities import squashed_gaussian
@@ -31,7 +34,15 @@ SMALL = {"learning_starts": 20, "batch_size": 16, "buffer_size": 1_000, "device"
 
 def make(algorithm=SAC, env="Pendulum-v1", policy=AlraoPolicy, alrao=None, **kwargs):
     """A small model; keywords of the policy go to it."""
-    names = ("net_arch", "n_critics", "share_features_extractor", "activation_fn", "use_expln", "clip_mean")
+    names = (
+        "net_arch",
+        "n_critics",
+        "n_quantiles",
+        "share_features_extractor",
+        "activation_fn",
+        "use_expln",
+        "clip_mean",
+    )
     of_policy = {"net_arch": [8, 8], **{name: kwargs.pop(name) for name in names if name in kwargs}}
     of_policy["alrao"] = {"n_heads": 4, **(alrao or {})}
     return algorithm(policy, env, policy_kwargs=of_policy, **(SMALL | kwargs))
@@ -307,6 +318,26 @@ def test_rewards_times_a_power_of_two_leave_the_weights_of_the_critics():
     assert not torch.equal(found[0][0], torch.full((4,), 0.25))
 
 
+@pytest.mark.parametrize("n_critics", [1, 3])
+@pytest.mark.parametrize("summed", [True, False])
+def test_losses_of_tqc_are_those_of_sb3_contrib(n_critics, summed):
+    """Of the average of all critics, and of the j-th heads of all; evidence is each critic's own, by its heads."""
+    model = make(TQC, policy=AlraoTQCPolicy, n_critics=n_critics, n_quantiles=5)
+    obs, actions = batch(model)
+    target = torch.randn(len(obs), 1, 7, generator=torch.Generator().manual_seed(0))
+    current = model.critic(obs, actions)
+    assert current.shape == (len(obs), n_critics, 5)
+    loss = tqc.quantile_huber_loss(current, target, sum_over_quantiles=summed)
+    for branch in range(5):
+        expected = quantile_huber_loss(current.branches[branch].detach(), target, sum_over_quantiles=summed)
+        torch.testing.assert_close(loss.branches[branch].detach(), expected)
+    loss.backward()
+    for i, heads in enumerate(heads_of(model.critic)):
+        one = current.branches[:, :, i : i + 1].detach()
+        own = torch.stack([quantile_huber_loss(q, target, sum_over_quantiles=summed) for q in one])
+        torch.testing.assert_close(heads.evidence.losses, own / n_critics)
+
+
 # --- the entropy coefficient ----------------------------------------------------------------------------------------
 
 
@@ -373,7 +404,7 @@ def run(algorithm, policy, env, steps, policy_kwargs, **kwargs):
     """Train; return the actions, and parameters after every update, as ``test_identity.run`` does."""
     env = ActionLog(gym.make(env) if isinstance(env, str) else env)
     kwargs = {"learning_starts": 50, "batch_size": 32, **kwargs}
-    noise = {} if algorithm is SAC else {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))}
+    noise = {} if algorithm in (SAC, TQC) else {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))}
     model = algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **noise, **kwargs)
     if getattr(model, "ent_coef_optimizer", None) is not None:
         model.policy.set_training_mode(True)
@@ -397,6 +428,7 @@ def run(algorithm, policy, env, steps, policy_kwargs, **kwargs):
         (SAC, {}),
         (SAC, {"ent_coef": 0.1, "use_sde": True}),
         (SAC, {"share": True, "gradient_steps": 2}),
+        (TQC, {}),
         (TD3, {}),
         (DDPG, {}),
     ],
@@ -407,7 +439,8 @@ def test_one_head_of_one_rate_is_the_stock_algorithm(algorithm, options, steps):
     if options.pop("share", False):
         network["share_features_extractor"] = True
     stock = run(algorithm, "MlpPolicy", env, steps, network, learning_rate=1e-3, **options)
-    alrao = run(algorithm, AlraoPolicy, env, steps, network | one_rate(1e-3, eps=1e-8), learning_rate=1e-3, **options)
+    policy = AlraoTQCPolicy if algorithm is TQC else AlraoPolicy
+    alrao = run(algorithm, policy, env, steps, network | one_rate(1e-3, eps=1e-8), learning_rate=1e-3, **options)
     # Stock gSDE takes the Gaussian action from tanh(u) by atanh, which rounds more.
     assert_identical(alrao, stock, 5e-3 if options.get("use_sde") else 1e-3)
 
@@ -456,6 +489,10 @@ VARIANTS = [
     (SAC, AlraoCnnPolicy, Images, {}),
     (SAC, AlraoCnnPolicy, Images, {"share_features_extractor": True}),
     (SAC, AlraoMultiInputPolicy, Parts, {}),
+    (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5}),
+    (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5, "n_critics": 5, **SDE, "share_features_extractor": True}),
+    (TQC, AlraoTQCPolicy, Sums, {"n_critics": 1}),
+    (TQC, AlraoTQCMultiInputPolicy, Parts, {}),
     (TD3, AlraoPolicy, Sums, {}),
     (TD3, AlraoPolicy, Sums, {"policy_delay": 3, "target_policy_noise": 0.5, "n_critics": 3}),
     (TD3, AlraoCnnPolicy, Images, {"share_features_extractor": True}),

@@ -130,11 +130,11 @@ class _QuantileLosses(torch.autograd.Function):
         """Gradient of the quantiles."""
         quantiles, samples, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody will differentiate this once more
-            return *differentiate(lambda x: _quantiles_by_torch(x, samples), (quantiles,), (True,), of_losses), None
+            return *differentiate(lambda x: quantiles_by_torch(x, samples), (quantiles,), (True,), of_losses), None
         return gradient * of_losses.view(-1, 1, 1), None
 
 
-def _quantiles_by_torch(quantiles: Tensor, samples: Tensor) -> Tensor:
+def quantiles_by_torch(quantiles: Tensor, samples: Tensor) -> Tensor:
     """The losses, ``[B]``, by operations that have gradients themselves."""
     n = quantiles.shape[2]
     d = samples.unsqueeze(-2) - quantiles.unsqueeze(-1)

@@ -65,6 +65,12 @@ class SacHyperparameters(DdpgHyperparameters):
     stats_window_size: Count | None = None
 
 
+class TqcHyperparameters(SacHyperparameters):
+    """Keywords of sb3-contrib's TQC."""
+
+    top_quantiles_to_drop_per_net: Annotated[int, Field(ge=0)] | None = None
+
+
 class DqnHyperparameters(Table):
     """Keywords of ``stable_baselines3.DQN``, and of sb3-contrib's QRDQN."""
 
@@ -166,6 +172,12 @@ class SacPolicyOptions(Td3PolicyOptions):
     clip_mean: NotNegative | None = None
 
 
+class TqcPolicyOptions(SacPolicyOptions):
+    """Keywords of TQC's policy."""
+
+    n_quantiles: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
 class QrdqnPolicyOptions(DqnPolicyOptions):
     """Keywords of QR-DQN's policy."""
 
@@ -236,6 +248,10 @@ _ROWS = (
     Algorithm(
         "sac", "SAC", SacHyperparameters, SacPolicyOptions, 100_000,
         actions="Box", learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm(
+        "tqc", "TQC", TqcHyperparameters, TqcPolicyOptions, 100_000, timesteps_of="sac",
+        policies="AlraoTQC{}Policy", actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
         "td3", "TD3", Td3Hyperparameters, Td3PolicyOptions, 100_000, timesteps_of="sac",

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import Actor as TD3Actor
@@ -44,7 +44,7 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
     critic_target: Any
     share_features_extractor: bool
     critic_kwargs: dict[str, Any]
-    critic_class: type[ContinuousCritic] = AlraoContinuousCritic
+    critic_class: type[Any] = AlraoContinuousCritic
 
     def __init__(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
@@ -64,7 +64,7 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """SB3's critics, the last layer of each duplicated."""
         critic = self.critic_class(**self._update_features_extractor(self.critic_kwargs, features_extractor))
-        last = {f"qf{i}.{len(network) - 1}": "values" for i, network in enumerate(cast(Any, critic.q_networks))}
+        last = {f"qf{i}.{len(network) - 1}": "values" for i, network in enumerate(critic.q_networks)}
         # Rates of their own, apart from the actor's.
         convert(critic, last, _with_seed(self.alrao_options, 1))
         make_lean(critic)
@@ -101,17 +101,11 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
         raise NotImplementedError
 
 
-class AlraoSACPolicy(OffPolicyMixin, SACPolicy):
-    """SAC's policy with Alrao; see :class:`AlraoPolicy`.
-
-    The entropy coefficient, where SAC learns one, takes a normalised step in place of the Adam that SB3 makes:
-    see :class:`~alrao_rl.sb3.entropy.EntropyStep`.
-    """
+class MaximumEntropyMixin(OffPolicyMixin):
+    """SAC and its like: a squashed Gaussian actor, and an entropy coefficient that may be learned."""
 
     _entropy_hook: EntropyHook
-    serves = (SAC,)
-    stock = SACPolicy
-    family = "Alrao{}Policy"
+    actor_kwargs: dict[str, Any]
 
     def _attend(self, algorithm: BaseAlgorithm | None) -> None:
         for name, check in {"ent_coef": entropy_coefficient, "target_entropy": target_entropy}.items():
@@ -147,6 +141,17 @@ class AlraoSACPolicy(OffPolicyMixin, SACPolicy):
         return cast(AlraoActor, self.actor).output
 
 
+class AlraoSACPolicy(MaximumEntropyMixin, SACPolicy):
+    """SAC's policy with Alrao; see :class:`AlraoPolicy`.
+
+    The entropy coefficient, where SAC learns one, takes a normalised step in place of the Adam that SB3 makes:
+    see :class:`~alrao_rl.sb3.entropy.EntropyStep`.
+    """
+
+    serves = (SAC,)
+    stock = SACPolicy
+
+
 class AlraoTD3Actor(Collapsing, TD3Actor):
     """SB3's actor of TD3, its last layer duplicated."""
 
@@ -156,7 +161,6 @@ class AlraoTD3Policy(OffPolicyMixin, TD3Policy):
 
     serves = (TD3,)
     stock = TD3Policy
-    family = "Alrao{}Policy"
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoTD3Actor:
         """SB3's actor, its last layer duplicated."""
@@ -209,7 +213,7 @@ class AlraoTD3MultiInputPolicy(AlraoTD3Policy):
     default_features_extractor_class = AlraoCombinedExtractor
 
 
-def _attend_to_entropy(policy: AlraoSACPolicy, _: object) -> None:
+def _attend_to_entropy(policy: MaximumEntropyMixin, _: object) -> None:
     """Where a model is loaded: before the state of its entropy step is."""
     policy._entropy_hook()
 
