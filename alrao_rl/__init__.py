@@ -22,6 +22,7 @@ _NAMES = {
     "AlraoTQCPolicy": "alrao_rl.sb3.contrib",
     "AlraoTQCCnnPolicy": "alrao_rl.sb3.contrib",
     "AlraoTQCMultiInputPolicy": "alrao_rl.sb3.contrib",
+    "AlraoCrossQPolicy": "alrao_rl.sb3.contrib",
     "AlraoLstmPolicy": "alrao_rl.sb3.contrib",
     "AlraoCnnLstmPolicy": "alrao_rl.sb3.contrib",
     "AlraoMultiInputLstmPolicy": "alrao_rl.sb3.contrib",

@@ -33,7 +33,8 @@ PPO = ["n_steps=32", "n_epochs=2", "n_envs=4", "batch_size=32"]
 SAC = ["learning_starts=100", "batch_size=8", "buffer_size=300"]
 SETTINGS = {
     "dqn": DQN, "ppo": PPO, "a2c": ["n_envs=4"], "qrdqn": [*DQN, "n_quantiles=3"],
-    "recurrent-ppo": [*PPO, "lstm_hidden_size=4"], "sac": SAC, "tqc": [*SAC, "n_quantiles=5"], "td3": SAC, "ddpg": SAC,
+    "recurrent-ppo": [*PPO, "lstm_hidden_size=4"],
+    "sac": SAC, "tqc": [*SAC, "n_quantiles=5"], "crossq": SAC, "td3": SAC, "ddpg": SAC,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import TQC
+from sb3_contrib import TQC, CrossQ
 from sb3_contrib.common.utils import quantile_huber_loss
 from sb3_contrib.tqc import tqc
 from stable_baselines3 import DDPG, SAC, TD3
@@ -21,7 +21,14 @@ from test_identity import ActionLog, Sums, assert_identical, one_rate
 from torch import nn
 from torch.nn import functional as F
 
-from alrao_rl import AlraoCnnPolicy, AlraoMultiInputPolicy, AlraoPolicy, AlraoTQCMultiInputPolicy, AlraoTQCPolicy
+from alrao_rl import (
+    AlraoCnnPolicy,
+    AlraoCrossQPolicy,
+    AlraoMultiInputPolicy,
+    AlraoPolicy,
+    AlraoTQCMultiInputPolicy,
+    AlraoTQCPolicy,
+)
 from alrao_rl.core import HeadwiseTensor, OutputHeads
 from alrao_rl.core.densities import squashed_gaussian as plain_squashed_gaussian
 from alrao_rl.fast.densities import squashed_gaussian
@@ -338,6 +345,34 @@ def test_losses_of_tqc_are_those_of_sb3_contrib(n_critics, summed):
         torch.testing.assert_close(heads.evidence.losses, own / n_critics)
 
 
+def test_batch_renormalisation_has_a_rate_for_every_unit():
+    """Its scale and bias are one feature, as those of batch normalisation."""
+    from sb3_contrib.common.torch_layers import BatchRenorm1d
+
+    from alrao_rl.core.rates import FeatureMap
+
+    layer = BatchRenorm1d(3)
+    features = FeatureMap(nn.Sequential(nn.Linear(2, 3), layer))
+    assert features.index[layer.scale].tolist() == features.index[layer.bias].tolist() == [3, 4, 5]
+    assert features.whole == []
+
+
+def test_critics_of_crossq_are_judged_each_by_its_own_residuals():
+    model = make(CrossQ, policy=AlraoCrossQPolicy, n_critics=2)
+    obs, actions = batch(model)
+    values = torch.cat(model.critic(obs, actions), dim=1)
+    current, following = torch.split(values, 8, dim=0)
+    with torch.no_grad():
+        assert type(following.detach()) is torch.Tensor
+    current = current.T[..., None]
+    assert current.shape == (2, 8, 1)
+    target = torch.linspace(-1, 1, 8)[:, None]
+    (0.5 * sum(F.mse_loss(one, target) for one in current)).backward()
+    for i, heads in enumerate(heads_of(model.critic)):
+        residuals = (values.branches[:, :8, i].detach() - target[:, 0]).square().mean(1)
+        torch.testing.assert_close(heads.evidence.losses, residuals)
+
+
 # --- the entropy coefficient ----------------------------------------------------------------------------------------
 
 
@@ -404,7 +439,7 @@ def run(algorithm, policy, env, steps, policy_kwargs, **kwargs):
     """Train; return the actions, and parameters after every update, as ``test_identity.run`` does."""
     env = ActionLog(gym.make(env) if isinstance(env, str) else env)
     kwargs = {"learning_starts": 50, "batch_size": 32, **kwargs}
-    noise = {} if algorithm in (SAC, TQC) else {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))}
+    noise = {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))} if issubclass(algorithm, TD3) else {}
     model = algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **noise, **kwargs)
     if getattr(model, "ent_coef_optimizer", None) is not None:
         model.policy.set_training_mode(True)
@@ -429,6 +464,7 @@ def run(algorithm, policy, env, steps, policy_kwargs, **kwargs):
         (SAC, {"ent_coef": 0.1, "use_sde": True}),
         (SAC, {"share": True, "gradient_steps": 2}),
         (TQC, {}),
+        (CrossQ, {"policy_delay": 1}),
         (TD3, {}),
         (DDPG, {}),
     ],
@@ -439,8 +475,10 @@ def test_one_head_of_one_rate_is_the_stock_algorithm(algorithm, options, steps):
     if options.pop("share", False):
         network["share_features_extractor"] = True
     stock = run(algorithm, "MlpPolicy", env, steps, network, learning_rate=1e-3, **options)
-    policy = AlraoTQCPolicy if algorithm is TQC else AlraoPolicy
-    alrao = run(algorithm, policy, env, steps, network | one_rate(1e-3, eps=1e-8), learning_rate=1e-3, **options)
+    policy = {TQC: AlraoTQCPolicy, CrossQ: AlraoCrossQPolicy}.get(algorithm, AlraoPolicy)
+    adam = {"beta1": 0.5} if algorithm is CrossQ else {}  # as sb3-contrib's
+    mine = network | one_rate(1e-3, eps=1e-8, **adam)
+    alrao = run(algorithm, policy, env, steps, mine, learning_rate=1e-3, **options)
     # Stock gSDE takes the Gaussian action from tanh(u) by atanh, which rounds more.
     assert_identical(alrao, stock, 5e-3 if options.get("use_sde") else 1e-3)
 
@@ -493,6 +531,9 @@ VARIANTS = [
     (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5, "n_critics": 5, **SDE, "share_features_extractor": True}),
     (TQC, AlraoTQCPolicy, Sums, {"n_critics": 1}),
     (TQC, AlraoTQCMultiInputPolicy, Parts, {}),
+    (CrossQ, AlraoCrossQPolicy, Sums, {}),
+    (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 3, **SDE}),
+    (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 1, "share_features_extractor": True}),
     (TD3, AlraoPolicy, Sums, {}),
     (TD3, AlraoPolicy, Sums, {"policy_delay": 3, "target_policy_noise": 0.5, "n_critics": 3}),
     (TD3, AlraoCnnPolicy, Images, {"share_features_extractor": True}),

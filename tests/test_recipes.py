@@ -13,6 +13,7 @@ import gymnasium as gym
 import pytest
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.crossq.policies import CrossQPolicy
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from sb3_contrib.tqc.policies import TQCPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -40,7 +41,8 @@ AGENT_FILES = sorted((ROOT / "agents").glob("*.toml"))
 ENV_FILES = sorted((ROOT / "envs").rglob("*.toml"))
 POLICIES = {
     "dqn": DQNPolicy, "qrdqn": QRDQNPolicy, "recurrent-ppo": RecurrentActorCriticPolicy,
-    "maskable-ppo": MaskableActorCriticPolicy, "sac": SACPolicy, "tqc": TQCPolicy, "td3": TD3Policy, "ddpg": TD3Policy,
+    "maskable-ppo": MaskableActorCriticPolicy, "sac": SACPolicy, "tqc": TQCPolicy,
+    "crossq": CrossQPolicy, "td3": TD3Policy, "ddpg": TD3Policy,
 }  # fmt: skip
 PPO = 'algo = "ppo"\npolicy = "alrao"\n'
 
@@ -95,7 +97,7 @@ def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
 @pytest.mark.parametrize(("alrao", "stock"), [
     ("dqn", "dqn-adam"), ("a2c", "a2c-rmsprop"), ("ppo", "ppo-adam"), ("qrdqn", "qrdqn-adam"),
     ("recurrent-ppo", "recurrent-ppo-adam"), ("maskable-ppo", "maskable-ppo-adam"),
-    ("sac", "sac-adam"), ("tqc", "tqc-adam"), ("td3", "td3-adam"), ("ddpg", "ddpg-adam"),
+    ("sac", "sac-adam"), ("tqc", "tqc-adam"), ("crossq", "crossq-adam"), ("td3", "td3-adam"), ("ddpg", "ddpg-adam"),
 ])  # fmt: skip
 def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
     ours, theirs = (tomllib.loads((ROOT / "agents" / f"{name}.toml").read_text()) for name in (alrao, stock))

@@ -65,6 +65,28 @@ class SacHyperparameters(DdpgHyperparameters):
     stats_window_size: Count | None = None
 
 
+class CrossqHyperparameters(Table):
+    """Keywords of sb3-contrib's CrossQ, which has no targets."""
+
+    learning_rate: Rate | None = None
+    buffer_size: Count | None = None
+    learning_starts: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Count | None = None
+    gamma: Fraction | None = None
+    train_freq: Count | None = None
+    gradient_steps: Annotated[int, Field(ge=-1)] | None = None
+    n_steps: Count | None = None
+    policy_delay: Count | None = None
+    action_noise: Positive | None = None
+    ent_coef: EntropyCoefficient | None = None
+    target_entropy: TargetEntropy | None = None
+    use_sde: bool | None = None
+    sde_sample_freq: Annotated[int, Field(ge=-1)] | None = None
+    use_sde_at_warmup: bool | None = None
+    optimize_memory_usage: bool | None = None
+    stats_window_size: Count | None = None
+
+
 class TqcHyperparameters(SacHyperparameters):
     """Keywords of sb3-contrib's TQC."""
 
@@ -172,6 +194,15 @@ class SacPolicyOptions(Td3PolicyOptions):
     clip_mean: NotNegative | None = None
 
 
+class CrossqPolicyOptions(SacPolicyOptions):
+    """Keywords of CrossQ's policy."""
+
+    batch_norm: bool | None = None
+    batch_norm_momentum: Fraction | None = None
+    batch_norm_eps: Positive | None = None
+    renorm_warmup_steps: Annotated[int, Field(ge=0)] | None = None
+
+
 class TqcPolicyOptions(SacPolicyOptions):
     """Keywords of TQC's policy."""
 
@@ -252,6 +283,10 @@ _ROWS = (
     Algorithm(
         "tqc", "TQC", TqcHyperparameters, TqcPolicyOptions, 100_000, timesteps_of="sac",
         policies="AlraoTQC{}Policy", actions="Box", learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm(
+        "crossq", "CrossQ", CrossqHyperparameters, CrossqPolicyOptions, 100_000, timesteps_of="sac",
+        policies="AlraoCrossQPolicy", actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
         "td3", "TD3", Td3Hyperparameters, Td3PolicyOptions, 100_000, timesteps_of="sac",

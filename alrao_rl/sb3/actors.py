@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
@@ -16,16 +16,21 @@ from alrao_rl.fast.densities import squashed_gaussian
 from alrao_rl.sb3.distributions import without_graph
 from alrao_rl.sb3.shortcuts import are_features, make_lean
 
+if TYPE_CHECKING:
+    _Actor: TypeAlias = Actor
+else:
+    _Actor = object
 
-class AlraoActor(Actor):
-    """SB3's actor, squashed Gaussians of averaged mean and averaged log σ.
+
+class SquashedActor(_Actor):
+    """Actors of SAC's form: squashed Gaussians of averaged mean and averaged log σ.
 
     With gradients enabled actions and log-densities are headwise: every head has an action of its own, drawn with the
     same noise. With gSDE the output layer has A outputs, and log σ, of the noise of its weights, is part of each head.
 
     Args:
         config: options of Alrao.
-        kwargs: of SB3's actor.
+        kwargs: of the stock actor.
     """
 
     output: OutputHeads
@@ -102,6 +107,10 @@ class AlraoActor(Actor):
         if not isinstance(self.action_dist, StateDependentNoiseDistribution):
             raise AssertionError("get_std() and reset_noise() are only available when using gSDE")
         return self.action_dist
+
+
+class AlraoActor(SquashedActor, Actor):
+    """SB3's actor of SAC, and TQC's, which is the same."""
 
 
 def _one_layer(mean: nn.Linear, log_std: nn.Linear) -> nn.Linear:

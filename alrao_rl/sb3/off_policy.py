@@ -105,6 +105,7 @@ class MaximumEntropyMixin(OffPolicyMixin):
     """SAC and its like: a squashed Gaussian actor, and an entropy coefficient that may be learned."""
 
     _entropy_hook: EntropyHook
+    actor_class: type[Any] = AlraoActor
     actor_kwargs: dict[str, Any]
 
     def _attend(self, algorithm: BaseAlgorithm | None) -> None:
@@ -116,10 +117,10 @@ class MaximumEntropyMixin(OffPolicyMixin):
                 raise ValueError(f"{name} is {value!r}, {error}") from None
         self.__dict__["_entropy_hook"] = EntropyHook(algorithm)
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoActor:
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """SB3's actor, its two last layers one, and duplicated."""
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        return AlraoActor(self.alrao_options, **kwargs).to(self.device)
+        return self.actor_class(self.alrao_options, **kwargs).to(self.device)
 
     def _build(self, lr_schedule: Any) -> None:
         self.actor = self.make_actor()
@@ -128,9 +129,12 @@ class MaximumEntropyMixin(OffPolicyMixin):
         self.critic = self.make_critic(shared)
         self.actor.optimizer = AlraoOptimizer(self.actor, lr_schedule(1))
         self.critic.optimizer = AlraoOptimizer(self.critic, lr_schedule(1), skip=shared)
+        self._build_target()
+        self.register_load_state_dict_post_hook(_attend_to_entropy)
+
+    def _build_target(self) -> None:
         self.critic_target = self._make_target()
         self.critic_target.set_training_mode(False)
-        self.register_load_state_dict_post_hook(_attend_to_entropy)
 
     def set_training_mode(self, mode: bool) -> None:
         """See :meth:`OffPolicyMixin.set_training_mode`; SB3 calls this before every rollout and every training."""
@@ -138,7 +142,7 @@ class MaximumEntropyMixin(OffPolicyMixin):
         super().set_training_mode(mode)
 
     def _actor_heads(self) -> OutputHeads:
-        return cast(AlraoActor, self.actor).output
+        return cast(OutputHeads, self.actor.output)
 
 
 class AlraoSACPolicy(MaximumEntropyMixin, SACPolicy):
