@@ -527,7 +527,7 @@ def rewritten(saved, tmp_path, change):
         (lambda d: d.update(format="alrao-rl agent 9"), "is not an agent of this version"),
         (lambda d: d.pop("agent"), "is not a complete agent"),
         (lambda d: d.pop("action_space"), "is not a complete agent"),
-        (lambda d: d["agent"].update(algo="sac"), "is not a complete agent: its header: algo is 'sac'"),
+        (lambda d: d["agent"].update(algo="sarsa"), "is not a complete agent: its header: algo is 'sarsa'"),
         (
             lambda d: d["agent"]["hyperparameters"].update(tensorboard_log="/tmp/x"),
             "unknown key hyperparameters.tensor",

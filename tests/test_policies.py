@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import ARS, TQC, CrossQ
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
