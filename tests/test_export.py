@@ -382,7 +382,9 @@ def scores_of(model, observations):
                 return values if name == "q_net" else values.mean(1)
         if hasattr(policy, "actor"):
             actor = policy.actor
-            return actor.get_action_dist_params(tensor)[0] if hasattr(actor, "latent_pi") else actor(tensor).atanh()
+            if hasattr(actor, "latent_pi"):
+                return actor.get_action_dist_params(tensor)[0]
+            return actor.mu[:-1](actor.extract_features(tensor, actor.features_extractor))
         features = policy.extract_features(tensor, policy.pi_features_extractor)
         return policy.action_net(policy.mlp_extractor.forward_actor(features))
 

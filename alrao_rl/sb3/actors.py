@@ -47,7 +47,7 @@ class SquashedActor(_Actor):
             layer, extra = _one_layer(mean, log_std), None
         self.output = layer
         convert(self, {"output": Output("mean", extra=extra)}, config)
-        make_lean(self)
+        make_lean(self, wide=True)
 
     def extract_features(self, obs: Any, features_extractor: Any) -> Any:
         """Features ``[B, F]`` of observations."""

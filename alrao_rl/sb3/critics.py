@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from torch import Tensor, nn
 
 from alrao_rl.core import HeadwiseTensor, OutputHeads
-from alrao_rl.sb3.shortcuts import are_features
+from alrao_rl.sb3.shortcuts import LeanSequential, are_features
 
 if TYPE_CHECKING:
     _Model: TypeAlias = BaseModel
@@ -112,10 +112,8 @@ class LeadingCritic(Collapsing):
 
 def _averaged(network: nn.Sequential, x: Tensor) -> Tensor:
     """The averaged output of a network that ends with heads, as a function of x alone."""
-    *trunk, heads = network
-    for module in trunk:
-        x = module(x)
-    layer = cast(OutputHeads, heads).collapse()
+    x = cast(LeanSequential, network).up_to(len(network) - 1, x)
+    layer = cast(OutputHeads, network[-1]).collapse()
     return nn.functional.linear(x, cast(Tensor, layer["weight"]), layer["bias"])
 
 

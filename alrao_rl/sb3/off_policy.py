@@ -67,13 +67,13 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
         last = {f"qf{i}.{len(network) - 1}": "values" for i, network in enumerate(critic.q_networks)}
         # Rates of their own, apart from the actor's.
         convert(critic, last, _with_seed(self.alrao_options, 1))
-        make_lean(critic)
+        make_lean(critic, wide=True)
         return critic.to(self.device)
 
     def _make_target(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """A plain copy of the critics' average."""
         target = super().make_critic(features_extractor)  # type: ignore[misc]
-        make_lean(target)
+        make_lean(target, wide=True)
         follow_at_once(target, self.critic)
         return target
 
@@ -171,13 +171,13 @@ class AlraoTD3Policy(OffPolicyMixin, TD3Policy):
         actor = AlraoTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
         last = max(i for i, module in enumerate(actor.mu) if isinstance(module, nn.Linear))
         convert(actor, {f"mu.{last}": Output("mean")}, self.alrao_options)
-        make_lean(actor)
+        make_lean(actor, wide=True)
         return actor.to(self.device)
 
     def _build(self, lr_schedule: Any) -> None:
         self.actor = self.make_actor()
         self.actor_target = TD3Policy.make_actor(self)
-        make_lean(self.actor_target)
+        make_lean(self.actor_target, wide=True)
         follow_at_once(self.actor_target, self.actor)
         is_shared = self.share_features_extractor
         shared = self.actor.features_extractor if is_shared else None
