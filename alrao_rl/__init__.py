@@ -14,9 +14,15 @@ _NAMES = {
     "AlraoMultiInputPolicy": "alrao_rl.sb3.policies",
     "AlraoDQNPolicy": "alrao_rl.sb3.policies",
     "AlraoActorCriticPolicy": "alrao_rl.sb3.policies",
+    "AlraoSACPolicy": "alrao_rl.sb3.off_policy",
+    "AlraoTD3Policy": "alrao_rl.sb3.off_policy",
     "AlraoQRDQNPolicy": "alrao_rl.sb3.contrib",
     "AlraoQRDQNCnnPolicy": "alrao_rl.sb3.contrib",
     "AlraoQRDQNMultiInputPolicy": "alrao_rl.sb3.contrib",
+    "AlraoTQCPolicy": "alrao_rl.sb3.contrib",
+    "AlraoTQCCnnPolicy": "alrao_rl.sb3.contrib",
+    "AlraoTQCMultiInputPolicy": "alrao_rl.sb3.contrib",
+    "AlraoCrossQPolicy": "alrao_rl.sb3.contrib",
     "AlraoLstmPolicy": "alrao_rl.sb3.contrib",
     "AlraoCnnLstmPolicy": "alrao_rl.sb3.contrib",
     "AlraoMultiInputLstmPolicy": "alrao_rl.sb3.contrib",
@@ -46,6 +52,8 @@ if TYPE_CHECKING:
     from alrao_rl.plain import averaged as averaged
     from alrao_rl.runs.results import load_results as load_results
     from alrao_rl.sb3.callback import AlraoCallback as AlraoCallback
+    from alrao_rl.sb3.off_policy import AlraoSACPolicy as AlraoSACPolicy
+    from alrao_rl.sb3.off_policy import AlraoTD3Policy as AlraoTD3Policy
     from alrao_rl.sb3.policies import AlraoActorCriticPolicy as AlraoActorCriticPolicy
     from alrao_rl.sb3.policies import AlraoCnnPolicy as AlraoCnnPolicy
     from alrao_rl.sb3.policies import AlraoDQNPolicy as AlraoDQNPolicy

@@ -54,6 +54,29 @@ def number(name: str, value: Any, low: float, high: float = math.inf, ends: str 
     return float(value)
 
 
+AUTO = "auto"
+"""Of SAC's entropy coefficient and its target: learned, and minus the number of actions."""
+
+
+def entropy_coefficient(value: Any) -> Any:
+    """Return SAC's ``ent_coef``: a number of at least 0, ``"auto"`` or ``"auto_0.1"``, which begins with 0.1."""
+    if isinstance(value, str):
+        _, _, start = value.partition("auto_")
+        with suppress(ValueError):
+            if value == AUTO or (value.startswith("auto_") and 0 < float(start) < math.inf):
+                return value
+    elif is_number(value) and value >= 0:
+        return value
+    raise ValueError("expected a number of at least 0, 'auto', or 'auto_0.1' to begin with 0.1")
+
+
+def target_entropy(value: Any) -> Any:
+    """Return SAC's ``target_entropy`` if it is a number or ``"auto"``."""
+    if value == AUTO or is_number(value):
+        return value
+    raise ValueError("expected a number or 'auto'")
+
+
 def whole(name: str, value: Any, low: int, high: int = sys.maxsize) -> int:
     """Return ``value`` if it is a whole number from ``low`` to ``high``."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= int(value) <= high:

@@ -40,9 +40,11 @@ FAST = ["--eval-episodes", "1", "--eval-budget", "5", "--quiet", "--set", "net_a
 HEADS = ["--set", "alrao.n_heads=3"]
 DQN = ["learning_starts=100", "batch_size=8", "target_update_interval=50", "buffer_size=300", "gradient_steps=2"]
 PPO = ["n_steps=32", "n_epochs=2", "n_envs=4", "batch_size=32"]
+SAC = ["learning_starts=100", "batch_size=8", "buffer_size=300"]
 SETTINGS = {
     "dqn": DQN, "ppo": PPO, "a2c": ["n_envs=4"], "qrdqn": [*DQN, "n_quantiles=3"],
     "recurrent-ppo": [*PPO, "lstm_hidden_size=4"],
+    "sac": SAC, "tqc": [*SAC, "n_quantiles=5"], "crossq": SAC, "td3": SAC, "ddpg": SAC,
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ SMALL = {
     "a2c": {"n_steps": 4},
     "ppo": {"n_steps": 8, "batch_size": 8, "n_epochs": 1},
 }
-SMALL |= {"qrdqn": SMALL["dqn"], "recurrent-ppo": SMALL["ppo"]}
+SMALL |= {"qrdqn": SMALL["dqn"], "recurrent-ppo": SMALL["ppo"], **dict.fromkeys(("sac", "td3"), SMALL["dqn"])}
 
 
 class RandomEnv(gym.Env):
@@ -128,6 +128,9 @@ def test_a_normalisation_that_the_file_does_not_tell_is_refused(tmp_path, name, 
         ("ppo", "vector", "box"),
         ("ppo", "image", "box"),
         ("ppo", "dict", "multi-discrete"),
+        ("sac", "vector", "box"),
+        ("sac", "image", "box"),
+        ("td3", "dict", "box"),
     ],
 )
 def test_round_trip(tmp_path, algo, observations, actions):
@@ -524,7 +527,7 @@ def rewritten(saved, tmp_path, change):
         (lambda d: d.update(format="alrao-rl agent 9"), "is not an agent of this version"),
         (lambda d: d.pop("agent"), "is not a complete agent"),
         (lambda d: d.pop("action_space"), "is not a complete agent"),
-        (lambda d: d["agent"].update(algo="sac"), "is not a complete agent: its header: algo is 'sac'"),
+        (lambda d: d["agent"].update(algo="sarsa"), "is not a complete agent: its header: algo is 'sarsa'"),
         (
             lambda d: d["agent"]["hyperparameters"].update(tensorboard_log="/tmp/x"),
             "unknown key hyperparameters.tensor",

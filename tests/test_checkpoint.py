@@ -146,6 +146,13 @@ SHORT = [
     ("recurrent-ppo", "CartPoleNoVel-v1", 1024, (950,), []),
     ("recurrent-ppo-adam", "CartPole-v1", 1024, (920,), ["enable_critic_lstm=false"]),
     ("dqn", "MinAtar/SpaceInvaders-v1", 300, (210,), []),
+    ("sac", "Pendulum-v1", 450, (90, 400), ["gradient_steps=2"]),
+    ("sac", "MountainCarContinuous-v0", 300, (200,), ["use_sde=true", "sde_sample_freq=8", "n_envs=2"]),
+    ("tqc", "Pendulum-v1", 300, (200,), []),
+    ("crossq", "Pendulum-v1", 300, (200,), []),
+    ("sac-adam", "Pendulum-v1", 300, (200,), []),
+    ("td3", "Pendulum-v1", 300, (200,), ["normalize_observations=true"]),
+    ("ddpg", "Pendulum-v1", 300, (200,), []),
 ]
 
 

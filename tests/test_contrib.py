@@ -346,7 +346,7 @@ def test_without_sb3_contrib_a_line_says_what_to_install():
     script = "import sys, alrao_rl; sys.modules['sb3_contrib'] = None; alrao_rl.AlraoPolicy; alrao_rl.AlraoLstmPolicy"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stderr.splitlines()[-1] == (
-        "ImportError: policies for QRDQN, RecurrentPPO and MaskablePPO need pip install 'alrao-rl[contrib]'"
+        "ImportError: policies for sb3-contrib's algorithms need pip install 'alrao-rl[contrib]'"
     )
 
 

@@ -93,6 +93,8 @@ CASES = [
         ("ppo", "stock", RAW, "box", True), *(("a2c", policy, RAW, "box", True) for policy in ("alrao", "stock"))
     ),
     ("dqn", "stock", IMAGE, "discrete", False),
+    ("sac", "alrao", RAW, "box", True),
+    ("td3", "alrao", DICT, "box", True),
     ("ppo", "alrao", DICT, "multi-discrete", True),
     ("recurrent-ppo", "alrao", RAW, "discrete", True),
     *only_long(
@@ -115,7 +117,7 @@ def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actio
     assert main([str(tmp_path), "--to", "sb3"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    package = "stable_baselines3" if algo in ("dqn", "a2c", "ppo") else "sb3_contrib"
+    package = "sb3_contrib" if algo in ("qrdqn", "recurrent-ppo") else "stable_baselines3"
     loader = f"{package}.{type(model).__name__}.load"
     assert out.startswith(f"written: {tmp_path / 'agent.zip'}, for {loader}, which executes what is in it\n")
     assert (tmp_path / "agent_vecnormalize.pkl").exists() == ("vecnormalize.pkl" in out) == bool(normalize)
@@ -307,8 +309,13 @@ GRAPHS = [
         ("ppo", "alrao", RAW, "multi-binary", False),
         ("ppo", "alrao", RAW, "box", True),
         ("a2c", "alrao", RAW, "sde", False),
+        ("sac", "alrao", RAW, "box", True),
+        ("sac", "alrao", RAW, "sde", False),
+        ("td3", "alrao", IMAGE, "box", False),
         ("ppo", "alrao", DICT, "discrete", True),
     ),
+    *only_long(("sac", "stock", RAW, "box", True), ("sac", "stock", RAW, "sde", False)),
+    *only_long(("td3", "stock", RAW, "box", False), ("td3", "alrao", RAW, "box", False)),
     *only_long(("ppo", "stock", RAW, "box", True), ("a2c", "stock", RAW, "sde", False)),
 ]
 
@@ -384,6 +391,11 @@ def scores_of(model, observations):
             if hasattr(policy, name):
                 values = getattr(policy, f"{name}_average", getattr(policy, name))(tensor)
                 return values if name == "q_net" else values.mean(1)
+        if hasattr(policy, "actor"):
+            actor = policy.actor
+            if hasattr(actor, "latent_pi"):
+                return actor.get_action_dist_params(tensor)[0]
+            return actor.mu[:-1](actor.extract_features(tensor, actor.features_extractor))
         features = policy.extract_features(tensor, policy.pi_features_extractor)
         return policy.action_net(policy.mlp_extractor.forward_actor(features))
 

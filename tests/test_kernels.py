@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from alrao_rl.core import Output
-from alrao_rl.fast import AlraoOptimizer, convert, kernels
+from alrao_rl.fast import AlraoOptimizer, activations, convert, kernels
 from alrao_rl.fast.addresses import Addresses
 
 ROOT = Path(__file__).parent.parent
@@ -245,3 +245,23 @@ def test_a_library_without_our_functions_is_not_used(tmp_path, monkeypatch):
     assert kernels._load() is None
     monkeypatch.setattr(kernels, "library_path", lambda: tmp_path / "nothing.so")
     assert kernels._load() is None
+
+
+@compiled
+def test_tanh_is_torchs():
+    """Value and gradients, also second ones; what is not finite; few numbers and other layouts, which are torch's."""
+    ends = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1e-30])
+    x = torch.cat([torch.linspace(-12, 12, 6_000), ends]).requires_grad_()
+    found = []
+    for function in (activations.tanh, torch.tanh):
+        y = function(x)
+        (first,) = torch.autograd.grad(y[:6_000].sin().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first[:6_000].sum(), x)
+        found.append((y.detach(), first[:6_000].detach(), second[:6_000]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=5e-7, atol=0, equal_nan=True)
+    for mine, other in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=2e-6)
+    assert not torch.equal(found[0][0][:6_000], found[1][0][:6_000])
+    assert torch.equal(activations.tanh(x[:10]), torch.tanh(x[:10]))
+    columns = torch.randn(80, 90).t()
+    assert torch.equal(activations.tanh(columns), torch.tanh(columns))

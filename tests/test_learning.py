@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 from alrao_rl.agents.build import build
 from alrao_rl.environments.make import make_env
 from alrao_rl.recipes.resolve import resolve
-from alrao_rl.sb3.policies import AlraoPolicyMixin
+from alrao_rl.sb3.base import AlraoPolicyMixin
 
 GOAL = 400.0
 # Steps between evaluations, and the budget; training stops at the goal.

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from sb3_contrib import ARS, TQC, CrossQ
+from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
@@ -1082,11 +1083,18 @@ def assert_one_line(error, *words):
         assert word in text
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3])
-def test_algorithm_that_is_not_served(algorithm):
+def test_algorithm_that_is_not_served():
+    with pytest.raises(ValueError) as error:
+        ARS(AlraoPolicy, RandomEnv(actions=ACTIONS["box"]))
+    assert_one_line(error, "AlraoPolicy does not serve ARS", "expected DQN, A2C or PPO, SAC, TD3")
+
+
+@pytest.mark.parametrize("algorithm", [TQC, CrossQ])
+def test_algorithm_that_another_policy_serves(algorithm):
     with pytest.raises(ValueError) as error:
         algorithm(AlraoPolicy, RandomEnv(actions=ACTIONS["box"]), buffer_size=10)
-    assert_one_line(error, "AlraoPolicy does not serve", algorithm.__name__, "expected DQN, A2C or PPO")
+    name = algorithm.__name__
+    assert_one_line(error, f"AlraoPolicy does not serve {name}: use Alrao{name}Policy from alrao_rl")
 
 
 def test_an_option_of_alrao_among_those_of_the_policy():

@@ -13,9 +13,13 @@ import gymnasium as gym
 import pytest
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.crossq.policies import CrossQPolicy
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
+from sb3_contrib.tqc.policies import TQCPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
+from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.td3.policies import TD3Policy
 
 from alrao_rl.agents.build import algorithm, build
 from alrao_rl.checks import first_value
@@ -37,7 +41,8 @@ AGENT_FILES = sorted((ROOT / "agents").glob("*.toml"))
 ENV_FILES = sorted((ROOT / "envs").rglob("*.toml"))
 POLICIES = {
     "dqn": DQNPolicy, "qrdqn": QRDQNPolicy, "recurrent-ppo": RecurrentActorCriticPolicy,
-    "maskable-ppo": MaskableActorCriticPolicy,
+    "maskable-ppo": MaskableActorCriticPolicy, "sac": SACPolicy, "tqc": TQCPolicy,
+    "crossq": CrossQPolicy, "td3": TD3Policy, "ddpg": TD3Policy,
 }  # fmt: skip
 PPO = 'algo = "ppo"\npolicy = "alrao"\n'
 
@@ -92,6 +97,7 @@ def test_every_alrao_key_that_a_recipe_may_hold_is_one_of_the_code():
 @pytest.mark.parametrize(("alrao", "stock"), [
     ("dqn", "dqn-adam"), ("a2c", "a2c-rmsprop"), ("ppo", "ppo-adam"), ("qrdqn", "qrdqn-adam"),
     ("recurrent-ppo", "recurrent-ppo-adam"), ("maskable-ppo", "maskable-ppo-adam"),
+    ("sac", "sac-adam"), ("tqc", "tqc-adam"), ("crossq", "crossq-adam"), ("td3", "td3-adam"), ("ddpg", "ddpg-adam"),
 ])  # fmt: skip
 def test_stock_recipe_differs_by_policy_and_learning_rate_only(alrao, stock):
     ours, theirs = (tomllib.loads((ROOT / "agents" / f"{name}.toml").read_text()) for name in (alrao, stock))
@@ -116,7 +122,7 @@ def test_environment_file_is_valid(path):
     assert known or name.startswith("MinAtar/")  # whose paper has curves only
     assert not known or environment.random_score < environment.reference_score
     discrete = isinstance(gym.make(environment.id).action_space, gym.spaces.Discrete)
-    assert set(environment.timesteps) == ({"dqn", "a2c", "ppo"} if discrete else {"a2c", "ppo"})
+    assert set(environment.timesteps) == ({"dqn", "a2c", "ppo"} if discrete else {"a2c", "ppo", "sac"})
 
 
 # --- merging --------------------------------------------------------------------------------------------------------
@@ -292,7 +298,7 @@ def test_suggest_is_silent_when_nothing_is_near():
         ("", "algo is missing"),
         (
             'algo = "pp0"\npolicy = "alrao"',
-            "or 'maskable-ppo'; did you mean 'ppo'?",
+            "or 'ddpg'; did you mean 'ppo'?",
         ),
         (PPO + "n_env = 3", "did you mean 'n_envs'?"),
         (PPO + 'n_envs = "3"', "n_envs is '3': expected a valid integer"),

@@ -6,10 +6,12 @@ import importlib
 import math
 from typing import Any, cast
 
+import numpy as np
 import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
@@ -21,8 +23,8 @@ from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.recipes.resolve import alrao_options
 from alrao_rl.recipes.schema import Agent
+from alrao_rl.sb3.base import refuse_start
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
-from alrao_rl.sb3.policies import refuse_start
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -83,8 +85,10 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
         UserError: if SB3 or Alrao rejects a value or the environment's spaces, with the reason on one line.
     """
     name = agent.algorithm.cls
-    if agent.algorithm.learns_from_replay and not isinstance(env.action_space, spaces.Discrete):
-        raise UserError(f"{name} cannot act in {env.action_space}: it takes Discrete actions only; use ppo or a2c")
+    only = agent.algorithm.actions
+    if only and type(env.action_space).__name__ != only:
+        others = "ppo or a2c" if only == "Discrete" else "ppo, a2c or dqn"
+        raise UserError(f"{name} cannot act in {env.action_space}: it takes {only} actions only; use {others}")
     try:
         refuse_start(name, env.observation_space, env.action_space)
     except ValueError as error:
@@ -96,6 +100,9 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
     for key in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(value := hyperparameters.get(key), str):
             hyperparameters[key] = LinearSchedule(first_value(value), 0.0, 1.0)
+    if (deviation := hyperparameters.get("action_noise")) is not None:
+        shape = env.action_space.shape
+        hyperparameters["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, deviation))
     if hyperparameters.get("optimize_memory_usage"):
         # SB3 cannot do both: a time limit then counts as any other end of an episode, of which ``train`` warns.
         hyperparameters["replay_buffer_kwargs"] = {"handle_timeout_termination": False}

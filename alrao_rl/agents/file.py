@@ -19,6 +19,7 @@ from gymnasium import spaces
 from safetensors.torch import load, save
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -114,8 +115,9 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
     if agent.algorithm.learns_from_replay:
-        learner = cast(DQN, model)
-        learner.exploration_rate = learner.exploration_final_eps
+        learner = cast(OffPolicyAlgorithm, model)
+        if isinstance(learner, DQN):
+            learner.exploration_rate = learner.exploration_final_eps
         default = inspect.signature(type(model)).parameters["buffer_size"].default
         learner.buffer_size = agent.hyperparameters.get("buffer_size", default)  # as in training, in case it is saved
     return model, statistics

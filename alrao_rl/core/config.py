@@ -25,10 +25,12 @@ class AlraoConfig:
             ``eps_inside``, ``bias_correction``; ``beta``, ``eps``).
         value_averaging: averaging rule of values: ``switch``, ``whiteness``, ``bayes``, ``exponentiated-gradient``,
             ``uniform``, or a dict with the name under ``rule`` and its options beside it. ``"auto"`` is whiteness for
-            values learned from replay (DQN), switch otherwise. Replayed batches are drawn independently, so that the
-            correlation of successive gradients depends on the rate alone, but their labels are the network's own
-            guesses, which flatter slow heads. With fresh data (A2C, PPO) it is the other way round: labels are
-            returns, and successive rollouts resemble each other at any rate.
+            values of discrete actions learned from replay (DQN), switch otherwise. Replayed batches are drawn
+            independently, so that the correlation of successive gradients depends on the rate alone, but their labels
+            are the network's own guesses, which flatter slow heads. With fresh data (A2C, PPO) it is the other way
+            round: labels are returns, and successive rollouts resemble each other at any rate. Critics that lead an
+            actor (SAC, TD3) do best by switch, too: their gradients are mostly noise, in which every slow head looks
+            white.
         policy_averaging: averaging rule of policies, given in the same way. A policy has no label, so rules that
             judge by losses (``switch``, ``bayes``) do not serve it.
         head_max_grad_norm: every head's gradient is clipped to this norm by itself; None leaves it. ``"auto"`` is the
@@ -71,7 +73,7 @@ class AlraoConfig:
         return cls(**known_options("alrao", options, [option.name for option in fields(cls)]))
 
     def resolve(self, replay: bool) -> AlraoConfig:
-        """The same with ``value_averaging`` decided, for values learned from replay or not."""
+        """The same with ``value_averaging`` decided, for values of discrete actions learned from replay or not."""
         # Replay: labels are the network's own guesses, which flatter slow heads; rollouts: labels are returns.
         rule = "whiteness" if replay else "switch"
         return replace(self, value_averaging=rule) if self.value_averaging == "auto" else self

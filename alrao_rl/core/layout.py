@@ -14,13 +14,21 @@ from alrao_rl.core.rates import FeatureMap
 
 
 class Layout:
-    """Where every parameter lies in the flat vector, and which learning rate it has."""
+    """Where every parameter lies in the flat vector, and which learning rate it has.
 
-    def __init__(self, network: nn.Module, layers: list[OutputHeads]) -> None:
+    Args:
+        network: a converted network.
+        layers: its output layers.
+        skip: a part of it that somebody else trains.
+    """
+
+    def __init__(self, network: nn.Module, layers: list[OutputHeads], skip: nn.Module | None = None) -> None:
         self.layers = layers
         self.features = FeatureMap(network, skip=layers)
-        self.trunk = [parameter for parameter in self.features.index if parameter.requires_grad]
-        self.frozen = [parameter for parameter in self.features.index if not parameter.requires_grad]
+        others = set() if skip is None else set(skip.parameters())
+        own = [parameter for parameter in self.features.index if parameter not in others]
+        self.trunk = [parameter for parameter in own if parameter.requires_grad]
+        self.frozen = [parameter for parameter in own if not parameter.requires_grad]
         self.parameters = [*self.trunk, *(layer.theta for layer in layers)]
         lengths = [parameter.numel() for parameter in self.parameters]
         self.numel, self.lengths = sum(lengths), lengths

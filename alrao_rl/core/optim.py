@@ -37,6 +37,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
     Args:
         network: a converted network.
         lr: see above; 1 unless an algorithm writes its own.
+        skip: a part of the network that another optimizer trains, such as a shared features extractor.
 
     Raises:
         ValueError: ``network`` is not converted, its parameters are float16, or ``lr`` is not a number of at least 0.
@@ -51,13 +52,14 @@ class AlraoOptimizer(torch.optim.Optimizer):
     found_inf: Tensor | None = None
     """Set by a gradient scaler."""
 
-    def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
+    def __init__(self, network: nn.Module, lr: float = 1.0, skip: nn.Module | None = None) -> None:
         if not hasattr(network, "alrao_config"):
             raise ValueError(f"{type(network).__name__} is not an Alrao network: pass it through convert() first")
         self._network = network
         self.config: AlraoConfig = network.alrao_config  # type: ignore[assignment]
         self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
-        self._layout = Layout(network, self._layers)
+        self._skip = skip
+        self._layout = Layout(network, self._layers, skip)
         self._base: BaseUpdate = self.config.make_base()
         checks.refuse_float16(self.config.base, self._base, self._layout.parameters)
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
@@ -86,6 +88,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
         for layer in self._layers:
             layer.drop_evidence()
+
+    def updates(self, layer: OutputHeads) -> bool:
+        """Whether an output layer is one of its network."""
+        return layer in self._layers
 
     def reclones(self, layer: OutputHeads, which: Literal["reclones", "lost"] = "reclones") -> Tensor:
         """How often each head of an output layer was re-cloned, ``[J]``; or of these, because it was not finite."""
@@ -252,7 +258,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
     def _thaw(self) -> None:
         """Take in parameters that were frozen before, so that they have rates and a state; the trunk's begins anew."""
         state, n_trunk = self.state.pop(self.param_groups[0]["params"][0], {}), self._layout.n_trunk
-        self._layout = Layout(self._network, self._layers)
+        self._layout = Layout(self._network, self._layers, self._skip)
         self.param_groups[0]["params"] = self._layout.parameters
         if state:
             # The trunk's vector has another length now. The heads, behind it, keep their state.

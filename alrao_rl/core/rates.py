@@ -46,6 +46,10 @@ def features_of(module: nn.Module) -> Iterator[tuple[int, dict[str, Tensor]]]:
         if scale is not None:
             index = torch.arange(scale.numel()).reshape(scale.shape)
             yield scale.numel(), {"weight": index, "bias": index}
+    elif isinstance(n_own := getattr(module, "num_features", None), int):
+        # A normalisation of another package, such as batch renormalisation.
+        own = {name: value for name, value in module._parameters.items() if value is not None}
+        yield n_own, {name: torch.arange(n_own) for name, value in own.items() if value.shape == (n_own,)}
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         # One feature per hidden unit of each layer and direction: its rows in every gate, in both weights and biases.
         for names in getattr(module, "_all_weights", [["weight_ih", "weight_hh"]]):

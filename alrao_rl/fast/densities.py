@@ -1,6 +1,8 @@
-"""Log-densities of actions under Gaussians, of all branches at once: one node of the graph, for the CPU and float32.
+"""Log-densities of actions under Gaussians, of all branches at once: one node of the graph.
 
-Torch needs ten operations and their gradients, and takes longer to start than to compute them.
+Torch needs ten operations and their gradients, and takes longer to start than to compute them. C computes those of
+given actions on the CPU, in float32. Off policy (SAC) every head has actions of its own, drawn with the same noise, and
+its gradient passes through them: :func:`squashed_gaussian`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from alrao_rl.core.mixtures import MOST_RATIO, importance_weighted
 from alrao_rl.fast import kernels
@@ -99,3 +102,74 @@ class _GaussianLogProb(torch.autograd.Function):
         outputs = (x.data_ptr() for x in (gradient, weighted, of_mean, of_log_std))
         kernels.library.gaussian_gradient(*_shape(mean), *inputs, math.log(MOST_RATIO), *outputs)
         return of_mean, of_log_std, None
+
+
+LOG_STD_RANGE = -20.0, 2.0
+"""Of SAC's actor, as in SB3."""
+SQUASHED = 1e-6
+"""Added to 1 − a², as in SB3: its logarithm has to be finite."""
+
+
+def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions a = tanh(m + σ ε) and their log-densities, log N(u; m, σ) − Σ log(1 − a²), with u = m + σ ε.
+
+    "Soft Actor-Critic" (Haarnoja et al., arXiv 1801.01290, appendix C).
+
+    Args:
+        outputs: means m and log σ, ``[…, B, 2A]``.
+        noise: ε, ``[B, A]``, the same for all branches.
+
+    Returns:
+        Actions ``[…, B, A]`` and log-densities ``[…, B]``; gradients pass through both.
+    """
+    if not torch.is_grad_enabled() or not is_plain(outputs, noise):
+        return squashed_by_torch(outputs, noise)
+    found: tuple[Tensor, Tensor] = _SquashedGaussian.apply(outputs, noise)
+    return found
+
+
+def squashed_by_torch(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by operations that have gradients themselves."""
+    mean, log_std = outputs.chunk(2, -1)
+    log_std = log_std.clamp(*LOG_STD_RANGE)
+    actions = (mean + log_std.exp() * noise).tanh()
+    constant = 0.5 * math.log(2 * math.pi)
+    log_prob = noise.square() * -0.5 - log_std - constant - (1 - actions.square() + SQUASHED).log()
+    return actions, log_prob.sum(-1)
+
+
+class _SquashedGaussian(torch.autograd.Function):
+    """``apply(outputs, noise)``: see :func:`squashed_gaussian`."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute actions and log-densities."""
+        mean, log_std = outputs.chunk(2, -1)
+        clamped = log_std.clamp(*LOG_STD_RANGE)
+        deviation = clamped.exp().mul_(noise)
+        actions = (mean + deviation).tanh_()
+        slope = actions.square().neg_().add_(1)
+        density = slope + SQUASHED
+        constant = noise.square().mul_(0.5).add_(0.5 * math.log(2 * math.pi))
+        log_prob = density.log().add_(clamped).add_(constant).sum(-1).neg_()
+        ctx.save_for_backward(outputs, actions, deviation, slope, density)
+        ctx.set_materialize_grads(False)
+        return actions, log_prob
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_actions: Tensor | None, of_log_prob: Tensor | None) -> Any:
+        """Gradient of the outputs."""
+        outputs, actions, deviation, slope, density = ctx.saved_tensors
+        of_actions = torch.zeros_like(actions) if of_actions is None else of_actions
+        of_log_prob = actions.new_zeros(actions.shape[:-1]) if of_log_prob is None else of_log_prob
+        of_log_prob = of_log_prob.unsqueeze(-1)
+        of_outputs = torch.empty_like(outputs)
+        of_mean, of_log_std = of_outputs.chunk(2, -1)
+        # Of the gaussian's own density only −log σ depends on the outputs: (u − m)/σ is the noise.
+        torch.mul((actions / density).mul_(2 * of_log_prob).add_(of_actions), slope, out=of_mean)
+        torch.sub(of_mean * deviation, of_log_prob, out=of_log_std)
+        log_std = outputs.chunk(2, -1)[1]
+        low, high = LOG_STD_RANGE
+        of_log_std.masked_fill_((log_std < low) | (log_std > high), 0.0)
+        return of_outputs, None

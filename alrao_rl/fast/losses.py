@@ -135,11 +135,11 @@ class _QuantileLosses(torch.autograd.Function):
         """Gradient of the quantiles."""
         quantiles, samples, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *differentiate(lambda x: _quantiles_by_torch(x, samples), (quantiles,), (True,), of_losses), None
+            return *differentiate(lambda x: quantiles_by_torch(x, samples), (quantiles,), (True,), of_losses), None
         return gradient * of_losses.view(-1, 1, 1), None
 
 
-def _quantiles_by_torch(quantiles: Tensor, samples: Tensor) -> Tensor:
+def quantiles_by_torch(quantiles: Tensor, samples: Tensor) -> Tensor:
     """The losses, ``[B]``, by operations that have gradients themselves."""
     n = quantiles.shape[2]
     # [B, n, Q, T]: every quantile against every sample.

@@ -25,7 +25,7 @@ from alrao_rl.fast.memory import all_finite
 class AlraoOptimizer(core.AlraoOptimizer):
     """See :class:`alrao_rl.core.optim.AlraoOptimizer`."""
 
-    def __init__(self, network: nn.Module, lr: float = 1.0) -> None:
+    def __init__(self, network: nn.Module, lr: float = 1.0, skip: nn.Module | None = None) -> None:
         # [N] each: the rates, and a buffer that holds the gradient first and then the update.
         self._rates = self._flat = torch.empty(0)
         self._views: list[Tensor] = []
@@ -36,7 +36,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
         # Layers whose θ was finite before the step, and whether the whole update was: then it is finite after it.
         self._finite: list[OutputHeads] = []
         self._all_well = False
-        super().__init__(network, lr)
+        super().__init__(network, lr, skip)
 
     def __getstate__(self) -> dict[str, Any]:
         # Views and addresses are of this object's memory: a copy makes its own.

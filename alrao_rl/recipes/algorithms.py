@@ -11,9 +11,86 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alrao_rl.recipes.fields import ClipRange, Count, Finite, Fraction, NotNegative, Positive, Rate, Table, Widths
+from alrao_rl.recipes.fields import (
+    ClipRange,
+    Count,
+    EntropyCoefficient,
+    Finite,
+    Fraction,
+    NotNegative,
+    Positive,
+    Rate,
+    Table,
+    TargetEntropy,
+    Widths,
+)
 
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "leaky-relu", "sigmoid", "silu", "softplus")
+
+
+class DdpgHyperparameters(Table):
+    """Keywords of ``stable_baselines3.DDPG``; ``action_noise`` is the deviation of normal noise on all actions."""
+
+    learning_rate: Rate | None = None
+    buffer_size: Count | None = None
+    learning_starts: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Count | None = None
+    tau: Fraction | None = None
+    gamma: Fraction | None = None
+    train_freq: Count | None = None
+    gradient_steps: Annotated[int, Field(ge=-1)] | None = None
+    n_steps: Count | None = None
+    action_noise: Positive | None = None
+    optimize_memory_usage: bool | None = None
+
+
+class Td3Hyperparameters(DdpgHyperparameters):
+    """Keywords of ``stable_baselines3.TD3``."""
+
+    policy_delay: Count | None = None
+    target_policy_noise: NotNegative | None = None
+    target_noise_clip: NotNegative | None = None
+    stats_window_size: Count | None = None
+
+
+class SacHyperparameters(DdpgHyperparameters):
+    """Keywords of ``stable_baselines3.SAC``."""
+
+    ent_coef: EntropyCoefficient | None = None
+    target_entropy: TargetEntropy | None = None
+    target_update_interval: Count | None = None
+    use_sde: bool | None = None
+    sde_sample_freq: Annotated[int, Field(ge=-1)] | None = None
+    use_sde_at_warmup: bool | None = None
+    stats_window_size: Count | None = None
+
+
+class CrossqHyperparameters(Table):
+    """Keywords of sb3-contrib's CrossQ, which has no targets."""
+
+    learning_rate: Rate | None = None
+    buffer_size: Count | None = None
+    learning_starts: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Count | None = None
+    gamma: Fraction | None = None
+    train_freq: Count | None = None
+    gradient_steps: Annotated[int, Field(ge=-1)] | None = None
+    n_steps: Count | None = None
+    policy_delay: Count | None = None
+    action_noise: Positive | None = None
+    ent_coef: EntropyCoefficient | None = None
+    target_entropy: TargetEntropy | None = None
+    use_sde: bool | None = None
+    sde_sample_freq: Annotated[int, Field(ge=-1)] | None = None
+    use_sde_at_warmup: bool | None = None
+    optimize_memory_usage: bool | None = None
+    stats_window_size: Count | None = None
+
+
+class TqcHyperparameters(SacHyperparameters):
+    """Keywords of sb3-contrib's TQC."""
+
+    top_quantiles_to_drop_per_net: Annotated[int, Field(ge=0)] | None = None
 
 
 class DqnHyperparameters(Table):
@@ -99,6 +176,39 @@ class OnPolicyOptions(MaskableOptions):
     log_std_init: Finite | None = None
 
 
+class Td3PolicyOptions(Table):
+    """Keywords of TD3's and DDPG's policy that both stock and Alrao policies take."""
+
+    net_arch: Widths | dict[Literal["pi", "qf"], Widths] | None = None
+    activation_fn: Literal[ACTIVATIONS] | None = None  # type: ignore[valid-type]
+    n_critics: Annotated[int, Field(ge=1, le=100)] | None = None
+    share_features_extractor: bool | None = None
+    normalize_images: bool | None = None
+
+
+class SacPolicyOptions(Td3PolicyOptions):
+    """Keywords of SAC's policy."""
+
+    log_std_init: Finite | None = None
+    use_expln: bool | None = None
+    clip_mean: NotNegative | None = None
+
+
+class CrossqPolicyOptions(SacPolicyOptions):
+    """Keywords of CrossQ's policy."""
+
+    batch_norm: bool | None = None
+    batch_norm_momentum: Fraction | None = None
+    batch_norm_eps: Positive | None = None
+    renorm_warmup_steps: Annotated[int, Field(ge=0)] | None = None
+
+
+class TqcPolicyOptions(SacPolicyOptions):
+    """Keywords of TQC's policy."""
+
+    n_quantiles: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
 class QrdqnPolicyOptions(DqnPolicyOptions):
     """Keywords of QR-DQN's policy."""
 
@@ -127,7 +237,8 @@ class Algorithm:
         timesteps_of: algorithm whose budget in an environment's file applies if the file has none for this one.
         policies: names of the Alrao policies in ``alrao_rl``; the braces stand for "", "Cnn" or "MultiInput".
         stock_policies: SB3's names for its own policies, with "Mlp" instead of "".
-        learns_from_replay: it learns values of discrete actions from a replay buffer.
+        actions: the only kind of space that it acts in, by Gymnasium's name; "" if it acts in all.
+        learns_from_replay: it learns from a replay buffer.
         masks_actions: its environments have a method ``action_masks()``.
         exports_onnx: its deterministic action is a function of the observation alone.
     """
@@ -140,6 +251,7 @@ class Algorithm:
     timesteps_of: str = ""
     policies: str = "Alrao{}Policy"
     stock_policies: str = "{}Policy"
+    actions: Literal["", "Discrete", "Box"] = ""
     learns_from_replay: bool = False
     masks_actions: bool = False
     exports_onnx: bool = False
@@ -148,13 +260,13 @@ class Algorithm:
 _ROWS = (
     Algorithm(
         "dqn", "DQN", DqnHyperparameters, DqnPolicyOptions, 100_000,
-        learns_from_replay=True, exports_onnx=True,
+        actions="Discrete", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm("a2c", "A2C", A2cHyperparameters, OnPolicyOptions, 500_000, exports_onnx=True),
     Algorithm("ppo", "PPO", PpoHyperparameters, OnPolicyOptions, 500_000, exports_onnx=True),
     Algorithm(
         "qrdqn", "QRDQN", DqnHyperparameters, QrdqnPolicyOptions, 100_000, timesteps_of="dqn",
-        policies="AlraoQRDQN{}Policy", learns_from_replay=True, exports_onnx=True,
+        policies="AlraoQRDQN{}Policy", actions="Discrete", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
         "recurrent-ppo", "RecurrentPPO", PpoHyperparameters, RecurrentOptions, 500_000, timesteps_of="ppo",
@@ -163,6 +275,26 @@ _ROWS = (
     Algorithm(
         "maskable-ppo", "MaskablePPO", MaskablePpoHyperparameters, MaskableOptions, 500_000, timesteps_of="ppo",
         policies="AlraoMaskable{}Policy", masks_actions=True,
+    ),
+    Algorithm(
+        "sac", "SAC", SacHyperparameters, SacPolicyOptions, 100_000,
+        actions="Box", learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm(
+        "tqc", "TQC", TqcHyperparameters, TqcPolicyOptions, 100_000, timesteps_of="sac",
+        policies="AlraoTQC{}Policy", actions="Box", learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm(
+        "crossq", "CrossQ", CrossqHyperparameters, CrossqPolicyOptions, 100_000, timesteps_of="sac",
+        policies="AlraoCrossQPolicy", actions="Box", learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm(
+        "td3", "TD3", Td3Hyperparameters, Td3PolicyOptions, 100_000, timesteps_of="sac",
+        actions="Box", learns_from_replay=True, exports_onnx=True,
+    ),
+    Algorithm(
+        "ddpg", "DDPG", DdpgHyperparameters, Td3PolicyOptions, 100_000, timesteps_of="sac",
+        actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
 )  # fmt: skip
 ALGORITHMS = {row.name: row for row in _ROWS}

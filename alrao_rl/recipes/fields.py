@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from alrao_rl.checks import LINEAR, first_value
+from alrao_rl.checks import LINEAR, entropy_coefficient, first_value, target_entropy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -30,6 +30,8 @@ def _above_zero(value: float | str) -> float | str:
 
 Rate = Annotated[float | str, AfterValidator(_at_least_zero)]
 ClipRange = Annotated[float | str, AfterValidator(_above_zero)]
+EntropyCoefficient = Annotated[float | str, AfterValidator(entropy_coefficient)]
+TargetEntropy = Annotated[float | str, AfterValidator(target_entropy)]
 MAX_COUNT = 10**12
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]

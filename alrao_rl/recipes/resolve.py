@@ -95,7 +95,8 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
     from alrao_rl.core.bases import BASES
 
     try:
-        config = AlraoConfig.from_options(alrao_options(agent)).resolve(replay=agent.algorithm.learns_from_replay)
+        config = AlraoConfig.from_options(alrao_options(agent))
+        config = config.resolve(replay=agent.algorithm.actions == "Discrete")
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
     base = {name: option.default for name, option in inspect.signature(BASES[config.base]).parameters.items()}

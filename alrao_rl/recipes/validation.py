@@ -88,6 +88,6 @@ FALLING = f"{LINEAR}1"
 NO_LEARNING_RATE = (
     "an Alrao agent has no learning rate to set: leave it out, set the interval with alrao.lr_range=[1e-6, 0.1], "
     f"let all rates fall to 0 over the run with learning_rate={FALLING}, "
-    "or take a stock agent (dqn-adam, a2c-rmsprop, ppo-adam)"
+    "or take a stock agent (dqn-adam, a2c-rmsprop, ppo-adam, sac-adam)"
 )
-NO_ALRAO = 'a stock agent has no Alrao options: leave them out, or take policy = "alrao" (dqn, a2c, ppo)'
+NO_ALRAO = 'a stock agent has no Alrao options: leave them out, or take policy = "alrao" (dqn, a2c, ppo, sac)'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from alrao_rl.sb3.policies import AlraoPolicyMixin
+from alrao_rl.sb3.base import AlraoPolicyMixin
 
 
 class AlraoCallback(BaseCallback):

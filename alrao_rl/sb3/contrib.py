@@ -1,7 +1,8 @@
-"""Alrao policies for sb3-contrib's algorithms: QR-DQN, RecurrentPPO and MaskablePPO."""
+"""Alrao policies for sb3-contrib's algorithms: QR-DQN, TQC, CrossQ, RecurrentPPO and MaskablePPO."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -9,22 +10,33 @@ import torch
 from gymnasium import spaces
 
 try:
-    from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
+    from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 except ImportError:
-    raise ImportError("policies for QRDQN, RecurrentPPO and MaskablePPO need pip install 'alrao-rl[contrib]'") from None
+    raise ImportError("policies for sb3-contrib's algorithms need pip install 'alrao-rl[contrib]'") from None
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.utils import quantile_huber_loss
+from sb3_contrib.crossq.policies import Actor as CrossQActor
+from sb3_contrib.crossq.policies import CrossQCritic, CrossQPolicy
 from sb3_contrib.qrdqn import qrdqn
 from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
+from sb3_contrib.tqc import tqc
+from sb3_contrib.tqc.policies import Critic as TQCCritic
+from sb3_contrib.tqc.policies import TQCPolicy
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
 from alrao_rl.checks import whole
-from alrao_rl.core import OutputHeads
+from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.fast import HeadwiseTensor as FastHeadwiseTensor
+from alrao_rl.fast.losses import quantile_losses, quantiles_by_torch
+from alrao_rl.sb3.actors import SquashedActor
+from alrao_rl.sb3.base import Options
+from alrao_rl.sb3.critics import LeadingCritic
 from alrao_rl.sb3.distributions import LeanCategorical, LeanMultiCategorical
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
-from alrao_rl.sb3.policies import ActorCriticMixin, Options, QNetworkMixin
+from alrao_rl.sb3.off_policy import MaximumEntropyMixin
+from alrao_rl.sb3.policies import ActorCriticMixin, QNetworkMixin
 
 _MASKED = -1e8
 """Added to the logit of an action that is not allowed: no probability, and a finite gradient.
@@ -69,6 +81,145 @@ class AlraoQRDQNMultiInputPolicy(AlraoQRDQNPolicy):
     """:class:`AlraoQRDQNPolicy` for Dict observations."""
 
     default_features_extractor_class = AlraoCombinedExtractor
+
+
+class AlraoTQCCritic(LeadingCritic, TQCCritic):
+    """sb3-contrib's critics of TQC: each gives all quantiles."""
+
+    def forward(self, obs: Any, action: Tensor) -> Tensor:
+        """Quantiles of all critics, ``[B, n_critics, Q]``."""
+        if not torch.is_grad_enabled():
+            return super().forward(obs, action)
+        if isinstance(action, HeadwiseTensor):
+            return torch.stack(self.lead(obs, action, self.n_critics), 1)
+        with torch.set_grad_enabled(not self.share_features_extractor):
+            features = self.extract_features(obs, self.features_extractor)
+        x = torch.cat([features, action], 1)
+        quantiles = cast("list[HeadwiseTensor]", [network(x) for network in self.q_networks])
+        # Not torch.stack, to which they are losses that are joined: :func:`_quantile_huber_loss` makes these.
+        together = _Quantiles.wrap(
+            torch.stack([one.branches for one in quantiles], 2), frozenset().union(*(one.layers for one in quantiles))
+        )
+        together.of_critics = quantiles
+        return together
+
+
+class _Quantiles(HeadwiseTensor):
+    """Quantiles of several critics, ``[B, n_critics, Q]``."""
+
+    of_critics: list[HeadwiseTensor]
+    """Those of each, ``[B, Q]``."""
+
+
+def _quantile_huber_loss(
+    current: Tensor, target: Tensor, cum_prob: Tensor | None = None, sum_over_quantiles: bool = True
+) -> Tensor:
+    """sb3-contrib's, of TQC's critics: the mean of their losses, each of which is the evidence of its own heads."""
+    if not isinstance(current, _Quantiles):
+        return quantile_huber_loss(current, target, cum_prob, sum_over_quantiles)
+    n_critics, n_quantiles = len(current.of_critics), current.shape[-1]
+    scale = 1 / n_critics if sum_over_quantiles else 1 / (n_critics * n_quantiles)
+    samples = target.reshape(len(target), -1)
+    losses: list[HeadwiseTensor] = []
+    for one in current.of_critics:
+        found = quantile_losses(one.branches, samples)
+        branches = quantiles_by_torch(one.branches, samples) if found is None else found
+        losses.append(type(one).wrap(branches * scale, one.layers))
+    return cast(Tensor, sum(losses[1:], losses[0]))
+
+
+tqc.quantile_huber_loss = _quantile_huber_loss  # type: ignore[assignment]
+
+
+class AlraoTQCPolicy(MaximumEntropyMixin, TQCPolicy):
+    """TQC's policy with Alrao: every head of a critic gives all of its quantiles. See :class:`AlraoPolicy`.
+
+    "Controlling Overestimation Bias with Truncated Mixture of Continuous Distributional Quantile Critics"
+    (https://arxiv.org/abs/2005.04269).
+    """
+
+    serves = (TQC,)
+    stock = TQCPolicy
+    family = "AlraoTQC{}Policy"
+    critic_class = AlraoTQCCritic
+
+
+class AlraoTQCCnnPolicy(AlraoTQCPolicy):
+    """:class:`AlraoTQCPolicy` for images."""
+
+    default_features_extractor_class = AlraoNatureCNN
+
+
+class AlraoTQCMultiInputPolicy(AlraoTQCPolicy):
+    """:class:`AlraoTQCPolicy` for Dict observations."""
+
+    default_features_extractor_class = AlraoCombinedExtractor
+
+
+class AlraoCrossQActor(SquashedActor, CrossQActor):
+    """sb3-contrib's actor of CrossQ."""
+
+
+class AlraoCrossQCritic(LeadingCritic, CrossQCritic):
+    """sb3-contrib's critics of CrossQ, which are asked for current and next values in one batch."""
+
+    def forward(self, obs: Any, actions: Tensor) -> tuple[Tensor, ...]:
+        """Values of all critics, ``[B, 1]`` each, or in one tensor, ``[B, n_critics]``, where they learn."""
+        if not torch.is_grad_enabled():
+            return super().forward(obs, actions)
+        if isinstance(actions, HeadwiseTensor):
+            return tuple(self.lead(obs, actions, self.n_critics))
+        with torch.set_grad_enabled(not self.share_features_extractor):
+            features = self.extract_features(obs, self.features_extractor)
+        x = torch.cat([features, actions], 1)
+        values = cast("list[HeadwiseTensor]", [network(x) for network in self.q_networks])
+        together = _Values.wrap(
+            torch.cat([one.branches for one in values], 2), frozenset().union(*(one.layers for one in values))
+        )
+        together.of_critics = [one.layers for one in values]
+        return (together,)
+
+
+class _Values(HeadwiseTensor):
+    """Values of several critics, ``[B, n_critics]``, of which CrossQ takes parts, and at last each critic's."""
+
+    of_critics: list[frozenset[Any]]
+    """The output layer of each."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.cat and len(args[0]) == 1:
+            return args[0][0]
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def like(self, branches: Tensor) -> Any:
+        """See :meth:`HeadwiseTensor.like`."""
+        result = super().like(branches)
+        result.of_critics = self.of_critics
+        return result
+
+    def __iter__(self) -> Iterator[HeadwiseTensor]:  # type: ignore[override]
+        for i, layers in enumerate(self.of_critics):
+            yield FastHeadwiseTensor.of(self.branches[:, i], cast(Any, layers))
+
+
+class AlraoCrossQPolicy(MaximumEntropyMixin, CrossQPolicy):
+    """CrossQ's policy with Alrao: scale and bias of a unit's batch renormalisation are a feature.
+
+    See :class:`AlraoPolicy`.
+
+    "CrossQ: Batch Normalization in Deep Reinforcement Learning for Greater Sample Efficiency and Simplicity"
+    (https://arxiv.org/abs/1902.05605).
+    """
+
+    serves = (CrossQ,)
+    stock = CrossQPolicy
+    family = "AlraoCrossQPolicy"
+    actor_class = AlraoCrossQActor
+    critic_class = AlraoCrossQCritic
+
+    def _build_target(self) -> None:
+        """There is none."""
 
 
 class AlraoLstmPolicy(ActorCriticMixin, RecurrentActorCriticPolicy):

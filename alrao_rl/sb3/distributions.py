@@ -43,7 +43,7 @@ def lean(distribution: Distribution) -> Distribution:
     return distribution
 
 
-def _without_graph(distribution: Distribution) -> dict[str, Any]:
+def without_graph(distribution: Distribution) -> dict[str, Any]:
     """What a copy holds: the parameters of the last call without the graph behind them, which cannot be copied."""
     state = vars(distribution).items()
     return {name: x.detach() if isinstance(x, Tensor) and x.requires_grad else x for name, x in state}
@@ -53,7 +53,7 @@ class LeanCategorical(CategoricalDistribution):
     """One of K actions: log-probabilities ``[B, K]``."""
 
     log_probs: Tensor
-    __getstate__ = _without_graph
+    __getstate__ = without_graph
 
     @property
     def distribution(self) -> Categorical:  # type: ignore[override]
@@ -93,7 +93,7 @@ class LeanMultiCategorical(MultiCategoricalDistribution):
     """One of K_i actions for each of n parts: log-probabilities ``[B, ΣK_i]``."""
 
     log_probs: Tensor
-    __getstate__ = _without_graph
+    __getstate__ = without_graph
 
     def __init__(self, action_dims: list[int]) -> None:
         super().__init__(action_dims)
@@ -137,7 +137,7 @@ class LeanBernoulli(BernoulliDistribution):
     """n independent actions of 0 or 1: logits ``[B, n]``."""
 
     logits: Tensor
-    __getstate__ = _without_graph
+    __getstate__ = without_graph
 
     @property
     def distribution(self) -> Bernoulli:  # type: ignore[override]
@@ -178,7 +178,7 @@ class LeanGaussian(DiagGaussianDistribution):
 
     mean: Tensor
     log_std: Tensor
-    __getstate__ = _without_graph
+    __getstate__ = without_graph
 
     @property
     def distribution(self) -> Normal:  # type: ignore[override]
@@ -222,7 +222,7 @@ class LeanStateDependentNoise(StateDependentNoiseDistribution):
 
     mean: Tensor
     std: Tensor
-    __getstate__ = _without_graph
+    __getstate__ = without_graph
 
     @property
     def distribution(self) -> Normal:  # type: ignore[override]

@@ -14,7 +14,7 @@ from alrao_rl.plain import replace_heads
 
 
 class Acting(nn.Module):
-    """What ``predict(observation, deterministic=True)`` computes, of a policy of DQN, QR-DQN, A2C or PPO.
+    """What ``predict(observation, deterministic=True)`` computes, of a policy.
 
     Args:
         policy: the policy, Alrao's or SB3's.
@@ -35,7 +35,8 @@ class Acting(nn.Module):
                 self.register_buffer(f"mean_{number}", mean)
                 self.register_buffer(f"std_{number}", (variance + 1e-8).sqrt())
         # Without the distribution: it may hold noise for exploration, of which no copy can be made.
-        self.policy = copy.deepcopy(policy, {id(getattr(policy, "action_dist", self)): None})
+        noise = getattr(getattr(policy, "actor", policy), "action_dist", self)
+        self.policy = copy.deepcopy(policy, {id(noise): None})
         replace_heads(self.policy)
         self.requires_grad_(False).eval()
         space = policy.action_space
@@ -68,9 +69,19 @@ class Acting(nn.Module):
             if hasattr(policy, name):
                 values = getattr(policy, f"{name}_average", getattr(policy, name))(observation)
                 return cast(Tensor, values if name == "q_net" else values.mean(1))
+        if hasattr(policy, "actor"):
+            return self._mean(policy.actor, observation)
         features = policy.extract_features(observation)
         latent = features if policy.share_features_extractor else features[0]
         return cast(Tensor, policy.action_net(policy.mlp_extractor.forward_actor(latent)))
+
+    def _mean(self, actor: Any, observation: Any) -> Tensor:
+        """What an off-policy actor squashes."""
+        features = actor.extract_features(observation, actor.features_extractor)
+        if not hasattr(actor, "latent_pi"):  # TD3's, which ends with the squashing
+            return cast(Tensor, actor.mu[:-1](features))
+        latent = actor.latent_pi(features)
+        return cast(Tensor, actor.mu(latent) if hasattr(actor, "mu") else actor.mean_of(actor.output(latent)))
 
     def _actions(self, scores: Tensor) -> Tensor:
         space = self.policy.action_space

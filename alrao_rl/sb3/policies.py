@@ -2,173 +2,52 @@
 
 from __future__ import annotations
 
-import math
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3 import DQN
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from alrao_rl import fast
-from alrao_rl.core import AlraoConfig, Output, OutputHeads
-from alrao_rl.core.averaging import rule_name
-from alrao_rl.core.bases import BASES
+from alrao_rl.core import Output, OutputHeads
 from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.plain import averaged
+from alrao_rl.sb3.base import (
+    AlraoPolicyMixin,
+    Options,
+    calling_algorithm,
+    named,
+    refuse_algorithm,
+    refuse_start,
+)
 from alrao_rl.sb3.distributions import LeanGaussian, LeanStateDependentNoise, lean
-from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
+from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.log_std import log_std, write_log_std
+from alrao_rl.sb3.off_policy import (
+    AlraoSACCnnPolicy,
+    AlraoSACMultiInputPolicy,
+    AlraoSACPolicy,
+    AlraoTD3CnnPolicy,
+    AlraoTD3MultiInputPolicy,
+    AlraoTD3Policy,
+)
 from alrao_rl.sb3.running_average import follow
 from alrao_rl.sb3.shortcuts import are_features, is_hooked, make_lean
-
-Options = Mapping[str, Any] | AlraoConfig | None
-
 
 # To a type checker the mixin is the policy that it is mixed into.
 if TYPE_CHECKING:
     _ActorCritic: TypeAlias = ActorCriticPolicy
 else:
     _ActorCritic = object
-
-
-class _NoOptimizer:
-    """In place of the Adam that SB3 makes before ours, which costs a second: with it torch loads its compiler."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-
-class AlraoPolicyMixin:
-    """What all Alrao policies share: options, optimizer, statistics."""
-
-    training: bool
-    optimizer: torch.optim.Optimizer
-    serves: tuple[type[BaseAlgorithm], ...]
-    stock: type
-    """SB3's policy, the next class."""
-    family = "Alrao{}Policy"
-    """What users call it, with Cnn or MultiInput in it."""
-    default_features_extractor_class: type = FlattenExtractor
-    q_network: str | None = None
-    """Name of the network of values that learns from replay; None where everything learns from rollouts."""
-
-    def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Keep the Alrao options and return the keywords for SB3's policy."""
-        algorithm = _calling_algorithm()
-        _refuse_algorithm(type(self), self.serves, algorithm)
-        _refuse_optimizer(kwargs, algorithm)
-        option = next((field.name for field in fields(AlraoConfig) if field.name in kwargs), None)
-        if option is not None:
-            raise TypeError(f"{option} is an option of Alrao: write policy_kwargs=dict(alrao=dict({option}=...))")
-        if kwargs.get("features_extractor_class") is None:
-            kwargs["features_extractor_class"] = self._extractor(space)
-        if kwargs.get("normalize_images") is False and kwargs["features_extractor_class"] is AlraoMinAtarCNN:
-            # As SB3 does for NatureCNN.
-            images = {"normalized_image": True}
-            kwargs["features_extractor_kwargs"] = images | (kwargs.get("features_extractor_kwargs") or {})
-        config = AlraoConfig.from_options(alrao).resolve(replay=self.q_network is not None)
-        if config.head_max_grad_norm == "auto":
-            norm = getattr(algorithm, "max_grad_norm", None)
-            config = replace(config, head_max_grad_norm=None if norm in (None, math.inf) else float(norm))
-        if rule_name(rule := config.policy_averaging) == "exponentiated-gradient":
-            options = {"rule": rule} if isinstance(rule, str) else rule
-            config = replace(config, policy_averaging={"reuse": getattr(algorithm, "n_epochs", 1), **options})
-        self.alrao_options = config
-        kwargs["optimizer_class"] = _NoOptimizer
-        kwargs.setdefault("activation_fn", nn.Tanh)
-        # SB3 leaves out the fully connected layers behind exactly NatureCNN; ours have one of their own as well.
-        if kwargs.get("net_arch") is None and kwargs["features_extractor_class"] in (AlraoNatureCNN, AlraoMinAtarCNN):
-            kwargs["net_arch"] = []
-        return kwargs
-
-    def _extractor(self, space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
-        """That of this policy for observations of this space.
-
-        Raises:
-            ValueError: they are of another kind.
-        """
-        default: type[BaseFeaturesExtractor] = self.default_features_extractor_class
-        # What the user wrote is AlraoPolicy, whichever of its two it stands for.
-        name = re.sub("^Alrao(DQN|ActorCritic)", "Alrao", type(self).__name__)
-        are_images = space.shape is not None and len(space.shape) == 3
-        if isinstance(space, spaces.Dict):
-            if not issubclass(default, CombinedExtractor):
-                raise ValueError(f"{name} takes no Dict observations: use {self.family.format('MultiInput')}")
-        elif issubclass(default, CombinedExtractor):
-            form = self.family.format("Cnn" if are_images else "")
-            raise ValueError(f"{name} takes Dict observations, not {space}: use {form}")
-        elif default is AlraoNatureCNN:
-            if not are_images:
-                plain = self.family.format("")
-                raise ValueError(f"{name} takes images, of three dimensions, not {space}: use {plain}")
-            return image_extractor(space)
-        return default
-
-    def set_training_mode(self, mode: bool) -> None:
-        """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
-        if mode != self.training:
-            # A target network stays as it is.
-            cast(nn.Module, self if self.q_network is None else getattr(self, self.q_network)).train(mode)
-            self.training = mode
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """As nn.Module's; SB3 asks at every update, to clip the gradient."""
-        found: dict[int, nn.Parameter] = {}  # a tensor takes its time to be a key
-        for module in _modules(cast(nn.Module, self)) if recurse else [cast(nn.Module, self)]:
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    found[id(parameter)] = parameter
-        return iter(found.values())
-
-    @property
-    def device(self) -> torch.device:
-        """Of the first parameter; SB3, which asks at every prediction, goes by :meth:`parameters`, which finds all."""
-        first = next(nn.Module.parameters(cast(nn.Module, self)), None)
-        return torch.device("cpu") if first is None else first.device
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        """What ``policy.load`` builds the policy from: SB3's own, less the optimizer, which is not to be chosen."""
-        parameters = super()._get_constructor_parameters()  # type: ignore[misc]
-        own = {name: value for name, value in parameters.items() if not name.startswith("optimizer_")}
-        return own | {"alrao": self.alrao_options}
-
-    def alrao_layers(self) -> dict[str, OutputHeads]:
-        """The duplicated output layers by name."""
-        raise NotImplementedError
-
-    def alrao_stats(self) -> dict[str, dict[str, Any]]:
-        """How the heads of each output layer do.
-
-        For each: averaging ``weights`` ``[J]``, the heads' ``rates`` ``[J]``, the ``entropy`` of the weights in nats,
-        the ``effective_lr``, the geometric mean of the rates, weighted by the averaging weights, and how often each
-        head was re-cloned in training, ``reclones`` ``[J]``, and of these because it was not finite, ``lost``. How many
-        updates of the whole network had a gradient that was not finite, and moved nothing by it: ``skipped``.
-        """
-        optimizer = cast(AlraoOptimizer, self.optimizer)
-        return {
-            name: {
-                **_head_stats(layer),
-                "reclones": optimizer.reclones(layer).cpu().numpy(),
-                "lost": optimizer.reclones(layer, "lost").cpu().numpy(),
-                "skipped": optimizer.skipped,
-            }
-            for name, layer in self.alrao_layers().items()
-        }
 
 
 class QNetworkMixin(AlraoPolicyMixin):
@@ -180,8 +59,8 @@ class QNetworkMixin(AlraoPolicyMixin):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        refuse_start(type(_calling_algorithm() or self).__name__, observation_space, action_space)
-        kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
+        refuse_start(type(calling_algorithm() or self).__name__, observation_space, action_space)
+        kwargs = self._take_options(observation_space, alrao, named(self.stock, args, kwargs))
         if not isinstance(action_space, spaces.Discrete):
             raise ValueError(
                 f"{self.serves[0].__name__} has no actions of the kind {action_space}: expected Discrete; PPO and A2C "
@@ -240,8 +119,8 @@ class ActorCriticMixin(AlraoPolicyMixin, _ActorCritic):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Any,
         *args: Any, alrao: Options = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        refuse_start(type(_calling_algorithm() or self).__name__, observation_space, action_space)
-        kwargs = self._take_options(observation_space, alrao, _named(self.stock, args, kwargs))
+        refuse_start(type(calling_algorithm() or self).__name__, observation_space, action_space)
+        kwargs = self._take_options(observation_space, alrao, named(self.stock, args, kwargs))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.action_dist = lean(self.action_dist)
         log_std = self._parameters.pop("log_std", None)
@@ -330,31 +209,6 @@ class AlraoActorCriticPolicy(ActorCriticMixin, ActorCriticPolicy):
     stock = ActorCriticPolicy
 
 
-def _head_stats(layer: OutputHeads) -> dict[str, Any]:
-    """Weights and rates ``[J]``, the entropy of the weights in nats, the effective learning rate Π_j η_j^{a_j}."""
-    weights, rates = layer.averaging_weights.detach().double().cpu(), layer.rates.double().cpu()
-    return {
-        "weights": weights.numpy(),
-        "rates": rates.numpy(),
-        "entropy": float(torch.special.entr(weights).sum()),
-        "effective_lr": float(torch.exp((weights * rates.log()).sum())),
-    }
-
-
-def _modules(root: nn.Module) -> list[nn.Module]:
-    """``list(root.modules())`` without its nested generators, which cost a small policy as much as a layer."""
-    found = {root: None}
-
-    def visit(module: nn.Module) -> None:
-        for child in module._modules.values():
-            if child is not None and child not in found:
-                found[child] = None
-                visit(child)
-
-    visit(root)
-    return list(found)
-
-
 def _follow(average: nn.Module, network: nn.Module, optimizer: AlraoOptimizer) -> None:
     """After every optimizer step: the running average takes the network in."""
     follow(average, network, optimizer.param_groups[0]["n_updates"], optimizer.config.iterate_window)
@@ -366,7 +220,7 @@ def _begin_anew(average: nn.Module, network: nn.Module, _: Any) -> None:
 
 
 class AlraoPolicy:
-    """Policy without a learning rate for SB3's DQN, A2C and PPO: ``DQN(AlraoPolicy, env)``.
+    """Policy without a learning rate for SB3's DQN, A2C, PPO, SAC, TD3 and DDPG: ``DQN(AlraoPolicy, env)``.
 
     Every unit has its own random learning rate, the output layer is duplicated once per learning rate and the copies
     are averaged by how well they do ("Learning with Random Learning Rates", https://arxiv.org/abs/1810.01322). The
@@ -382,7 +236,8 @@ class AlraoPolicy:
             ``DQN(AlraoPolicy, env, policy_kwargs=dict(alrao=dict(n_heads=20)))``.
 
     Returns:
-        An :class:`AlraoDQNPolicy` or an :class:`AlraoActorCriticPolicy`, whichever the algorithm needs.
+        An :class:`AlraoDQNPolicy`, an :class:`AlraoActorCriticPolicy`, an :class:`AlraoSACPolicy` or an
+        :class:`AlraoTD3Policy`, whichever the algorithm needs.
 
     Raises:
         ValueError, TypeError: with one line, for an algorithm that is not served, a bad option or an
@@ -391,14 +246,21 @@ class AlraoPolicy:
 
     dqn_class: type[AlraoDQNPolicy] = AlraoDQNPolicy
     actor_critic_class: type[AlraoActorCriticPolicy] = AlraoActorCriticPolicy
+    sac_class: type[AlraoSACPolicy] = AlraoSACPolicy
+    td3_class: type[AlraoTD3Policy] = AlraoTD3Policy
 
     def __new__(
         cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Make the concrete policy."""
-        _refuse_algorithm(cls, cls.dqn_class.serves + cls.actor_critic_class.serves, _calling_algorithm())
-        # SB3's on-policy algorithms always pass use_sde to the policy class, DQN never does.
-        concrete = cls.actor_critic_class if "use_sde" in kwargs else cls.dqn_class
+        classes: list[Any] = [cls.dqn_class, cls.actor_critic_class, cls.sac_class, cls.td3_class]
+        algorithm = calling_algorithm()
+        refuse_algorithm(cls, tuple(kind for one in classes for kind in one.serves), algorithm)
+        concrete = next((one for one in classes if isinstance(algorithm, one.serves)), None)
+        if concrete is None:  # from a file: the keywords are those that each of SB3's policies keeps
+            off_policy = "n_critics" in kwargs
+            stochastic = cls.sac_class if off_policy else cls.actor_critic_class
+            concrete = stochastic if "use_sde" in kwargs else cls.td3_class if off_policy else cls.dqn_class
         return concrete(observation_space, action_space, *args, **kwargs)
 
     @classmethod
@@ -440,6 +302,8 @@ class AlraoCnnPolicy(AlraoPolicy):
 
     dqn_class = AlraoDQNCnnPolicy
     actor_critic_class = AlraoActorCriticCnnPolicy
+    sac_class = AlraoSACCnnPolicy
+    td3_class = AlraoTD3CnnPolicy
 
 
 class AlraoMultiInputPolicy(AlraoPolicy):
@@ -447,94 +311,5 @@ class AlraoMultiInputPolicy(AlraoPolicy):
 
     dqn_class = AlraoDQNMultiInputPolicy
     actor_critic_class = AlraoActorCriticMultiInputPolicy
-
-
-# --- checks ---------------------------------------------------------------------------------------------------------
-
-
-def _calling_algorithm() -> BaseAlgorithm | None:
-    """The SB3 algorithm that is building this policy, which passes neither itself nor its name; None without one."""
-    frame = sys._getframe(1)
-    for _ in range(10):
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, BaseAlgorithm):
-            return caller
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return None
-
-
-def _refuse_algorithm(policy: type, serves: tuple[type[BaseAlgorithm], ...], algorithm: BaseAlgorithm | None) -> None:
-    """Refuse an algorithm of another kind, with the policy that serves it."""
-    if algorithm is None or (isinstance(algorithm, serves) and type(algorithm) in (*serves, A2C, PPO)):
-        return
-    # Not above: pydantic, which the table is made of, takes longer to load than all of this package.
-    from alrao_rl.recipes.algorithms import ALGORITHMS
-
-    # Algorithms whose policies have another structure than AlraoPolicy, and those that serve them.
-    families = {row.cls: row.policies for row in ALGORITHMS.values() if row.policies != AlraoPolicyMixin.family}
-    names = [base.__name__ for base in type(algorithm).__mro__]
-    if "TRPO" in names:
-        raise ValueError("TRPO has no Alrao policy: it writes the policy's parameters itself, past the learning rates")
-    other = next((name for name in names if name in families), None)
-    mine = [base.__name__ for base in serves]
-    if isinstance(algorithm, serves) and (other is None or other in mine):
-        return
-    if other is not None:
-        form = next((form for form in ("Cnn", "MultiInput") if form in policy.__name__), "")
-        raise ValueError(
-            f"{policy.__name__} does not serve {names[0]}: use {families[other].format(form)} from alrao_rl"
-        )
-    expected = ", ".join("A2C or PPO" if name == "OnPolicyAlgorithm" else name for name in mine)
-    raise ValueError(f"{policy.__name__} does not serve {names[0]}: expected {expected}")
-
-
-def _refuse_optimizer(kwargs: dict[str, Any], algorithm: BaseAlgorithm | None) -> None:
-    """Refuse a user's own optimizer; drop the one that A2C and QR-DQN put into ``policy_kwargs`` by themselves.
-
-    The user's own dict, which may be that of another model as well: of another batch size, or another algorithm.
-    """
-    optimizer, options = kwargs.pop("optimizer_class", None), kwargs.pop("optimizer_kwargs", None) or {}
-    if optimizer is torch.optim.RMSprop and set(options) == {"alpha", "eps", "weight_decay"}:
-        from_sb3 = isinstance(algorithm, A2C) or (options["alpha"], options["weight_decay"]) == (0.99, 0)
-    else:
-        is_qrdqn = type(algorithm).__name__ == "QRDQN" and optimizer is torch.optim.Adam and set(options) == {"eps"}
-        size = 0.01 / options["eps"] if is_qrdqn else 0.0  # of a batch
-        from_sb3 = size >= 1 and math.isclose(size, round(size))
-    if from_sb3:
-        return
-    if optimizer is not None or options:
-        given = f"optimizer_class={getattr(optimizer, '__name__', optimizer)} with optimizer_kwargs={options}"
-        raise ValueError(
-            f"{given} has no effect on an Alrao policy: choose the base update instead, "
-            f"policy_kwargs=dict(alrao=dict(base='rmsprop')), one of {', '.join(BASES)}, and its base_kwargs"
-        )
-
-
-def refuse_start(name: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Refuse spaces that do not count from 0: Stable-Baselines3 takes what it gets, and gives, for indices.
-
-    Raises:
-        ValueError: with the space; ``name`` is the algorithm's.
-    """
-    for what, space in {"act in": action_space, "observe": observation_space}.items():
-        if not _counts_from_0(space):
-            raise ValueError(
-                f"{name} cannot {what} {space}: Stable-Baselines3 counts from 0; shift it by a wrapper such as "
-                "gymnasium.wrappers.TransformAction or TransformObservation"
-            )
-
-
-def _counts_from_0(space: spaces.Space[Any]) -> bool:
-    """Whether no discrete part of a space has a ``start``, past which Stable-Baselines3 looks."""
-    if isinstance(space, spaces.Dict):
-        return all(map(_counts_from_0, space.values()))
-    return not np.any(getattr(space, "start", 0))
-
-
-def _named(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Positional arguments behind ``lr_schedule`` as keywords."""
-    code = cls.__init__.__code__  # type: ignore[misc]
-    names = code.co_varnames[4 : code.co_argcount]
-    return dict(zip(names, args, strict=False)) | kwargs
+    sac_class = AlraoSACMultiInputPolicy
+    td3_class = AlraoTD3MultiInputPolicy

@@ -6,7 +6,8 @@ to compute; an action costs a dozen such calls. What is computed is the same, bi
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 from gymnasium import spaces
@@ -16,24 +17,37 @@ from stable_baselines3.dqn.policies import QNetwork
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-_ACTIVATIONS = {nn.Tanh: torch.tanh, nn.ReLU: torch.relu, nn.Sigmoid: torch.sigmoid}
+from alrao_rl.fast.activations import tanh
 
 
 class LeanSequential(nn.Sequential):
     """``nn.Sequential`` that calls the functions of its linear layers and activations directly."""
 
+    activations: ClassVar[Mapping[type[nn.Module], Callable[[Tensor], Tensor]]] = {
+        nn.Tanh: torch.tanh,
+        nn.ReLU: torch.relu,
+        nn.Sigmoid: torch.sigmoid,
+    }
+
     def forward(self, input: Tensor) -> Tensor:
         """Pass ``input`` through all modules."""
+        return self.up_to(len(self), input)
+
+    def up_to(self, n: int, input: Tensor) -> Tensor:
+        """Pass ``input`` through the first ``n`` modules."""
+        modules = list(self._modules.values())[:n]
         if _has_any_global_hook():
-            return super().forward(input)
-        for module in self._modules.values():
+            for module in modules:
+                input = cast(nn.Module, module)(input)
+            return input
+        for module in modules:
             kind = type(module)
             if is_hooked(module):
                 input = module(input)
             elif kind is nn.Linear and (weight := module._parameters.get("weight")) is not None:
                 input = nn.functional.linear(input, weight, module._parameters.get("bias"))
-            elif kind in _ACTIVATIONS:
-                input = _ACTIVATIONS[kind](input)
+            elif kind in self.activations:
+                input = self.activations[kind](input)
             else:
                 input = module.forward(input)
         return input
@@ -64,11 +78,22 @@ def are_features(obs: PyTorchObs, space: spaces.Space[Any], extractor: BaseFeatu
     )
 
 
-def make_lean(network: nn.Module) -> None:
-    """Turn every plain ``nn.Sequential`` and ``QNetwork`` in ``network`` into its lean version, in place."""
+class WideSequential(LeanSequential):
+    """A :class:`LeanSequential` of many units and large batches, whose tanh rounds otherwise than torch's."""
+
+    activations: ClassVar = {**LeanSequential.activations, nn.Tanh: tanh}
+
+
+def make_lean(network: nn.Module, wide: bool = False) -> None:
+    """Turn every plain ``nn.Sequential`` and ``QNetwork`` in ``network`` into its lean version, in place.
+
+    Args:
+        network: it.
+        wide: make it a :class:`WideSequential`.
+    """
     for module in network.modules():
         if type(module) in _LEAN:
-            module.__class__ = _LEAN[type(module)]
+            module.__class__ = WideSequential if wide and type(module) is nn.Sequential else _LEAN[type(module)]
 
 
 _LEAN: dict[type, type] = {nn.Sequential: LeanSequential, QNetwork: LeanQNetwork}

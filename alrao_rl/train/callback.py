@@ -14,13 +14,12 @@ from alrao_rl.agents.file import save_agent
 from alrao_rl.checks import NOT_FINITE
 from alrao_rl.cli.console import print_warning
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.core.optim import AlraoOptimizer
 from alrao_rl.recipes.schema import Recipe
 from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.runs.files import AGENTS, CHECKPOINT
 from alrao_rl.runs.folder import RunFolder
+from alrao_rl.sb3.base import AlraoPolicyMixin
 from alrao_rl.sb3.callback import AlraoCallback
-from alrao_rl.sb3.policies import AlraoPolicyMixin
 from alrao_rl.train import state as snapshot
 from alrao_rl.train.display import Display
 from alrao_rl.train.evaluation import Budget, Evaluator, Returns
@@ -161,11 +160,15 @@ class TrainingCallback(AlraoCallback):
         return sum(int(stats["lost"].sum()) for stats in self._weights().values())
 
     def updates(self) -> tuple[int, int]:
-        """How many updates were skipped because something was not finite, and how many there were."""
-        optimizer = self.model.policy.optimizer
-        if not isinstance(optimizer, AlraoOptimizer):
+        """How many updates were skipped because something was not finite, and how many there were.
+
+        Of several optimizers that of which most were skipped.
+        """
+        policy = self.model.policy
+        if not isinstance(policy, AlraoPolicyMixin):
             return 0, 0
-        return optimizer.skipped, optimizer.param_groups[0]["n_updates"]
+        counts = [(one.skipped, one.param_groups[0]["n_updates"]) for one in policy.optimizers().values()]
+        return max(counts, key=lambda count: count[0] / max(count[1], 1))
 
     def _fail_without_updates(self, least: int) -> None:
         """Fail a run that has learned nothing in ``least`` updates or more.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Collection, Iterable
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -45,10 +46,11 @@ def take(model: BaseAlgorithm) -> dict[str, Any]:
         model: an SB3 algorithm that is about to collect a rollout, on environments of
             :func:`~alrao_rl.environments.make.make_env`.
     """
-    noise = getattr(model.policy, "action_dist", None)
+    noise = _noise(model)
     return {
         "policy": dict(model.policy.state_dict()),
-        "optimizer": model.policy.optimizer.state_dict(),
+        "optimizer": {name: one.state_dict() for name, one in _optimizers(model).items()},
+        "variables": {name: variable.detach() for name, variable in _variables(model).items()},
         "noise": {name: getattr(noise, name) for name in _NOISE if hasattr(noise, name)},
         "counters": {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)},
         "last": {name: getattr(model, name) for name in _LAST if hasattr(model, name)},
@@ -72,10 +74,13 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm) -> dict[int, str]:
         The environments that could not be replayed, by number, with the reason; they start a new episode.
     """
     model.policy.load_state_dict(state["policy"])
-    model.policy.optimizer.load_state_dict(state["optimizer"])
+    for name, optimizer in _optimizers(model).items():
+        optimizer.load_state_dict(state["optimizer"][name])
+    for name, variable in _variables(model).items():
+        variable.data.copy_(state["variables"][name])
     for name in _NOISE:
         if name in state["noise"]:
-            setattr(model.policy.action_dist, name, state["noise"][name].to(model.device))
+            setattr(_noise(model), name, state["noise"][name].to(model.device))
     for name in (*_COUNTERS, *_LAST):
         if hasattr(model, name):
             setattr(model, name, (state["counters"] | state["last"])[name])
@@ -98,6 +103,22 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm) -> dict[int, str]:
     if state["cuda"] and model.device.type == "cuda":
         torch.cuda.set_rng_state_all(state["cuda"])
     return lost
+
+
+def _noise(model: BaseAlgorithm) -> Any:
+    """What holds the noise of gSDE."""
+    return getattr(getattr(model.policy, "actor", model.policy), "action_dist", None)
+
+
+def _optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
+    """By SB3's names: ``policy.optimizer``, or those of actor, critics and entropy coefficient."""
+    names = model._get_torch_save_params()[0]
+    return {name: attrgetter(name)(model) for name in names if name != "policy"}
+
+
+def _variables(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    """Tensors beside the policy: the entropy coefficient."""
+    return {name: attrgetter(name)(model) for name in model._get_torch_save_params()[1]}
 
 
 # --- replay buffer --------------------------------------------------------------------------------------------------

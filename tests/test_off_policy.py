@@ -1,0 +1,680 @@
+"""SAC, TQC, TD3 and DDPG with Alrao: heads of actors and critics, collapsed targets, the entropy step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import TQC, CrossQ
+from sb3_contrib.common.utils import quantile_huber_loss
+from sb3_contrib.tqc import tqc
+from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import polyak_update
+from test_identity import ActionLog, Sums, assert_identical, one_rate
+from torch import nn
+from torch.nn import functional as F
+
+from alrao_rl import (
+    AlraoCnnPolicy,
+    AlraoCrossQPolicy,
+    AlraoMultiInputPolicy,
+    AlraoPolicy,
+    AlraoTQCMultiInputPolicy,
+    AlraoTQCPolicy,
+)
+from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.fast.densities import squashed_by_torch as plain_squashed_gaussian
+from alrao_rl.fast.densities import squashed_gaussian
+from alrao_rl.sb3.critics import follow_at_once
+from alrao_rl.sb3.entropy import EntropyStep
+from alrao_rl.sb3.off_policy import AlraoSACPolicy, AlraoTD3Policy
+
+SMALL = {"learning_starts": 20, "batch_size": 16, "buffer_size": 1_000, "device": "cpu", "seed": 0}
+
+
+def make(algorithm=SAC, env="Pendulum-v1", policy=AlraoPolicy, alrao=None, **kwargs):
+    """A small model; keywords of the policy go to it."""
+    names = (
+        "net_arch",
+        "n_critics",
+        "n_quantiles",
+        "share_features_extractor",
+        "activation_fn",
+        "use_expln",
+        "clip_mean",
+    )
+    of_policy = {"net_arch": [8, 8], **{name: kwargs.pop(name) for name in names if name in kwargs}}
+    of_policy["alrao"] = {"n_heads": 4, **(alrao or {})}
+    return algorithm(policy, env, policy_kwargs=of_policy, **(SMALL | kwargs))
+
+
+def batch(model, n=16):
+    """Observations and actions."""
+    generator = torch.Generator().manual_seed(3)
+    low, high = model.observation_space.low, model.observation_space.high
+    obs = torch.rand(n, *low.shape, generator=generator) * torch.as_tensor(high - low) + torch.as_tensor(low)
+    return obs, torch.rand(n, *model.action_space.shape, generator=generator) * 2 - 1
+
+
+def q_loss(model, obs, actions, target):
+    """SB3's."""
+    return 0.5 * sum(F.mse_loss(current, target) for current in model.critic(obs, actions))
+
+
+def heads_of(critic):
+    return [network[-1] for network in critic.q_networks]
+
+
+# --- the actor's gradient -------------------------------------------------------------------------------------------
+
+
+def actor_gradients(model, obs, alpha):
+    """Of every head, by SB3's loss, and by autograd through the critic at every head's own action."""
+    heads = model.actor.output
+    torch.manual_seed(7)
+    actions, log_prob = model.actor.action_log_prob(obs)
+    q_values, _ = torch.min(torch.cat(model.critic(obs, actions), dim=1), dim=1, keepdim=True)
+    (alpha * log_prob.reshape(-1, 1) - q_values).mean().backward()
+    found = heads.gradient.clone()
+    heads.drop_evidence()
+    theta = heads.theta.detach().clone().requires_grad_()
+    with torch.no_grad():
+        latent = model.actor._latent(obs)
+    torch.manual_seed(7)
+    noise = torch.empty(len(obs), theta.shape[1] // (2 * (heads.in_features + 1))).normal_()
+    rows = theta.view(heads.n_heads, heads.out_features, -1)
+    expected = []
+    for j in range(heads.n_heads):
+        outputs = F.linear(latent, rows[j, :, :-1], rows[j, :, -1])
+        action, log_prob = plain_squashed_gaussian(outputs, noise)
+        x = torch.cat([obs, action], 1)
+        values = torch.cat([plain(network, x) for network in model.critic.q_networks], 1).min(1).values
+        expected.append(torch.autograd.grad((alpha * log_prob - values).mean(), theta, retain_graph=True)[0][j])
+    return found, torch.stack(expected)
+
+
+def plain(network, x):
+    """The average of a critic, by the definition: Σ_j a_j Q_j."""
+    *trunk, heads = network
+    for module in trunk:
+        x = module(x)
+    outputs = torch.einsum("bi,joi->jbo", x, heads.weight.detach()) + heads.bias.detach()[:, None]
+    return torch.einsum("j,jbo->bo", heads.averaging_weights.detach(), outputs)
+
+
+def test_gradients_of_the_actors_heads_are_exact_where_the_critic_is_linear_in_the_action():
+    model = make(net_arch={"pi": [8], "qf": []}, n_critics=1)
+    found, expected = actor_gradients(model, batch(model)[0], 0.3)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_of_the_actors_heads_are_those_of_the_full_form_near_the_average():
+    model = make(n_critics=2)
+    theta = model.actor.output.theta.data
+    theta[:] = theta[0] + 1e-4 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(0))
+    found, expected = actor_gradients(model, batch(model)[0], 0.3)
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-6)
+    assert not torch.equal(found, expected)
+
+
+def test_td3s_heads_learn_to_first_order_too():
+    model = make(TD3, net_arch={"pi": [8], "qf": []})
+    obs, _ = batch(model)
+    (-model.critic.q1_forward(obs, model.actor(obs)).mean()).backward()
+    heads = model.policy.alrao_layers()["actor"]
+    with torch.no_grad():
+        latent = model.actor.mu[:-2](obs)
+        slope = model.critic.q_networks[0][0].collapse()["weight"][0, 3:]
+    theta = heads.theta.detach().clone().requires_grad_()
+    rows = theta.view(4, 1, -1)
+    actions = torch.tanh(torch.einsum("bi,joi->jbo", latent, rows[..., :-1]) + rows[..., None, 0, -1:])
+    torch.autograd.backward(-(actions * slope).sum(-1).mean(1).sum())
+    torch.testing.assert_close(heads.gradient, theta.grad)
+
+
+def test_the_trunk_of_the_actor_learns_from_the_average_alone():
+    model = make()
+    obs, _ = batch(model)
+    torch.manual_seed(7)
+    actions, log_prob = model.actor.action_log_prob(obs)
+    (0.3 * log_prob.reshape(-1, 1) - torch.cat(model.critic(obs, actions), 1).min(1, keepdim=True)[0]).mean().backward()
+    found = [p.grad.clone() for p in model.actor.latent_pi.parameters()]
+    layer = {name: value.detach() for name, value in model.actor.output.collapse().items()}
+    torch.manual_seed(7)
+    outputs = F.linear(model.actor.latent_pi(obs), **layer)
+    action, log_prob = plain_squashed_gaussian(outputs, torch.empty(len(obs), 1).normal_())
+    values = torch.cat([plain(network, torch.cat([obs, action], 1)) for network in model.critic.q_networks], 1)
+    loss = (0.3 * log_prob - values.min(1).values).mean()
+    expected = torch.autograd.grad(loss, list(model.actor.latent_pi.parameters()))
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("branches", [(), (5,)])
+def test_squashed_gaussian(branches):
+    """The compiled gradient against autograd's, where log σ is clamped as well; and one by hand."""
+    outputs = torch.randn(*branches, 6, 4, generator=torch.Generator().manual_seed(0))
+    outputs[..., 0, 2], outputs[..., 1, 3] = 3.0, -21.0
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for function in (squashed_gaussian, plain_squashed_gaussian):
+        x = outputs.clone().requires_grad_()
+        actions, log_prob = function(x, noise)
+        (actions.sin().sum() + (log_prob * torch.arange(6.0)).sum()).backward()
+        gradients.append((actions.detach(), log_prob.detach(), x.grad))
+    for mine, other in zip(*gradients, strict=True):  # 1 − a² is small where actions are at their bounds
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    actions, log_prob = plain_squashed_gaussian(torch.tensor([[0.5, math.log(2)]]), torch.tensor([[-0.25]]))
+    assert actions.item() == 0.0
+    expected = -0.03125 - math.log(2) - 0.5 * math.log(2 * math.pi)
+    assert log_prob.item() == pytest.approx(expected, abs=2e-6)
+
+
+# --- critics --------------------------------------------------------------------------------------------------------
+
+
+def test_the_critic_is_a_fixed_function_in_the_actors_step():
+    model = make()
+    obs, _ = batch(model)
+    before = copy.deepcopy(model.critic.state_dict())
+    actions, log_prob = model.actor.action_log_prob(obs)
+    (log_prob.reshape(-1, 1) - torch.cat(model.critic(obs, actions), 1).min(1, keepdim=True)[0]).mean().backward()
+    assert all(p.grad is None for _, p in model.critic.named_parameters())
+    for heads in heads_of(model.critic):
+        assert heads.gradient is None
+        assert heads.evidence.losses is None
+        assert heads.theta.requires_grad
+    assert all(p.requires_grad for network in model.critic.q_networks for p in network[:-1].parameters())
+    model.critic.optimizer.step()
+    after = model.critic.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_heads_of_a_critic_are_isolated():
+    """From each other and from those of the other critic: a change of one changes the gradient of no other."""
+    model = make()
+    obs, actions = batch(model)
+    target = torch.linspace(-1, 1, len(obs))[:, None]
+
+    def gradients():
+        model.critic.optimizer.zero_grad()
+        q_loss(model, obs, actions, target).backward()
+        return [heads.gradient.clone() for heads in heads_of(model.critic)]
+
+    before = gradients()
+    heads_of(model.critic)[0].theta.data[2] += 1
+    after = gradients()
+    assert torch.equal(before[1], after[1])
+    assert [torch.equal(*pair) for pair in zip(before[0], after[0], strict=True)] == [True, True, False, True]
+
+
+def test_critics_are_judged_by_switch_each_for_itself():
+    model = make()
+    obs, actions = batch(model)
+    first, second = heads_of(model.critic)
+    with torch.no_grad():
+        target = torch.cat([model.critic.qf0[:-1](torch.cat([obs, actions], 1))]) @ first.weight[1, 0] + first.bias[1]
+    for _ in range(3):
+        model.critic.optimizer.zero_grad()
+        q_loss(model, obs, actions, target[:, None]).backward()
+        residuals = first.evidence.residual
+        model.critic.optimizer.step()
+        first.theta.data[1] = first.theta.data[1]
+    assert type(first.rule).__name__ == "Switch"
+    assert first.rule.n == 1.0
+    assert residuals.shape == (5,)
+    assert first.averaging_weights.argmax() == 1
+    assert not torch.equal(first.averaging_weights, second.averaging_weights)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG])
+def test_a_target_is_a_plain_copy_of_the_average(algorithm):
+    """After a hard sync, also of heads that were re-cloned; its output layer is one Linear."""
+    model = make(algorithm)
+    obs, actions = batch(model)
+    pairs = [(model.critic, model.critic_target)]
+    pairs += [(model.actor, model.actor_target)] if algorithm is not SAC else []
+    layers = list(model.policy.alrao_layers().values())
+    weights = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    for lost in (None, [True, False, False, True]):
+        for heads in layers:
+            heads.averaging_weights.data[:] = weights
+            if lost is not None:
+                heads.reclone(torch.tensor(lost))
+        for network, target in pairs:
+            polyak_update(network.parameters(), target.parameters(), 1.0)
+            assert not any(isinstance(module, OutputHeads) for module in target.modules())
+        with torch.no_grad():
+            for mine, other in zip(model.critic(obs, actions), model.critic_target(obs, actions), strict=True):
+                torch.testing.assert_close(mine, other)
+            x = torch.cat([obs, actions], 1)
+            torch.testing.assert_close(model.critic_target.qf0(x), plain(model.critic.qf0, x))
+            if algorithm is not SAC:
+                torch.testing.assert_close(model.actor(obs), model.actor_target(obs))
+
+
+def test_a_target_follows_the_average_by_tau():
+    """w̄ ← (1 − τ) w̄ + τ Σ_j a_j θ_j: not the averages of weights and heads apart."""
+    model = make()
+    heads, target = heads_of(model.critic)[0], model.critic_target.qf0[-1]
+    before = target.weight.detach().clone()
+    heads.averaging_weights.data[:] = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    polyak_update(model.critic.parameters(), model.critic_target.parameters(), 0.25)
+    average = torch.einsum("j,joi->oi", heads.averaging_weights.data, heads.weight.data)
+    torch.testing.assert_close(target.weight.data, 0.75 * before + 0.25 * average)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_a_head_without_weight_that_is_not_finite_changes_nothing(algorithm):
+    model = make(algorithm)
+    obs, actions = batch(model)
+    results = []
+    for value in (0.5, math.nan):
+        for heads in model.policy.alrao_layers().values():
+            heads.averaging_weights.data[:] = torch.tensor([0.5, 0.5, 0.0, 0.0])
+            with torch.no_grad():
+                heads.theta[2] = value
+        follow_at_once(model.critic_target, model.critic)
+        model.critic.optimizer.zero_grad()
+        q_loss(model, obs, actions, torch.ones(len(obs), 1)).backward()
+        with torch.no_grad():
+            torch.manual_seed(0)
+            found = [model.policy._predict(obs), *model.critic(obs, actions), *model.critic_target(obs, actions)]
+        found += [p.grad for network in model.critic.q_networks for p in network[:-1].parameters()]
+        model.actor.optimizer.zero_grad()
+        torch.manual_seed(0)
+        loss = -torch.cat(model.critic(obs, model.policy.actor.forward(obs)), 1).mean()
+        loss.backward()
+        found += [p.grad for name, p in model.actor.named_parameters() if p.grad is not None]
+        results.append([x.clone() for x in found])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rewards_times_a_power_of_two_leave_the_weights_of_the_critics():
+    """Bit for bit, with the entropy term off: with values of the same scale the residuals are so, too."""
+    found = []
+    for scale in (1.0, 2.0**20, 2.0**-20):
+        model = make(ent_coef=0.0)
+        obs, actions = batch(model)
+        rewards = torch.linspace(-1, 1, len(obs))[:, None] * scale
+        start = copy.deepcopy(model.critic.state_dict())
+        for k in range(5):
+            for name, value in start.items():
+                if name.endswith("theta"):
+                    model.critic.get_parameter(name).data.copy_(value * scale * (1 + k / 4))
+                elif "rule" not in name and "averaging" not in name:
+                    model.critic.state_dict()[name].copy_(value)
+            follow_at_once(model.critic_target, model.critic)
+            with torch.no_grad():
+                q_values = torch.cat(model.critic_target(obs, actions.flip(0)), dim=1)
+                target = rewards + 0.5 * q_values.min(1, keepdim=True).values
+            model.critic.optimizer.zero_grad()
+            q_loss(model, obs, actions, target).backward()
+            model.critic.optimizer.step()
+        found.append([heads.averaging_weights.detach().clone() for heads in heads_of(model.critic)])
+    for other in found[1:]:
+        assert all(torch.equal(one, same) for one, same in zip(found[0], other, strict=True))
+    assert not torch.equal(found[0][0], torch.full((4,), 0.25))
+
+
+@pytest.mark.parametrize("n_critics", [1, 3])
+@pytest.mark.parametrize("summed", [True, False])
+def test_losses_of_tqc_are_those_of_sb3_contrib(n_critics, summed):
+    """Of the average of all critics, and of the j-th heads of all; evidence is each critic's own, by its heads."""
+    model = make(TQC, policy=AlraoTQCPolicy, n_critics=n_critics, n_quantiles=5)
+    obs, actions = batch(model)
+    target = torch.randn(len(obs), 1, 7, generator=torch.Generator().manual_seed(0))
+    current = model.critic(obs, actions)
+    assert current.shape == (len(obs), n_critics, 5)
+    loss = tqc.quantile_huber_loss(current, target, sum_over_quantiles=summed)
+    for branch in range(5):
+        expected = quantile_huber_loss(current.branches[branch].detach(), target, sum_over_quantiles=summed)
+        torch.testing.assert_close(loss.branches[branch].detach(), expected)
+    loss.backward()
+    for i, heads in enumerate(heads_of(model.critic)):
+        one = current.branches[:, :, i : i + 1].detach()
+        own = torch.stack([quantile_huber_loss(q, target, sum_over_quantiles=summed) for q in one])
+        torch.testing.assert_close(heads.evidence.losses, own / n_critics)
+
+
+def test_batch_renormalisation_has_a_rate_for_every_unit():
+    """Its scale and bias are one feature, as those of batch normalisation."""
+    from sb3_contrib.common.torch_layers import BatchRenorm1d
+
+    from alrao_rl.core.rates import FeatureMap
+
+    layer = BatchRenorm1d(3)
+    features = FeatureMap(nn.Sequential(nn.Linear(2, 3), layer))
+    assert features.index[layer.scale].tolist() == features.index[layer.bias].tolist() == [3, 4, 5]
+    assert features.whole == []
+
+
+def test_critics_of_crossq_are_judged_each_by_its_own_residuals():
+    model = make(CrossQ, policy=AlraoCrossQPolicy, n_critics=2)
+    obs, actions = batch(model)
+    values = torch.cat(model.critic(obs, actions), dim=1)
+    current, following = torch.split(values, 8, dim=0)
+    with torch.no_grad():
+        assert type(following.detach()) is torch.Tensor
+    current = current.T[..., None]
+    assert current.shape == (2, 8, 1)
+    target = torch.linspace(-1, 1, 8)[:, None]
+    (0.5 * sum(F.mse_loss(one, target) for one in current)).backward()
+    for i, heads in enumerate(heads_of(model.critic)):
+        residuals = (values.branches[:, :8, i].detach() - target[:, 0]).square().mean(1)
+        torch.testing.assert_close(heads.evidence.losses, residuals)
+
+
+# --- the entropy coefficient ----------------------------------------------------------------------------------------
+
+
+def test_entropy_step_by_hand():
+    value = torch.tensor([0.5], requires_grad=True)
+    optimizer = EntropyStep([value], lr=2.0)
+    expected, v = 0.5, 0.0
+    for gradient, lr in ((3.0, 2.0), (-1.0, 2.0), (4.0, 0.5)):
+        optimizer.param_groups[0]["lr"] = lr  # a schedule that falls to a quarter
+        value.grad = torch.tensor([gradient])
+        optimizer.step()
+        v = 0.99 * v + 0.01 * gradient**2
+        expected -= lr / 2.0 * 3e-3 * gradient / math.sqrt(v + 1e-8)
+        assert value.item() == pytest.approx(expected, rel=1e-6)
+    for wrong in (math.nan, math.inf):
+        value.grad = torch.tensor([wrong])
+        optimizer.step()
+        assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_entropy_step_takes_the_place_of_adam(tmp_path):
+    model = make().learn(30)
+    assert type(model.ent_coef_optimizer) is EntropyStep
+    model.save(tmp_path / "model")
+    loaded = SAC.load(tmp_path / "model")
+    assert type(loaded.ent_coef_optimizer) is EntropyStep
+    mine, other = model.ent_coef_optimizer.state[model.log_ent_coef], loaded.ent_coef_optimizer.state_dict()["state"][0]
+    assert {name: x.item() for name, x in mine.items()} == {name: x.item() for name, x in other.items()}
+    assert loaded.log_ent_coef.item() == model.log_ent_coef.item() < 0
+    assert make(ent_coef=0.2).learn(30).ent_coef_optimizer is None
+
+
+def test_a_model_saved_before_its_first_update_learns_when_loaded(tmp_path):
+    make().save(tmp_path / "model")
+    loaded = SAC.load(tmp_path / "model", env=gym.make("Pendulum-v1"))
+    loaded.learn(130)
+    assert loaded.ent_coef_optimizer.state[loaded.log_ent_coef]["step"] > 0
+
+
+# --- identity with the stock algorithms -----------------------------------------------------------------------------
+
+
+def parameters(model):
+    """By the stock policy's names."""
+    found = {}
+    for name, p in model.policy.named_parameters():
+        parent, prefix = model.policy.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[0]
+        if name == "actor.output.theta":
+            if parent.extra is not None:
+                mean = "actor.mu.0" if model.actor.clip_mean > 0 else "actor.mu"
+                found |= {f"{mean}.weight": parent.weight[0], f"{mean}.bias": parent.bias[0]}
+                found["actor.log_std"] = parent.extra[0]
+            else:
+                for kind, value in (("weight", parent.weight[0]), ("bias", parent.bias[0])):
+                    found[f"actor.mu.{kind}"], found[f"actor.log_std.{kind}"] = value.chunk(2)
+        elif name.endswith("theta"):
+            found |= {f"{prefix}.weight": parent.weight[0], f"{prefix}.bias": parent.bias[0]}
+        elif not name.endswith("averaging_weights"):
+            found[name] = p
+    return {name: p.detach().clone() for name, p in found.items()}
+
+
+def run(algorithm, policy, env, steps, policy_kwargs, **kwargs):
+    """Train; return the actions, and parameters after every update, as ``test_identity.run`` does."""
+    env = ActionLog(gym.make(env) if isinstance(env, str) else env)
+    kwargs = {"learning_starts": 50, "batch_size": 32, **kwargs}
+    noise = {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))} if issubclass(algorithm, TD3) else {}
+    model = algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **noise, **kwargs)
+    if getattr(model, "ent_coef_optimizer", None) is not None:
+        model.policy.set_training_mode(True)
+        model.ent_coef_optimizer = torch.optim.Adam([model.log_ent_coef], lr=kwargs.get("learning_rate", 1e-3))
+    updates, optimize = [], model.actor.optimizer.step
+
+    def record(*args, **options):
+        result = optimize(*args, **options)
+        updates.append((len(env.actions), parameters(model)))
+        return result
+
+    model.actor.optimizer.step = record
+    model.learn(steps)
+    return env.actions, updates
+
+
+@pytest.mark.parametrize("steps", [150, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        (SAC, {}),
+        (SAC, {"ent_coef": 0.1, "use_sde": True}),
+        (SAC, {"share": True, "gradient_steps": 2}),
+        (TQC, {}),
+        (CrossQ, {"policy_delay": 1}),
+        (TD3, {}),
+        (DDPG, {}),
+    ],
+)
+def test_one_head_of_one_rate_is_the_stock_algorithm(algorithm, options, steps):
+    options, env = dict(options), Sums(spaces.Box(-1, 1, (1,)))
+    network = {"activation_fn": nn.Tanh, "net_arch": [32, 32]}
+    if options.pop("share", False):
+        network["share_features_extractor"] = True
+    stock = run(algorithm, "MlpPolicy", env, steps, network, learning_rate=1e-3, **options)
+    policy = {TQC: AlraoTQCPolicy, CrossQ: AlraoCrossQPolicy}.get(algorithm, AlraoPolicy)
+    adam = {"beta1": 0.5} if algorithm is CrossQ else {}  # as sb3-contrib's
+    mine = network | one_rate(1e-3, eps=1e-8, **adam)
+    alrao = run(algorithm, policy, env, steps, mine, learning_rate=1e-3, **options)
+    # Stock gSDE takes the Gaussian action from tanh(u) by atanh, which rounds more.
+    assert_identical(alrao, stock, 5e-3 if options.get("use_sde") else 1e-3)
+
+
+# --- what users do --------------------------------------------------------------------------------------------------
+
+
+class Images(gym.Env):
+    """Small images, one at every step."""
+
+    observation_space, action_space = spaces.Box(0, 255, (3, 36, 36), np.uint8), spaces.Box(-2, 2, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.n += 1
+        return self._observe(), float(action[0]), self.n == 5, False, {}
+
+    def _observe(self):
+        return self.np_random.integers(0, 255, (3, 36, 36)).astype(np.uint8)
+
+
+class Parts(Images):
+    """Observations of two parts."""
+
+    observation_space = spaces.Dict({"image": Images.observation_space, "vector": spaces.Box(-1, 1, (2,))})
+
+    def _observe(self):
+        return {"image": super()._observe(), "vector": np.zeros(2, np.float32)}
+
+
+SDE = {"use_sde": True, "sde_sample_freq": 4}
+VARIANTS = [
+    (SAC, AlraoPolicy, Sums, {}),
+    (SAC, AlraoPolicy, Sums, SDE),
+    (SAC, AlraoPolicy, Sums, {**SDE, "use_expln": True, "clip_mean": 0.0}),
+    (SAC, AlraoPolicy, Sums, {"n_critics": 1}),
+    (SAC, AlraoPolicy, Sums, {"n_critics": 5}),
+    (SAC, AlraoPolicy, Sums, {"share_features_extractor": True}),
+    (SAC, AlraoPolicy, Sums, {"train_freq": (1, "episode"), "gradient_steps": -1}),
+    (SAC, AlraoPolicy, Sums, {"ent_coef": "auto_0.1"}),
+    (SAC, AlraoPolicy, Sums, {"net_arch": []}),
+    (SAC, AlraoCnnPolicy, Images, {}),
+    (SAC, AlraoCnnPolicy, Images, {"share_features_extractor": True}),
+    (SAC, AlraoMultiInputPolicy, Parts, {}),
+    (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5}),
+    (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5, "n_critics": 5, **SDE, "share_features_extractor": True}),
+    (TQC, AlraoTQCPolicy, Sums, {"n_critics": 1}),
+    (TQC, AlraoTQCMultiInputPolicy, Parts, {}),
+    (CrossQ, AlraoCrossQPolicy, Sums, {}),
+    (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 3, **SDE}),
+    (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 1, "share_features_extractor": True}),
+    (TD3, AlraoPolicy, Sums, {}),
+    (TD3, AlraoPolicy, Sums, {"policy_delay": 3, "target_policy_noise": 0.5, "n_critics": 3}),
+    (TD3, AlraoCnnPolicy, Images, {"share_features_extractor": True}),
+    (TD3, AlraoMultiInputPolicy, Parts, {}),
+    (DDPG, AlraoPolicy, Sums, {}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "policy", "env", "options"), VARIANTS)
+def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, options, tmp_path):
+    """What learns is what is loaded: after updates by the same data and noise both are the same, bit for bit."""
+    model = make(algorithm, env() if env is not Sums else Sums(spaces.Box(-2, 2, (2,))), policy, **options)
+    model.learn(40)
+    assert all(x.isfinite().all() for x in model.policy.state_dict().values())
+    obs = model.observation_space.sample()
+    action, _ = model.predict(obs, deterministic=True)
+    assert model.action_space.contains(action)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=model.env)
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], action)
+    loaded.replay_buffer = copy.deepcopy(model.replay_buffer)
+    loaded._logger = model.logger
+    for one in (model, loaded):
+        one.set_random_seed(5)
+        one.train(4, batch_size=8)
+    mine, other = model.policy.state_dict(), loaded.policy.state_dict()
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    stats = model.policy.alrao_stats()
+    assert list(stats) == ["actor", *(f"qf{i}" for i in range(len(model.critic.q_networks)))]
+    assert all(one["weights"].sum() == pytest.approx(1) for one in stats.values())
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_same_seed_same_bits(algorithm):
+    one, other = (make(algorithm).learn(60).policy.state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_several_environments():
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    env = DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 3)
+    for algorithm in (SAC, TD3):
+        model = make(algorithm, env, gradient_steps=-1).learn(60)
+        assert model._n_updates > 30
+
+
+@pytest.mark.parametrize(("algorithm", "policy"), [(SAC, AlraoSACPolicy), (TD3, AlraoTD3Policy)])
+@pytest.mark.parametrize("name", [AlraoPolicy, None])
+def test_policies_are_saved_alone(algorithm, policy, name, tmp_path):
+    model = make(algorithm, n_critics=3, share_features_extractor=True).learn(30)
+    assert type(model.policy) is policy
+    model.policy.save(tmp_path / "policy")
+    loaded = (name or policy).load(tmp_path / "policy")
+    assert type(loaded) is policy
+    assert loaded.share_features_extractor
+    obs = np.zeros(3, np.float32)
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+def test_rates_of_actor_and_critics_are_drawn_apart():
+    for alrao in ({}, {"seed": 4}):
+        policy = make(alrao=alrao).policy
+        n = len(policy.actor.alrao_rates)
+        assert n == 16
+        first, second = policy.critic.alrao_rates[:n], policy.critic.alrao_rates[n:]
+        for one, other in ((first, second), (policy.actor.alrao_rates, first), (policy.actor.alrao_rates, second)):
+            assert not torch.isin(one, other).any()
+
+
+def test_actions_under_gradients_are_headwise_and_plain_without():
+    model = make()
+    obs, _ = batch(model)
+    assert isinstance(model.actor(obs), HeadwiseTensor)
+    with torch.no_grad():
+        assert type(model.actor(obs)) is torch.Tensor
+        assert all(type(q) is torch.Tensor for q in model.critic(obs, model.actor(obs)))
+
+
+def test_copies_of_a_policy_act_alike():
+    policy = make().learn(30).policy
+    obs = np.zeros(3, np.float32)
+    for other in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        alike = other.predict(obs, deterministic=True)[0]
+        np.testing.assert_array_equal(alike, policy.predict(obs, deterministic=True)[0])
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"ent_coef": "automatic"}, "ent_coef is 'automatic', expected a number of at least 0, 'auto', or 'auto_0.1'"),
+        ({"ent_coef": "auto_x"}, "ent_coef is 'auto_x'"),
+        ({"ent_coef": "auto_0"}, "ent_coef is 'auto_0'"),
+        ({"ent_coef": -1.0}, "ent_coef is -1.0"),
+        ({"ent_coef": math.nan}, "ent_coef is nan"),
+        ({"target_entropy": "low"}, "target_entropy is 'low', expected a number or 'auto'"),
+    ],
+)
+def test_bad_options(kwargs, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(**kwargs)
+
+
+def test_unbounded_actions_are_refused():
+    """SB3 does so before it builds a policy; the policy alone does it, too."""
+    with pytest.raises(AssertionError, match="finite lower and upper bound"):
+        make(SAC, Sums(spaces.Box(-np.inf, np.inf, (2,))))
+    with pytest.raises(ValueError, match=r"expected finite bounds; see gymnasium\.wrappers\.RescaleAction"):
+        AlraoTD3Policy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, np.inf, (1,)), lambda _: 1.0)
+
+
+def test_discrete_actions_are_refused():
+    """SB3 does so before it builds a policy; the policy alone does it, too."""
+    with pytest.raises(AssertionError, match="Discrete"):
+        make(SAC, "CartPole-v1")
+    space = spaces.Box(-1, 1, (3,))
+    with pytest.raises(ValueError, match=r"SAC has no actions of the kind Discrete\(2\): expected a Box; PPO and DQN"):
+        AlraoSACPolicy(space, spaces.Discrete(2), lambda _: 1.0)
+
+
+def test_another_algorithm_is_refused():
+    with pytest.raises(ValueError, match=r"AlraoTD3Policy does not serve SAC: expected TD3"):
+        make(SAC, policy=AlraoTD3Policy)
+    with pytest.raises(ValueError, match=r"optimizer_class=Adam .* has no effect on an Alrao policy"):
+        SAC(AlraoPolicy, "Pendulum-v1", policy_kwargs={"optimizer_class": torch.optim.Adam})
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sac_learns_pendulum():
+    """A stock agent at its best rate has −150 to −170 after 20,000 steps."""
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    env = gym.make("Pendulum-v1")
+    model = SAC(AlraoPolicy, env, seed=0, device="cpu", policy_kwargs={"net_arch": [64, 64]}, batch_size=128)
+    model.learn(10_000)
+    mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=20)
+    assert mean > -200
