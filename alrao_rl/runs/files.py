@@ -98,7 +98,8 @@ class RunStatus(_Record):
         timesteps: of a finished one, which may be a few more than were asked for; ``best_timestep`` is that of its best
             evaluation.
         evaluation_steps: environment steps of all evaluations; ``seconds_evaluating`` are their wall seconds.
-        restarted_episodes: times an environment did not come back from a checkpoint as it was.
+        restarted_episodes: where an environment could not be replayed from a checkpoint and began a new episode: each
+            with its ``timestep``, ``environment`` and ``reason``.
         skipped_updates: updates without a finite gradient.
     """
 
@@ -113,5 +114,5 @@ class RunStatus(_Record):
     evaluation_steps: int | None = None
     wall_seconds: float | None = None
     seconds_evaluating: float | None = None
-    restarted_episodes: int | None = None
+    restarted_episodes: list[dict[str, Any]] | None = None
     skipped_updates: int | None = None
