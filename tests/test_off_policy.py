@@ -658,6 +658,11 @@ def test_discrete_actions_are_refused():
         AlraoSACPolicy(space, spaces.Discrete(2), lambda _: 1.0)
 
 
+def test_crossq_takes_no_dict():
+    with pytest.raises(ValueError, match="AlraoCrossQPolicy takes no Dict observations: CrossQ has no policy that"):
+        make(CrossQ, Parts(), AlraoCrossQPolicy)
+
+
 def test_another_algorithm_is_refused():
     with pytest.raises(ValueError, match=r"AlraoTD3Policy does not serve SAC: expected TD3"):
         make(SAC, policy=AlraoTD3Policy)

@@ -47,10 +47,10 @@ def features_of(module: nn.Module) -> Iterator[tuple[int, dict[str, Tensor]]]:
         if scale is not None:
             index = _rows(scale.numel()).reshape(scale.shape)
             yield scale.numel(), {"weight": index, "bias": index}
-    elif isinstance(n := getattr(module, "num_features", None), int) and not isinstance(module, _NORMS):
+    elif isinstance(units := getattr(module, "num_features", None), int):
         # A normalisation of another package, such as batch renormalisation.
         own = {name: value for name, value in module._parameters.items() if value is not None}
-        yield n, {name: _rows(n) for name, value in own.items() if value.shape == (n,)}
+        yield units, {name: _rows(units) for name, value in own.items() if value.shape == (units,)}
     elif isinstance(module, nn.RNNBase):
         for suffix in _recurrent_suffixes(module):
             yield _hidden_units(module, suffix, module.hidden_size)

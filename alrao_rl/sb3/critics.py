@@ -85,7 +85,7 @@ def _held(parameters: list[nn.Parameter]) -> Iterator[None]:
 class LeadingCritic(Collapsing):
     """Critics of SB3's form, ``q_networks`` behind an extractor, that an Alrao actor learns from."""
 
-    q_networks: list[nn.Module]
+    q_networks: Any
 
     def extract_features(self, obs: Any, features_extractor: Any) -> Any:
         """Features ``[B, F]`` of observations."""
