@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from torch import Tensor, nn
 
 from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.sb3.base import all_modules
 from alrao_rl.sb3.shortcuts import LeanSequential, are_features
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Collapsing(_Model):
         ``named_parameters()`` has what learns.
         """
         found: set[nn.Parameter] = set()
-        for module in self.modules() if recurse else [cast(nn.Module, self)]:
+        for module in all_modules(self) if recurse else [cast(nn.Module, self)]:
             if isinstance(module, OutputHeads):
                 yield from cast(Any, filter(lambda one: one is not None, module.collapse().values()))
                 continue
