@@ -483,6 +483,43 @@ def test_one_head_of_one_rate_is_the_stock_algorithm(algorithm, options, steps):
     assert_identical(alrao, stock, 5e-3 if options.get("use_sde") else 1e-3)
 
 
+# --- what is not finite --------------------------------------------------------------------------------------------
+
+
+class Broken(Sums):
+    """One reward that is none."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        self.n = getattr(self, "n", 0) + 1
+        return observation, math.nan if self.n == 30 else reward, *rest
+
+
+@pytest.mark.filterwarnings("ignore:update .* was skipped")
+@pytest.mark.parametrize(
+    ("algorithm", "policy"),
+    [(SAC, AlraoPolicy), (TD3, AlraoPolicy), (TQC, AlraoTQCPolicy), (CrossQ, AlraoCrossQPolicy)],
+)
+def test_a_reward_that_is_not_finite_skips_updates_of_the_critics_and_spoils_nothing(algorithm, policy):
+    model = make(algorithm, Broken(spaces.Box(-1, 1, (2,))), policy, batch_size=32).learn(100)
+    assert all(x.isfinite().all() for x in model.policy.state_dict().values())
+    assert 0 < model.critic.optimizer.skipped < model.critic.optimizer.param_groups[0]["n_updates"]
+    assert model.policy.alrao_stats()["qf0"]["skipped"] == model.critic.optimizer.skipped
+    assert model.policy.alrao_stats()["actor"]["skipped"] == 0
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_heads_that_diverge_are_lost_and_harm_nobody(algorithm):
+    """One of the actor and one of a critic, in the middle of training: they are re-cloned before a target follows."""
+    model = make(algorithm, alrao={"reclone_interval": 0}).learn(40)
+    for heads in model.policy.alrao_layers().values():
+        with torch.no_grad():
+            heads.theta[3] = math.inf
+    model.train(2, batch_size=8)
+    assert all(x.isfinite().all() for x in model.policy.state_dict().values())
+    assert all(one["lost"].tolist() == [0, 0, 0, 1] for one in model.policy.alrao_stats().values())
+
+
 # --- what users do --------------------------------------------------------------------------------------------------
 
 
@@ -656,6 +693,11 @@ def test_discrete_actions_are_refused():
     space = spaces.Box(-1, 1, (3,))
     with pytest.raises(ValueError, match=r"SAC has no actions of the kind Discrete\(2\): expected a Box; PPO and DQN"):
         AlraoSACPolicy(space, spaces.Discrete(2), lambda _: 1.0)
+
+
+def test_crossq_takes_no_dict():
+    with pytest.raises(ValueError, match="AlraoCrossQPolicy takes no Dict observations: CrossQ has no policy that"):
+        make(CrossQ, Parts(), AlraoCrossQPolicy)
 
 
 def test_another_algorithm_is_refused():

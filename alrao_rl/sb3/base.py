@@ -88,7 +88,9 @@ class AlraoPolicyMixin:
         are_images = space.shape is not None and len(space.shape) == 3
         if isinstance(space, spaces.Dict):
             if not issubclass(default, CombinedExtractor):
-                raise ValueError(f"{name} takes no Dict observations: use {self.family.format('MultiInput')}")
+                other = self.family.format("MultiInput")
+                hint = f"use {other}" if other != name else f"{self.serves[0].__name__} has no policy that does"
+                raise ValueError(f"{name} takes no Dict observations: {hint}")
         elif issubclass(default, CombinedExtractor):
             form = self.family.format("Cnn" if are_images else "")
             raise ValueError(f"{name} takes Dict observations, not {space}: use {form}")

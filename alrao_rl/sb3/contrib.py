@@ -128,7 +128,7 @@ def _quantile_huber_loss(
     return cast(Tensor, sum(losses[1:], losses[0]))
 
 
-tqc.quantile_huber_loss = _quantile_huber_loss  # type: ignore[assignment]
+tqc.quantile_huber_loss = _quantile_huber_loss  # type: ignore[attr-defined, assignment]
 
 
 class AlraoTQCPolicy(MaximumEntropyMixin, TQCPolicy):
@@ -198,7 +198,7 @@ class _Values(HeadwiseTensor):
         result.of_critics = self.of_critics
         return result
 
-    def __iter__(self) -> Iterator[HeadwiseTensor]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[HeadwiseTensor]:
         for i, layers in enumerate(self.of_critics):
             yield FastHeadwiseTensor.of(self.branches[:, i], cast(Any, layers))
 

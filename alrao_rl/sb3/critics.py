@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from torch import Tensor, nn
 
 from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.sb3.base import all_modules
 from alrao_rl.sb3.shortcuts import LeanSequential, are_features
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Collapsing(_Model):
         ``named_parameters()`` has what learns.
         """
         found: set[nn.Parameter] = set()
-        for module in self.modules() if recurse else [cast(nn.Module, self)]:
+        for module in all_modules(self) if recurse else [cast(nn.Module, self)]:
             if isinstance(module, OutputHeads):
                 yield from cast(Any, filter(lambda one: one is not None, module.collapse().values()))
                 continue
@@ -85,7 +86,7 @@ def _held(parameters: list[nn.Parameter]) -> Iterator[None]:
 class LeadingCritic(Collapsing):
     """Critics of SB3's form, ``q_networks`` behind an extractor, that an Alrao actor learns from."""
 
-    q_networks: list[nn.Module]
+    q_networks: Any
 
     def extract_features(self, obs: Any, features_extractor: Any) -> Any:
         """Features ``[B, F]`` of observations."""

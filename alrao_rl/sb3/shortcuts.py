@@ -7,7 +7,7 @@ to compute; an action costs a dozen such calls. What is computed is the same, bi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeGuard, cast
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from gymnasium import spaces
@@ -38,7 +38,7 @@ class LeanSequential(nn.Sequential):
         modules = list(self._modules.values())[:n]
         if _has_any_global_hook():
             for module in modules:
-                input = cast(nn.Module, module)(input)
+                input = module(input)
             return input
         for module in modules:
             kind = type(module)
