@@ -49,7 +49,7 @@ def take(model: BaseAlgorithm) -> dict[str, Any]:
     noise = _noise(model)
     return {
         "policy": dict(model.policy.state_dict()),
-        "optimizer": {name: one.state_dict() for name, one in _optimizers(model).items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in _optimizers(model).items()},
         "variables": {name: variable.detach() for name, variable in _variables(model).items()},
         "noise": {name: getattr(noise, name) for name in _NOISE if hasattr(noise, name)},
         "counters": {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)},
@@ -74,8 +74,10 @@ def put_back(state: dict[str, Any], model: BaseAlgorithm) -> dict[int, str]:
         The environments that could not be replayed, by number, with the reason; they start a new episode.
     """
     model.policy.load_state_dict(state["policy"])
+    # A checkpoint from before there were several has that of the policy alone.
+    optimizers = state["optimizers"] if "optimizers" in state else {"policy.optimizer": state["optimizer"]}
     for name, optimizer in _optimizers(model).items():
-        optimizer.load_state_dict(state["optimizer"][name])
+        optimizer.load_state_dict(optimizers[name])
     for name, variable in _variables(model).items():
         variable.data.copy_(state["variables"][name])
     for name in _NOISE:
