@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -40,7 +41,9 @@ _NAMES = {
     "save_agent": "alrao_rl.agents.file",
 }
 
-__all__ = [*_NAMES, "__version__"]
+# Without sb3-contrib `from alrao_rl import *` gives the rest; its policies, asked for by name, say what to install.
+_MISSING = () if importlib.util.find_spec("sb3_contrib") else ("alrao_rl.sb3.contrib",)
+__all__ = [*(name for name, module in _NAMES.items() if module not in _MISSING), "__version__"]
 
 if TYPE_CHECKING:
     from alrao_rl.agents.file import load_agent as load_agent

@@ -16,6 +16,7 @@ from test_load import CARTPOLE, config, write
 
 from alrao_rl import load_results
 from alrao_rl.errors import UserError
+from alrao_rl.report.study import Study
 from alrao_rl.runs import logs, zips
 from alrao_rl.runs.files import KEPT
 from alrao_rl.runs.folder import RunFolder
@@ -263,3 +264,21 @@ def test_readable_by_the_standard_library_alone(tmp_path):
         lines = [json.loads(line) for line in file]
     assert [line["seed"] for line in lines] == [0, 1, 2]
     assert pd.read_json(io.StringIO(lines[0]["status.json"]), typ="series")["state"] == "failed"
+
+
+def test_damage_beyond_a_name_is_no_environment(tmp_path):
+    """It is a broken row without a name; a report leaves it out and says so, and makes none of nothing else."""
+    logged(write(tmp_path))
+    path = tmp_path / logs.FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole + logs._START + b"\0" * 20 + whole)
+    frame = load_results(tmp_path)
+    lost = frame[frame.state == "broken"]
+    assert lost[["env", "agent"]].to_numpy().tolist() == [["", ""]]
+    assert logs.damaged(tmp_path) == 1
+    study = Study(tmp_path)
+    assert len(study.frame) == len(frame) - 1
+    assert study.warnings[0].startswith(str(lost.path.iloc[0]))
+    path.write_bytes(logs._START + b"\0" * 20 + logs._START + whole[12:40] + whole[:12])
+    with pytest.raises(UserError, match="holds no run"):
+        Study(tmp_path)

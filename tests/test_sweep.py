@@ -835,12 +835,12 @@ def test_a_sweep(place, capfd):
     assert err == ""
     assert "1 finished; 1 of them finished on another machine (runs.csv)" in out
     assert "all 2 runs are finished" in out
-    assert "with logs missing here" not in out
+    assert "with logs missing or damaged here" not in out
     assert [(row["env"], row["state"]) for row in table(root)].count(("odd:Raises-v0", "finished")) == 1
     assert len(table(root)) == 2
     assert not (root / "odd-Good-v0/small/seed-0").exists()
     whole = logs.find(good)
-    missing = "1 with logs missing here, so reports omit them: restore logs.jsonl.xz, or delete their rows in runs.csv"
+    missing = "1 with logs missing or damaged here, so reports omit them: restore logs.jsonl.xz, or delete their rows"
     damaged = dict(whole.files) | {"episodes.csv": b"timestep,return,length\n"}
     for files in (damaged, {}):
         logs.append(root, [(whole.name, files)])

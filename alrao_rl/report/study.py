@@ -19,9 +19,10 @@ from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.notation import parse_seeds
 from alrao_rl.report import twice
+from alrao_rl.runs import logs
 from alrao_rl.runs.configuration import flatten
 from alrao_rl.runs.names import RunName, setting_names
-from alrao_rl.runs.results import SCORED, load_curves, load_results
+from alrao_rl.runs.results import SCORED, each_row, load_curves, load_results
 
 Choice: TypeAlias = Literal["", "tuned", "shared rate"]
 Key: TypeAlias = tuple[str, str, str, int]
@@ -103,6 +104,12 @@ class Study:
     def __init__(self, root: Path) -> None:
         self.root = root
         frame = load_results(root)
+        # What is damaged beyond the name of its run belongs to no environment.
+        nameless = frame.path.map(lambda path: logs.nameless(Path(path)))
+        damage = [f"{run.path}: {run.error}" for run in each_row(frame[nameless])]
+        frame = frame[~nameless].reset_index(drop=True)
+        if not len(frame):
+            raise UserError(f"{root} holds no run that can be read: {damage[0]}")
         for column in ("env", "agent", "algo", "policy", "variant", "setting", "error"):
             frame[column] = frame[column].map(clean)
         self.sweep = _sweep(root / "sweep.toml")
@@ -118,7 +125,7 @@ class Study:
         frame = frame.assign(id=frame.env, env=stats.environments(frame)).drop(columns="variant")
         frame["configuration"] = frame.setting.map(_without_rate)
         frame, lines = twice.resolved(frame, root)
-        frame["agent"], self.warnings = frame.agent.map(clean), [clean(line) for line in lines]
+        frame["agent"], self.warnings = frame.agent.map(clean), [clean(line) for line in [*damage, *lines]]
         frame, self.substituted = _with_floors(frame)
         self.frame = frame
         # A sweep requests an id, which stands for all variants that an agent has run.

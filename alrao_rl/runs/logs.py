@@ -127,6 +127,22 @@ def length(study: Path) -> int:
     return 0 if index is None else index.end
 
 
+def damaged(study: Path) -> int:
+    """How many lines of a study's file are damaged, without those that a later line of their run replaces.
+
+    Raises:
+        UserError: it is no such file, or cannot be read.
+    """
+    length(study)
+    index = _index(study)
+    return 0 if index is None else index.nameless + sum(bool(place.error) for place in index.places.values())
+
+
+def nameless(path: Path) -> bool:
+    """Whether the path of a run is only the place of a line that is damaged beyond its name."""
+    return path.name.startswith(f"{FILE}@")
+
+
 def tidy(study: Path) -> None:
     """Cut off what a crash has left unfinished; drop replaced and damaged lines if they are more than half of the file.
 
@@ -255,6 +271,7 @@ class _Index:
     def _forget(self) -> None:
         self.end = 0
         self.readable = False
+        self.nameless = 0
         self.places: dict[Path, Entry] = {}
 
     @property
@@ -277,6 +294,7 @@ class _Index:
         for entry in _entries(data, 0):
             self.end = start + entry.end
             self.readable |= not entry.error
+            self.nameless += entry.name is None
             if entry.name is not None:
                 place = Entry(entry.name, {}, entry.error, start + entry.begin, self.end, entry.line)
                 self.places[entry.name.folder] = place

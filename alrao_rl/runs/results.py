@@ -63,7 +63,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     ``wall_seconds``       of the run
     ``lowest_return``      of its episodes
     ``path``               where the run's folder lies, or lay, if only the study's ``logs.jsonl.xz`` has it now; a run
-                           that is broken there beyond its name has the place in that file
+                           that is broken there beyond its name has the place in that file, and no env, agent and seed
     ``error``              why it failed or what is broken; empty otherwise
     =====================  ============================================================================================
 
@@ -236,7 +236,8 @@ class _Run:
         bad = np.flatnonzero(~np.isfinite(self.returns))
         if bad.size:
             self.diverged = f"the return is {self.returns[bad[0]]} at timestep {self.steps[bad[0]]:.0f}"
-        environment = self.config.env if self.config else EnvironmentRecord(id=path.absolute().parent.parent.name)
+        folder = "" if logs.nameless(path) else path.absolute().parent.parent.name
+        environment = self.config.env if self.config else EnvironmentRecord(id=folder)
         self.env = environment.id
         self.start, self.reference = _number(environment.random_score), _number(environment.reference_score)
         self.floor = self.start if environment.floor is None else environment.floor
@@ -259,7 +260,7 @@ class _Run:
         reason = status.reason if status and state == "failed" else self.broken or self.diverged
         return {
             "env": self.env,
-            "agent": config.agent if config else self.path.absolute().parent.name,
+            "agent": config.agent if config else "" if logs.nameless(self.path) else self.path.absolute().parent.name,
             "seed": config.seed if config else _seed(self.path),
             "algo": config.algo if config else "",
             "policy": config.policy if config else "",

@@ -139,6 +139,11 @@ def sweep(args: argparse.Namespace) -> int:
         )
         if not args.dry_run:
             stack.enter_context(locked(root))
+        if damaged := survey.damaged_logs(root):
+            print_warning(
+                f"the logs in {root} are damaged in {damaged} place{'s' * (damaged > 1)}: restore an earlier version "
+                "of logs.jsonl.xz; runs that have folders are kept anew"
+            )
         table = runs_csv.Rows(root / runs_csv.FILE)
         states = {run: survey.state(root, run, table) for run in runs}
         if args.retry_failed:
@@ -307,8 +312,8 @@ def _notes(cell: Cell, states: Mapping[int, State]) -> Iterator[str]:
             seed for seed, state in states.items() if state.elsewhere and state.name == "finished"
         ],
         "failed": [seed for seed, state in states.items() if state.name == "failed"],
-        "with logs missing here, so reports omit them: restore logs.jsonl.xz, or delete their rows in runs.csv to "
-        "train them again": [seed for seed, state in states.items() if state.lost],
+        "with logs missing or damaged here, so reports omit them: restore logs.jsonl.xz, or delete their rows in "
+        "runs.csv to train them again": [seed for seed, state in states.items() if state.lost],
         "begun": [seed for seed, state in states.items() if state.step > 0],
     }
     for what, seeds in kinds.items():
@@ -327,4 +332,6 @@ def _conclude(root: Path, states: Mapping[Run, State]) -> int:
         print_warning(f"{len(failed)} of {len(states)} runs are not finished; --retry-failed tries failed ones again")
     else:
         say(f"all {len(states)} runs are finished: {root}")
+    if lost := sum(state.lost for state in states.values()):
+        print_warning(f"reports omit {lost} of {len(states)} runs, whose logs are missing or damaged here")
     return 1 if failed else 0
