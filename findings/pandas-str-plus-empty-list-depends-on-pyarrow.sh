@@ -24,9 +24,8 @@ seen = {}
 for name, rows, more in (("one row", column, [" x"]), ("no rows", column[:0], [])):
     try:
         seen[name] = (rows + more).tolist()
-    except TypeError as error:
+    except TypeError:
         seen[name] = "TypeError"
-        message = error
 has_pyarrow = importlib.util.find_spec("pyarrow") is not None
 where = f"pyarrow {__import__('pyarrow').__version__}:" if has_pyarrow else "without pyarrow:"
 print(f"  {where:<20} one row: {seen['one row']}, no rows: {seen['no rows']}")
