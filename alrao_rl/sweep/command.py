@@ -128,6 +128,7 @@ def sweep(args: argparse.Namespace) -> int:
     whole = plan.extended(kept, call, str(root / plan.FILE)) if kept else call
     cells = plan.cells(call, args.trust)
     # Imported here because these load pandas: a sweep that cannot be run is refused without waiting for it.
+    from alrao_rl.runs import logs
     from alrao_rl.sweep import runs_csv
     from alrao_rl.sweep import states as survey
 
@@ -139,7 +140,7 @@ def sweep(args: argparse.Namespace) -> int:
         )
         if not args.dry_run:
             stack.enter_context(locked(root))
-        if damaged := survey.damaged_logs(root):
+        if damaged := logs.damaged(root):
             print_warning(
                 f"the logs in {root} are damaged in {damaged} place{'s' * (damaged > 1)}: restore an earlier version "
                 "of logs.jsonl.xz; runs that have folders are kept anew"

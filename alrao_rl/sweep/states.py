@@ -140,15 +140,6 @@ def _undamaged(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def damaged_logs(root: Path) -> int:
-    """How many lines of the study's logs are damaged.
-
-    Raises:
-        UserError: the file that is there is no such file, or cannot be read.
-    """
-    return logs.damaged(root)
-
-
 def take_in(root: Path) -> None:
     """Bring the study's logs in order: nothing half-written at their end, and in them what earlier versions zipped.
 
