@@ -57,9 +57,10 @@ class AlraoOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{type(network).__name__} is not an Alrao network: pass it through convert() first")
         self._network = network
         self.config: AlraoConfig = network.alrao_config  # type: ignore[assignment]
-        self._layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
+        self.layers = [module for module in network.modules() if isinstance(module, OutputHeads)]
+        """The output layers of the network."""
         self._skip = skip
-        self._layout = Layout(network, self._layers, skip)
+        self._layout = Layout(network, self.layers, skip)
         self._base: BaseUpdate = self.config.make_base()
         checks.refuse_float16(self.config.base, self._base, self._layout.parameters)
         self.after_step: Callable[[AlraoOptimizer], None] | None = None
@@ -86,16 +87,12 @@ class AlraoOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the evidence that no step has used."""
         super().zero_grad(set_to_none)
-        for layer in self._layers:
+        for layer in self.layers:
             layer.drop_evidence()
-
-    def updates(self, layer: OutputHeads) -> bool:
-        """Whether an output layer is one of its network."""
-        return layer in self._layers
 
     def reclones(self, layer: OutputHeads, which: Literal["reclones", "lost"] = "reclones") -> Tensor:
         """How often each head of an output layer was re-cloned, ``[J]``; or of these, because it was not finite."""
-        return self._layout.segments(self._count(which))[self._layers.index(layer)]
+        return self._layout.segments(self._count(which))[self.layers.index(layer)]
 
     @property
     def skipped(self) -> int:
@@ -126,9 +123,9 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self.param_groups[0]["n_updates"] += 1
         state, scale = self._prepare(), self._scale()
         # Gather: g is [N], of_heads are its views, [J, P] for each output layer.
-        g, of_heads, present, broken = self._gather(state)
+        g, present, of_heads, broken = self._gather(state)
         # Judge and clip. The rules see the gradient before it is clipped: whiteness compares norms.
-        for layer, given, gradient in zip(self._layers, present[len(self._layout.trunk) :], of_heads, strict=True):
+        for layer, given, gradient in zip(self.layers, present[len(self._layout.trunk) :], of_heads, strict=True):
             if given:
                 layer.update_averaging(gradient)
                 self._clip(gradient)
@@ -136,7 +133,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         self._move(g, present, state, scale)
         interval = self.config.reclone_interval
         self._reclone(state, broken, bool(interval) and self.param_groups[0]["n_updates"] % interval == 0)
-        for layer in self._layers:
+        for layer in self.layers:
             layer.drop_evidence()
         if self.after_step is not None:
             self.after_step(self)
@@ -171,19 +168,18 @@ class AlraoOptimizer(torch.optim.Optimizer):
             checks.warn_of_learning_rate(group, first)
         return lr / first if first else 1.0
 
-    def _gather(self, state: State) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
-        """All gradients as one vector ``[N]``; its views of heads, ``[J, P]`` for each layer; which parameters have a
-        gradient; which heads are broken, a mask ``[J]`` for each layer, or None if none are.
+    def _gather(self, state: State) -> tuple[Tensor, list[bool], list[Tensor], list[Tensor] | None]:
+        """All gradients as one vector ``[N]``; which parameters have one; its views of heads, ``[J, P]`` for each
+        layer; which heads are broken, a mask ``[J]`` for each layer, or None if none are.
         """
         dense, present = self._dense_gradients()
         g = torch.cat([gradient.reshape(-1) for gradient in dense]).to(self._rates.dtype)
-        of_heads, broken = self._without_lost(g, state)
-        return g, of_heads, present, broken
+        return g, present, *self._without_lost(g, state)
 
     def _dense_gradients(self) -> tuple[list[Tensor], list[bool]]:
         """The gradient of every parameter, zeros where it received none; which of them received one."""
         layout = self._layout
-        given = [*(parameter.grad for parameter in layout.trunk), *(layer.gradient for layer in self._layers)]
+        given = [*(parameter.grad for parameter in layout.trunk), *(layer.gradient for layer in self.layers)]
         dense = [
             torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
             for g, p in zip(given, layout.parameters, strict=True)
@@ -241,7 +237,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
         # be fit to come back (docs/method.md, "What is averaged").
         buffers = [self._layout.heads(state[name]) for name in self._base.buffers]
         steps, reclones, losses = (self._layout.segments(state[name]) for name in COUNTS)
-        for k, layer in enumerate(self._layers):
+        for k, layer in enumerate(self.layers):
             lost = ~layer.theta.isfinite().all(1)
             if broken is not None:
                 lost |= broken[k]
@@ -258,7 +254,7 @@ class AlraoOptimizer(torch.optim.Optimizer):
     def _thaw(self) -> None:
         """Take in parameters that were frozen before, so that they have rates and a state; the trunk's begins anew."""
         state, n_trunk = self.state.pop(self.param_groups[0]["params"][0], {}), self._layout.n_trunk
-        self._layout = Layout(self._network, self._layers, self._skip)
+        self._layout = Layout(self._network, self.layers, self._skip)
         self.param_groups[0]["params"] = self._layout.parameters
         if state:
             # The trunk's vector has another length now. The heads, behind it, keep their state.

@@ -59,7 +59,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
         # Torch's own does this with as much around it as an update of a small network.
         for parameter in self._layout.parameters:
             parameter.grad = None
-        for layer in self._layers:
+        for layer in self.layers:
             layer.drop_evidence()
 
     _plain_step = core.AlraoOptimizer.step
@@ -77,7 +77,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
         feature_rates: Tensor = self._network._buffers["alrao_rates"]  # type: ignore[assignment]
         # Loading writes in place, which changes the version; a move to a device changes the memory.
         version = [(feature_rates.data_ptr(), feature_rates._version)]
-        for layer in self._layers:
+        for layer in self.layers:
             rates: Tensor = layer._buffers["rates"]  # type: ignore[assignment]
             version.append((rates.data_ptr(), rates._version))
         if version != self._version or not self._rates.numel():
@@ -97,19 +97,18 @@ class AlraoOptimizer(core.AlraoOptimizer):
                 self._places, self._addresses = places, Addresses.of(self._layout, flat)
         return state
 
-    def _gather(self, state: State) -> tuple[Tensor, list[Tensor], list[bool], list[Tensor] | None]:
+    def _gather(self, state: State) -> tuple[Tensor, list[bool], list[Tensor], list[Tensor] | None]:
         """See :meth:`alrao_rl.core.optim.AlraoOptimizer._gather`; no heads are broken where all numbers are finite."""
         # Before the backward pass the forward pass has looked at every θ; what was written since has another version.
-        self._finite = [layer for layer in self._layers if isinstance(layer, OutputHeads) and layer.known_finite()]
+        self._finite = [layer for layer in self.layers if isinstance(layer, OutputHeads) and layer.known_finite()]
         if self._addresses is not None and (present := self._addresses.gather(self._flat)) is not None:
-            return self._flat, self._views[len(self._layout.trunk) :], present, None
+            return self._flat, present, self._views[len(self._layout.trunk) :], None
         dense, present = self._dense_gradients()
         g = _flatten_dense_tensors(dense).to(self._flat.dtype)
         # One number for all: it is infinite wherever the norm of a head is.
         if all_finite(torch.dot(g, g)):
-            return g, self._layout.heads(g), present, None
-        of_heads, broken = self._without_lost(g, state)
-        return g, of_heads, present, broken
+            return g, present, self._layout.heads(g), None
+        return g, present, *self._without_lost(g, state)
 
     def _clip(self, gradient: Tensor) -> None:
         limit = self.config.head_max_grad_norm
@@ -153,7 +152,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
     def _reclone(self, state: State, broken: list[Tensor] | None, due: bool) -> None:
         """See :meth:`alrao_rl.core.optim.AlraoOptimizer._reclone`; skipped if there is nothing to find."""
         # θ was finite and something finite was subtracted, so there is no need to look.
-        if self._all_well and broken is None and not due and len(self._finite) == len(self._layers):
+        if self._all_well and broken is None and not due and len(self._finite) == len(self.layers):
             for layer in self._finite:
                 layer.mark_finite()
         else:

@@ -148,7 +148,7 @@ class AlraoPolicyMixin:
         optimizers = list(self.optimizers().values())
         stats = {}
         for name, layer in self.alrao_layers().items():
-            optimizer = next(one for one in optimizers if one.updates(layer))
+            optimizer = next(one for one in optimizers if layer in one.layers)
             stats[name] = {
                 **_head_stats(layer),
                 "reclones": optimizer.reclones(layer).cpu().numpy(),
