@@ -246,6 +246,8 @@ def test_seeds_of_a_file_as_on_the_command_line(tmp_path):
         ({"grid": {"learning_rate": []}}, "grid"),
         ({"tuning_seeds": [1], "grid": {"gamma": [0.9]}}, "seed 1 is in seeds and in tuning_seeds"),
         ({"tuning_seeds": [9]}, "there is no grid"),
+        ({"tune": True}, "tune chooses learning rates on tuning_seeds, and there are none"),
+        ({"tune": True, "tuning_seeds": [9], "grid": {"gamma": [0.9]}}, "among the values of grid.learning_rate"),
         ({"timesteps": 10, "budget": 0.5}, "exclude each other"),
         ({"timesteps": 0}, "timesteps is 0"),
         ({"budget": 0.0}, "budget is 0.0"),
@@ -866,6 +868,43 @@ def test_a_sweep(place, capfd):
     # Another length is another sweep.
     assert sweep(*args, "--timesteps", "200") == 2
     assert "timesteps: 300 -> 200" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_stages(place, capfd):
+    """Every rate on the tuning seed, then the best and the default on the others, all that a report asks for."""
+    root = place / "results" / "rates"
+    Path("alrao.toml").write_text(SMALL.replace('"stock"', '"alrao"').replace("learning_rate = 1e-3\n", ""))
+    args = ["--agents", "small.toml", "alrao.toml", "--envs", "CartPole-v1", "Acrobot-v1", "--timesteps", "300",
+            "--seeds", "0-1", "--tuning-seeds", "7", "--grid", "learning_rate=1e-4,1e-2,1e-1",
+            "--tune", "--name", "rates", "--eval-episodes", "0"]  # fmt: skip
+    assert sweep(*args, "--dry-run") == 0
+    out = capfd.readouterr().out
+    assert "results/rates: 10 runs, 0 finished, 0 failed, 10 to do on 2 workers" in out
+    assert "then, at the rates that are chosen on them: seeds 0-1, not counted here yet" in out
+    assert sweep(*args) == 0
+    capfd.readouterr()
+    rows = table(root)
+    tuning = {(row["env"], row["setting"]): float(row["auc"]) for row in rows if row["seed"] == "7"}
+    assert len(tuning) == 6
+    expected = {(env, "", seed) for env in ("CartPole-v1", "Acrobot-v1") for seed in "01"}
+    settings = [setting for env, setting in tuning if env == "CartPole-v1"]
+    frame = load_results(root).query("seed == 7 and agent == 'small'")
+    scores = {setting: frame[frame.setting == setting].auc_normalised.mean() for setting in settings}
+    shared = max(scores, key=scores.get)
+    for env in ("CartPole-v1", "Acrobot-v1"):
+        best = max(settings, key=lambda setting, env=env: tuning[env, setting])
+        for setting in {best, shared, "hyperparameters.learning_rate=0.0001"}:
+            expected |= {(env, setting, seed) for seed in "01"}
+    assert {(row["env"], row["setting"], row["seed"]) for row in rows if row["seed"] != "7"} == expected
+    # The sweep file knows what it is; nothing is repeated, and nothing is missing.
+    assert main(["--name", "rates", "-j", "1", "--dry-run"]) == 0
+    assert f"{len(rows)} runs, {len(rows)} finished, 0 failed, 0 to do" in capfd.readouterr().out
+    page = study.Study(root)
+    assert page.in_all == (len(rows), len(rows))
+    assert {method.choice for method in page.methods} >= {"", "tuned", "default rate"}
+    default = next(method for method in page.methods if method.choice == "default rate")
+    assert (set(default.rates.values()), default.tuning_steps, len(default.runs)) == ({1e-4}, 0, 4)
 
 
 @pytest.mark.slow

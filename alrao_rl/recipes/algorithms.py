@@ -233,6 +233,7 @@ class Algorithm:
         cls: name of its class, in Stable-Baselines3 or sb3-contrib.
         hyperparameters: keywords of the class.
         policy_options: keywords of its policy that both stock and Alrao policies take.
+        learning_rate: of the class by default.
         timesteps: default budget for an environment whose file names none.
         timesteps_of: algorithm whose budget in an environment's file applies if the file has none for this one.
         policies: names of the Alrao policies in ``alrao_rl``; the braces stand for "", "Cnn" or "MultiInput".
@@ -247,6 +248,7 @@ class Algorithm:
     cls: str
     hyperparameters: type[Table]
     policy_options: type[Table]
+    learning_rate: float
     timesteps: int
     timesteps_of: str = ""
     policies: str = "Alrao{}Policy"
@@ -259,41 +261,41 @@ class Algorithm:
 
 _ROWS = (
     Algorithm(
-        "dqn", "DQN", DqnHyperparameters, DqnPolicyOptions, 100_000,
+        "dqn", "DQN", DqnHyperparameters, DqnPolicyOptions, 1e-4, 100_000,
         actions="Discrete", learns_from_replay=True, exports_onnx=True,
     ),
-    Algorithm("a2c", "A2C", A2cHyperparameters, OnPolicyOptions, 500_000, exports_onnx=True),
-    Algorithm("ppo", "PPO", PpoHyperparameters, OnPolicyOptions, 500_000, exports_onnx=True),
+    Algorithm("a2c", "A2C", A2cHyperparameters, OnPolicyOptions, 7e-4, 500_000, exports_onnx=True),
+    Algorithm("ppo", "PPO", PpoHyperparameters, OnPolicyOptions, 3e-4, 500_000, exports_onnx=True),
     Algorithm(
-        "qrdqn", "QRDQN", DqnHyperparameters, QrdqnPolicyOptions, 100_000, timesteps_of="dqn",
+        "qrdqn", "QRDQN", DqnHyperparameters, QrdqnPolicyOptions, 5e-5, 100_000, timesteps_of="dqn",
         policies="AlraoQRDQN{}Policy", actions="Discrete", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
-        "recurrent-ppo", "RecurrentPPO", PpoHyperparameters, RecurrentOptions, 500_000, timesteps_of="ppo",
+        "recurrent-ppo", "RecurrentPPO", PpoHyperparameters, RecurrentOptions, 3e-4, 500_000, timesteps_of="ppo",
         policies="Alrao{}LstmPolicy", stock_policies="{}LstmPolicy",
     ),
     Algorithm(
-        "maskable-ppo", "MaskablePPO", MaskablePpoHyperparameters, MaskableOptions, 500_000, timesteps_of="ppo",
+        "maskable-ppo", "MaskablePPO", MaskablePpoHyperparameters, MaskableOptions, 3e-4, 500_000, timesteps_of="ppo",
         policies="AlraoMaskable{}Policy", masks_actions=True,
     ),
     Algorithm(
-        "sac", "SAC", SacHyperparameters, SacPolicyOptions, 100_000,
+        "sac", "SAC", SacHyperparameters, SacPolicyOptions, 3e-4, 100_000,
         actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
-        "tqc", "TQC", TqcHyperparameters, TqcPolicyOptions, 100_000, timesteps_of="sac",
+        "tqc", "TQC", TqcHyperparameters, TqcPolicyOptions, 3e-4, 100_000, timesteps_of="sac",
         policies="AlraoTQC{}Policy", actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
-        "crossq", "CrossQ", CrossqHyperparameters, CrossqPolicyOptions, 100_000, timesteps_of="sac",
+        "crossq", "CrossQ", CrossqHyperparameters, CrossqPolicyOptions, 1e-3, 100_000, timesteps_of="sac",
         policies="AlraoCrossQPolicy", actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
-        "td3", "TD3", Td3Hyperparameters, Td3PolicyOptions, 100_000, timesteps_of="sac",
+        "td3", "TD3", Td3Hyperparameters, Td3PolicyOptions, 1e-3, 100_000, timesteps_of="sac",
         actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
-        "ddpg", "DDPG", DdpgHyperparameters, Td3PolicyOptions, 100_000, timesteps_of="sac",
+        "ddpg", "DDPG", DdpgHyperparameters, Td3PolicyOptions, 1e-3, 100_000, timesteps_of="sac",
         actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from alrao_rl import stats
-from alrao_rl.report.study import Method, Study, complete
+from alrao_rl.report.study import SECOND, Method, Study
 from alrao_rl.runs.results import SCORED
 
 SCORES = {"auc": "return averaged over training", "final": "final return (last 20 % of the steps)"}
@@ -136,7 +136,7 @@ def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Met
     """Which methods are compared.
 
     With a named baseline, all others with it. Otherwise, within each algorithm, each Alrao agent with the stock agents,
-    at their tuned and at their shared rates, or all methods with the first if there is only one of the two kinds. If no
+    at their tuned, shared and default rates, or all methods with the first if there is only one of the two kinds. If no
     algorithm has two methods, all methods with the first.
     """
     methods = study.methods
@@ -149,7 +149,7 @@ def comparisons(study: Study, baseline: Method | None) -> list[tuple[Method, Met
     for algo in dict.fromkeys(method.algo for method in methods):
         same = [method for method in methods if method.algo == algo]
         stock = [method for method in same if method.policy == "stock"]
-        rest = [method for method in same if method.choice != "shared rate"]
+        rest = [method for method in same if method.choice not in SECOND]
         pairs += [(a, b) for a in same if a.policy == "alrao" for b in stock] or [(a, rest[0]) for a in rest[1:]]
     return pairs or [(method, methods[0]) for method in methods[1:]]
 
@@ -172,12 +172,12 @@ def verdicts(study: Study, baseline: Method | None) -> list[Match]:
     """The comparisons the report opens with: each method with the strongest of those it is compared with.
 
     Only those that share the most environments with it are considered. The strongest is determined by the runs by which
-    its rates were chosen: by the reported scores it would be the luckiest. A shared rate comes second to tuned ones by
-    definition, and opens no report.
+    its rates were chosen: by the reported scores it would be the luckiest. A shared or a default rate comes second to
+    tuned ones by definition, and opens no report.
     """
     found: dict[tuple[str, str], list[Match]] = {}
     for match in matches(study, baseline):
-        if match.baseline.choice != "shared rate" or match.baseline is baseline:
+        if match.baseline.choice not in SECOND or match.baseline is baseline:
             # Normalised ones first.
             found.setdefault((match.envs[0] if match.raw else "", match.method.name), []).append(match)
     return [_strongest(found[key]) for key in sorted(found, key=lambda key: key[0])]
@@ -268,10 +268,11 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
     if not np.isfinite(rows.auc_normalised.astype(float)).all():
         return []
     on_tuning = rows.seed.isin(study.tuning_seeds)
-    settings = {name: complete(part) for name, part in (("tuning", rows[on_tuning]), ("reported", rows[~on_tuning]))}
+    parts = {"tuning": rows[on_tuning], "reported": rows[~on_tuning]}
+    settings = {name: stats.complete(part) for name, part in parts.items()}
     held_out = method.held_out and set(settings["tuning"].learning_rate) == set(settings["reported"].learning_rate)
     # Rates that were run on tuning seeds only say nothing about others: then all of their runs are used.
-    reported = stats.by_setting(settings["reported"] if held_out else complete(rows))
+    reported = stats.by_setting(settings["reported"] if held_out else stats.complete(rows))
     tuning = stats.by_setting(settings["tuning"]) if held_out else {}
     if len(reported) < 2:
         return []

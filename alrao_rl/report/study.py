@@ -18,13 +18,16 @@ from alrao_rl import stats
 from alrao_rl.checks import is_number
 from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.notation import parse_seeds
+from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.report import twice
 from alrao_rl.runs import logs
 from alrao_rl.runs.configuration import flatten
 from alrao_rl.runs.names import RunName, setting_names
-from alrao_rl.runs.results import SCORED, each_row, load_curves, load_results
+from alrao_rl.runs.results import SCORED, each_row, load_curves, load_results, with_floors
 
-Choice: TypeAlias = Literal["", "tuned", "shared rate"]
+Choice: TypeAlias = Literal["", "tuned", "shared rate", "default rate"]
+SECOND = ("shared rate", "default rate")
+"""Choices that a tuned rate, of the same agent, is better than by definition."""
 Key: TypeAlias = tuple[str, str, str, int]
 """What distinguishes a run from every other: environment, agent, setting, seed."""
 MOST_POINTS = 55_000
@@ -43,7 +46,8 @@ class Method:
         algo: ``dqn``, ``a2c``, ``ppo``.
         runs: rows of ``load_results`` with the reported seeds, whatever their state.
         rates: learning rate by environment, if there was one to choose.
-        choice: ``tuned``, a rate for each environment; ``shared rate``, one for all of them; empty without a choice.
+        choice: ``tuned``, a rate for each environment; ``shared rate``, one for all of them; ``default rate``, that of
+            Stable-Baselines3; empty without a choice.
         tuning_steps: environment steps of the runs that were only used to choose.
         tuned_on: the seeds on which rates were chosen, if none of them is reported; else empty.
         basis: the runs at its rates by which these were chosen, or all of ``runs`` if there was nothing to choose.
@@ -126,7 +130,7 @@ class Study:
         frame["configuration"] = frame.setting.map(_without_rate)
         frame, lines = twice.resolved(frame, root)
         frame["agent"], self.warnings = frame.agent.map(clean), [clean(line) for line in [*damage, *lines]]
-        frame, self.substituted = _with_floors(frame)
+        frame, self.substituted = with_floors(frame)
         self.frame = frame
         # A sweep requests an id, which stands for all variants that an agent has run.
         seen_as = frame.groupby(["agent", "id"]).env.unique()
@@ -165,23 +169,17 @@ class Study:
         # If some rates have no run on a tuning seed yet, the choice would be among the others only.
         held_out = len(tuning) > 0 and _places(self.without_tuning(scored)) <= _places(tuning)
         chosen_on = tuning if held_out else self.without_tuning(scored)
-        tuned: dict[str, float] = {}
-        for _, runs in chosen_on.groupby("env"):
-            tuned.update(stats.tuned_choice(stats.by_setting(runs, score="auc")))
-        choices: dict[Choice, dict[str, float]] = {"tuned": tuned}
-        common = complete(chosen_on[chosen_on.auc_normalised.notna()])
-        if len(common) and common.env.nunique() > 1:
-            rate = float(stats.shared_choice(stats.by_setting(common)))
-            shared = dict.fromkeys(common.env.unique(), rate)
-            if shared != tuned:
-                choices["shared rate"] = shared
+        choices: dict[Choice, Mapping[str, float]] = dict(stats.chosen_rates(chosen_on).items())
+        if self.sweep["tune"]:
+            choices["default rate"] = dict.fromkeys(rows.env.unique(), ALGORITHMS[rows.algo.iloc[0]].learning_rate)
         methods = []
         for choice, rates in choices.items():
             chosen = rows.learning_rate == rows.env.map(rates)
             # With tuning seeds, only their runs were needed to choose; without, those at all other rates were.
             others = rows[rows.seed.isin(self.tuning_seeds)] if held_out else self.without_tuning(rows[~chosen])
-            steps = int(others.timesteps.fillna(0).sum())
-            seeds = tuple(sorted(tuning.seed.astype(int).unique())) if held_out else ()
+            is_default = choice == "default rate"
+            steps = 0 if is_default else int(others.timesteps.fillna(0).sum())
+            seeds = tuple(sorted(tuning.seed.astype(int).unique())) if held_out and not is_default else ()
             basis = chosen_on[chosen_on.learning_rate == chosen_on.env.map(rates)]
             runs = self.without_tuning(rows[chosen])
             methods.append(_method(f"{name} ({choice})", runs, rates, choice, steps, seeds, basis))
@@ -211,8 +209,20 @@ class Study:
             rows = frame[frame.agent == agent]
             for env, cell in product(sorted({*self._asked_of.get(agent, []), *rows.env}), self._cells_of(rows)):
                 if self._is_asked(agent, env):
-                    seeds = [*self.asked_seeds, *(self.tuning_seeds if cell else [])]
+                    tested = not cell or not self.sweep["tune"] or (env, agent, cell) in self._reported_cells
+                    seeds = [*(self.asked_seeds if tested else []), *(self.tuning_seeds if cell else [])]
                     yield from ((env, agent, cell, seed) for seed in seeds)
+
+    @cached_property
+    def _reported_cells(self) -> set[tuple[str, str, str]]:
+        """Environments, agents and settings at the rates that the methods report."""
+        rates = [(m, env, rate) for m in self.methods for env, rate in m.rates.items()]
+        found = set()
+        for method, env, rate in rates:
+            rows = self.frame[(self.frame.agent == method.agent) & (self.frame.configuration == method.variant)]
+            cells = rows.cell[(rows.env == env) & (rows.learning_rate == rate)]
+            found |= {(env, method.agent, str(cell)) for cell in cells}
+        return found
 
     def _is_asked(self, agent: str, env: str) -> bool:
         """Whether ``sweep.toml`` requests an agent on an environment; a list that is missing excludes nothing."""
@@ -302,7 +312,7 @@ class Study:
             UserError: if there is no method of that name.
         """
         for method in self.methods:
-            if name == method.name or (name == method.agent and method.choice != "shared rate"):
+            if name == method.name or (name == method.agent and method.choice not in SECOND):
                 return method
         names = sorted({method.agent for method in self.methods} | {method.name for method in self.methods})
         raise UserError(f"--baseline is {name!r}, expected one of {', '.join(names)}{suggest(name, names)}")
@@ -318,14 +328,6 @@ def _places(runs: pd.DataFrame) -> set[tuple[str, float]]:
     return set(zip(runs.env, runs.learning_rate, strict=True))
 
 
-def complete(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs at rates that were run on every one of their environments."""
-    if runs.empty:
-        return runs
-    counts = runs.groupby("learning_rate").env.nunique()
-    return runs[runs.learning_rate.isin(counts[counts == runs.env.nunique()].index)]
-
-
 def _method(name: str, runs: pd.DataFrame, rates: Mapping[str, float] | None = None, *choice: Any) -> Method:
     agent, variant, policy, algo = (
         str(runs[fact].iloc[0]) if len(runs) else "" for fact in ("agent", "configuration", "policy", "algo")
@@ -337,23 +339,11 @@ def _without_rate(setting: str) -> str:
     return re.sub(r"hyperparameters\.learning_rate=[^,]*(, |$)", "", setting).removesuffix(", ")
 
 
-def _with_floors(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The runs, with the lowest return seen on the environment as its floor if none is known.
-
-    It is the score of runs that have none. No other run's score depends on it.
-    """
-    floor = frame.floor.fillna(frame.env.map(frame.groupby("env").lowest_return.min()))
-    without = frame.state.isin(SCORED) & frame.auc.isna() & floor.notna()
-    scores = {name: frame[name].where(~without, floor) for name in ("auc", "final_return")}
-    counts = {str(env): len(runs) for env, runs in frame[without].groupby("env")}
-    return frame.assign(floor=floor, **scores), counts
-
-
 # --- sweep.toml -----------------------------------------------------------------------------------------------------
 
 
 def _sweep(path: Path) -> dict[str, Any]:
-    """The requested ``agents``, ``envs``, ``seeds``, ``tuning_seeds`` and ``grid``; empty without the file.
+    """The requested ``agents``, ``envs``, ``seeds``, ``tuning_seeds``, ``grid`` and ``tune``; empty without the file.
 
     Raises:
         UserError: if it is not TOML, or holds something else under those names.
@@ -367,6 +357,7 @@ def _sweep(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not a TOML file: {first_line(error)}") from None
     asked: dict[str, Any] = {key: _seeds(path, key, data.get(key, [])) for key in ("seeds", "tuning_seeds")}
+    asked["tune"] = data.get("tune", False) is True
     for key in ("agents", "envs"):
         names = data.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

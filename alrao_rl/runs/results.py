@@ -92,6 +92,24 @@ def load_results(path: str | Path) -> pd.DataFrame:
     return frame[order].astype(whole).sort_values(["env", "variant", "agent", "seed", "path"], ignore_index=True)
 
 
+def with_floors(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The runs, with the lowest return seen on the environment as its floor if none is known.
+
+    It is the score of runs that have none. No other run's score depends on it.
+
+    Args:
+        frame: rows of :func:`load_results`.
+
+    Returns:
+        The runs, and by environment how many of them got such a score.
+    """
+    floor = frame.floor.fillna(frame.env.map(frame.groupby("env").lowest_return.min()))
+    without = frame.state.isin(SCORED) & frame.auc.isna() & floor.notna()
+    scores = {name: frame[name].where(~without, floor) for name in ("auc", "final_return")}
+    counts = {str(env): len(runs) for env, runs in frame[without].groupby("env")}
+    return frame.assign(floor=floor, **scores), counts
+
+
 def load_curves(runs: pd.DataFrame, n_bins: int = stats.N_BINS) -> stats.Array:
     """The return over training of each run (:func:`alrao_rl.stats.curve`).
 

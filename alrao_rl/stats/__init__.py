@@ -36,6 +36,7 @@ from alrao_rl.stats.scores import (
 )
 from alrao_rl.stats.sensitivity import Sensitivity, sensitivity, shared_choice, tuned_choice
 from alrao_rl.stats.tables import by_environment, by_setting, environments, paired_by_seed, tuned_baseline
+from alrao_rl.stats.tuning import chosen_rates, complete
 
 __all__ = [
     "FINAL_BINS",
@@ -51,7 +52,9 @@ __all__ = [
     "bootstrap",
     "by_environment",
     "by_setting",
+    "chosen_rates",
     "collapsed",
+    "complete",
     "coverage",
     "curve",
     "environments",

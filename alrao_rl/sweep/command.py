@@ -31,6 +31,7 @@ from alrao_rl.train.run import prepare
 
 if TYPE_CHECKING:
     from alrao_rl.sweep.plan import Cell, Run, Sweep
+    from alrao_rl.sweep.runs_csv import Rows
     from alrao_rl.sweep.states import Speeds, State
 
 LIMIT = 14.0
@@ -54,6 +55,13 @@ def parser() -> CommandLine:
     p.add_argument("--seeds", nargs="+", metavar="SEEDS", help="such as 0-9 or 0,3,5-7")
     p.add_argument(
         "--tuning-seeds", nargs="+", metavar="SEEDS", help="further seeds, for choosing among the values of the grid"
+    )
+    p.add_argument(
+        "--tune",
+        action="store_true",
+        default=None,
+        help="run the learning rates of the grid on the tuning seeds only, then the best one of each environment, the "
+        "best one for all and Stable-Baselines3's default on --seeds",
     )
     p.add_argument(
         "--grid", nargs="+", action="extend", metavar="KEY=V1,V2", help="values to try, such as learning_rate=1e-4,1e-3"
@@ -133,7 +141,6 @@ def sweep(args: argparse.Namespace) -> int:
     from alrao_rl.sweep import states as survey
 
     _check_cells(cells, args.scheduler is None)
-    runs = plan.runs(call, cells)
     with contextlib.ExitStack() as stack:
         client = (
             stack.enter_context(connect(args.scheduler)) if args.scheduler is not None and not args.dry_run else None
@@ -146,15 +153,10 @@ def sweep(args: argparse.Namespace) -> int:
                 "of logs.jsonl.xz; runs that have folders are kept anew"
             )
         table = runs_csv.Rows(root / runs_csv.FILE)
-        states = {run: survey.state(root, run, table) for run in runs}
-        if args.retry_failed:
-            states = {
-                run: survey.queued(root, run) if state.name == "failed" else state for run, state in states.items()
-            }
-        todo = [run for run, state in states.items() if state.name == "queued"]
-        # A cluster may have other versions: there each run checks for itself.
-        if not args.allow_mismatch and args.scheduler is None:
-            survey.refuse_mismatch(root, [(run, states[run].step) for run in todo])
+        states: dict[Run, State] = {}
+        while runs := [run for run in _stage(root, call, cells, states) if run not in states]:
+            states |= _states(root, runs, table, args)
+        todo = _queued(states)
         speeds = survey.Speeds(table.values())
         n_workers = sum(client.nthreads().values()) if client else args.jobs
         _print_plan(root, call, states, speeds, n_workers)
@@ -166,10 +168,47 @@ def sweep(args: argparse.Namespace) -> int:
             # A driver may have been killed between a run's end and its row.
             if state.name != "queued" and not survey.is_kept(root, run, table):
                 survey.keep(root, run, state, table)
-        if todo:
+        while todo:
             client = client or stack.enter_context(local_cluster(min(args.jobs, len(todo))))
             drive(client, root, todo, states, table, speeds, how, args.run_timeout)
+            runs = [run for run in _stage(root, call, cells, states) if run not in states]
+            states |= _states(root, runs, table, args)
+            todo = _queued(states)
     return _conclude(root, states)
+
+
+def _stage(root: Path, call: Sweep, cells: list[Cell], states: Mapping[Run, State]) -> list[Run]:
+    """The runs of the sweep that are known; with ``--tune`` the last are, once those that choose are over."""
+    from alrao_rl.sweep import plan
+
+    first = plan.runs(call, cells)
+    if not call.tune or any(run not in states or states[run].name == "queued" for run in first):
+        return first
+    from alrao_rl.sweep.tuning import chosen
+
+    best = chosen(root, cells, call.tuning_seeds)
+    return first + [plan.Run(cell, seed) for seed in call.seeds for cell in best]
+
+
+def _states(root: Path, runs: list[Run], table: Rows, args: argparse.Namespace) -> dict[Run, State]:
+    """The state of each of the runs.
+
+    Raises:
+        UserError: one of them is of another configuration, or was begun with other versions.
+    """
+    from alrao_rl.sweep import states as survey
+
+    states = {run: survey.state(root, run, table) for run in runs}
+    if args.retry_failed:
+        states |= {run: survey.queued(root, run) for run, state in states.items() if state.name == "failed"}
+    # A cluster may have other versions: there each run checks for itself.
+    if not args.allow_mismatch and args.scheduler is None:
+        survey.refuse_mismatch(root, [(run, states[run].step) for run in _queued(states)])
+    return states
+
+
+def _queued(states: Mapping[Run, State]) -> list[Run]:
+    return [run for run, state in states.items() if state.name == "queued"]
 
 
 def _check(args: argparse.Namespace) -> Execution:
@@ -193,7 +232,7 @@ def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     from alrao_rl.sweep import plan
 
     given = {} if args.file is None else plan.read(args.file)
-    for key in ("agents", "envs", "timesteps", "budget", *EVALUATION, "name"):
+    for key in ("agents", "envs", "tune", "timesteps", "budget", *EVALUATION, "name"):
         if (value := getattr(args, key)) is not None:
             given[key] = value
             # Each way of giving the length replaces the other.
@@ -291,6 +330,8 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
         say(f"{cell.label:<{width}}  seeds {seeds_as_text(by_seed)}, {cell.recipe.timesteps:,} steps each{notes}")
     if call.tuning_seeds:
         say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only for agents with a setting to choose")
+    if call.tune and any(run.seed in call.tuning_seeds and state.name == "queued" for run, state in states.items()):
+        say(f"then, at the rates that are chosen on them: seeds {seeds_as_text(call.seeds)}, not counted here yet")
     todo = [(run, state.step) for run, state in states.items() if state.name == "queued"]
     names = [state.name for state in states.values()]
     left = time_left(speeds.time_left(todo, n_workers)) if todo else "nothing to do"

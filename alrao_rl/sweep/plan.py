@@ -43,7 +43,8 @@ class Sweep(Table):
     """A ``sweep.toml``.
 
     ``tuning_seeds`` are for choosing among the values of the grid, so that values are not chosen by the scores that are
-    reported. In a file both kinds of seeds may be written as on the command line, ``"0-9"``. ``timesteps`` applies to
+    reported; with ``tune``, the reported seeds run only at the rates chosen on them. In a file both kinds of seeds may
+    be written as on the command line, ``"0-9"``. ``timesteps`` applies to
     every run, ``budget`` is a fraction of the timesteps in each environment's file.
     """
 
@@ -52,6 +53,7 @@ class Sweep(Table):
     envs: Names
     seeds: Annotated[Seeds, Field(min_length=1)]
     tuning_seeds: Seeds = Field(default_factory=list)
+    tune: bool = False
     grid: dict[str, Values] = Field(default_factory=dict)
     eval_episodes: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     eval_freq: Count | None = None
@@ -75,13 +77,17 @@ class Sweep(Table):
             )
         if self.tuning_seeds and not self.grid:
             raise ValueError("tuning_seeds are for choosing among the values of a grid, and there is no grid")
+        if self.tune and not self.tuning_seeds:
+            raise ValueError("tune chooses learning rates on tuning_seeds, and there are none")
+        if self.tune and not any(key.split(".")[-1] == "learning_rate" for key in self.grid):
+            raise ValueError("tune chooses among the values of grid.learning_rate, and there are none")
         if self.timesteps is not None and self.budget is not None:
             raise ValueError("timesteps and budget exclude each other: give one of them")
         return self
 
     def as_toml(self) -> str:
         """The file's text."""
-        data = self.model_dump(exclude_none=True, exclude={"grid"})
+        data = self.model_dump(exclude_none=True, exclude={"grid"} if self.tune else {"grid", "tune"})
         lines = [f"{key} = {literal(value)}" for key, value in data.items() if value != []]
         if self.grid:
             lines += ["", "[grid]", *(f"{toml_key(key)} = {literal(values)}" for key, values in self.grid.items())]
@@ -342,7 +348,9 @@ def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: 
 def runs(sweep: Sweep, cells: Sequence[Cell]) -> list[Run]:
     """All runs, seed by seed, so that a sweep that is partly done is the whole table with fewer seeds.
 
-    Tuning seeds come last, and only for cells among which a setting is chosen.
+    Tuning seeds are only for cells among which a setting is chosen. They come last; with ``tune`` they come first, and
+    the reported seeds of those cells are left to :mod:`alrao_rl.sweep.tuning`.
     """
-    tested = [Run(cell, seed) for seed in sweep.seeds for cell in cells]
-    return tested + [Run(cell, seed) for seed in sweep.tuning_seeds for cell in cells if cell.setting]
+    tuning = [Run(cell, seed) for seed in sweep.tuning_seeds for cell in cells if cell.setting]
+    tested = [Run(cell, seed) for seed in sweep.seeds for cell in cells if not (sweep.tune and cell.setting)]
+    return tuning + tested if sweep.tune else tested + tuning

@@ -79,10 +79,14 @@ def _names(study: Study) -> list[Block]:
         " (shared rate): at the one rate with the highest mean normalised score over all environments, left out where "
         "that is the same rate on each." if "shared rate" in choices else ""
     )  # fmt: skip
+    default = (
+        " (default rate): at the one that Stable-Baselines3 takes unless it is told another."
+        if "default rate" in choices else ""
+    )  # fmt: skip
     return [Text(
         "(tuned): a stock agent at the rate with the highest mean return over training on each environment, also where "
-        f"final returns are compared.{shared} Which seeds rates were chosen on stands under Learning rate; intervals "
-        "here and in the verdict take the chosen rates as given."
+        f"final returns are compared.{shared}{default} Which seeds rates were chosen on stands under Learning "
+        "rate; intervals here and in the verdict take the chosen rates as given."
     )]  # fmt: skip
 
 

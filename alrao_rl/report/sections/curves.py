@@ -15,7 +15,7 @@ from alrao_rl.report.sections.words import (
     of,
     returned,
 )
-from alrao_rl.report.study import Method, Study
+from alrao_rl.report.study import SECOND, Method, Study
 
 
 def section(study: Study) -> Section:
@@ -33,15 +33,15 @@ def section(study: Study) -> Section:
         "the seeds. Nothing is smoothed: a point is the mean return of the episodes that ended in one of "
         f"{study.n_bins} equal stretches of the environment steps; a stretch without an end of an episode carries on "
         "the one before it, and before the first one the return is a random policy's or, where that is not known, "
-        "that of the first. Failed and diverged runs lie at the floor. A shared rate that is also the tuned one of an "
-        "environment is drawn once."
+        "that of the first. Failed and diverged runs lie at the floor. A shared or default rate that is also the tuned "
+        "one of an environment is drawn once."
     )
     return Section("Learning curves", [Text(text), *blocks])
 
 
 def _is_drawn(study: Study, method: Method, env: str) -> bool:
-    """Whether the tuned rate is the shared one here: the same runs."""
-    return method.choice == "shared rate" and any(
+    """Whether the tuned rate is the shared or the default one here: the same runs."""
+    return method.choice in SECOND and any(
         (other.agent, other.variant, other.choice) == (method.agent, method.variant, "tuned")
         and other.rates.get(env) == method.rates.get(env)
         for other in study.methods

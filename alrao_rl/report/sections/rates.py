@@ -23,13 +23,13 @@ from alrao_rl.report.sections.words import (
     span_of,
     with_interval,
 )
-from alrao_rl.report.study import Method, Study
+from alrao_rl.report.study import SECOND, Method, Study
 from alrao_rl.runs.results import each_row
 
 
 def section(study: Study) -> Section:
     """Return against rate, sensitivity, what tuning costs."""
-    stock = [method for method in study.methods if method.policy == "stock" and method.choice != "shared rate"]
+    stock = [method for method in study.methods if method.policy == "stock" and method.choice not in SECOND]
     if not stock:
         return Section("Learning rate", [Text("No stock agent was run: there is no learning rate to look at.")])
     points: list[pd.DataFrame] = []

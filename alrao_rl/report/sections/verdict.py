@@ -136,7 +136,7 @@ def _warnings(study: Study, involved: Sequence[Method], done: tuple[int, int], b
     if len(failures):
         text = "Failed or diverged runs, which score the floor of their environment"
         alerts.append(Alert("amber", f"{text}: {len(failures)}, named under Environments."))
-    tuned = [method for method in study.methods if method.rates]
+    tuned = [method for method in study.methods if method.choice in ("tuned", "shared rate")]
     if untuned := [method.name for method in tuned if not method.held_out]:
         text = "the rate was chosen on the reported seeds, which flatters the baseline"
         alerts.append(Alert("amber", f"{', '.join(untuned)}: {text}."))
