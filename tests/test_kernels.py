@@ -128,6 +128,32 @@ def test_update_by_hand(cuts, correct):
 
 
 @compiled
+@pytest.mark.parametrize("cuts", [[1], [17], [1000], [20, 1, 979], [0, 30, 3]], ids=str)
+def test_an_update_of_adam_by_hand(cuts):
+    """θ − η m̂/(√v̂ + ε) with m = 0.9 m + 0.1 g, v = 0.999 v + 0.001 g², both corrected by the steps of their segment."""
+    n = sum(cuts)
+    g, m, v, rates, theta = torch.randn(n), torch.randn(n), torch.rand(n), torch.rand(n), torch.randn(n)
+    steps, lengths = 3 + 7 * torch.arange(len(cuts)), torch.tensor(cuts)
+    new_m, new_v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    t = (steps + 1).repeat_interleave(lengths).double()
+    taken = 0.5 * rates * (new_m / (1 - 0.9**t)) / ((new_v / (1 - 0.999**t)).sqrt() + 1e-3)
+    expected = (theta - taken).float()
+    for parameters in ([n], [n // 2, n - n // 2]):
+        moving, mean, square = theta.clone(), m.clone(), v.clone()
+        sizes = torch.tensor(parameters)
+        addresses = moving.data_ptr() + 4 * (sizes.cumsum(0) - sizes)
+        counted = steps.float()
+        moved = kernels.library.adam(
+            len(sizes), addresses.data_ptr(), sizes.data_ptr(), g.data_ptr(), rates.data_ptr(), mean.data_ptr(),
+            square.data_ptr(), lengths.data_ptr(), counted.data_ptr(), 0.9, 0.999, 1e-3, 0.5,
+        )  # fmt: skip
+        assert counted.tolist() == (steps + 1).tolist()
+        torch.testing.assert_close((mean, square), (new_m, new_v))
+        torch.testing.assert_close(moving, expected)
+        assert moved == pytest.approx(float(taken.sum()), rel=1e-3, abs=1e-3)
+
+
+@compiled
 def test_an_update_is_seen_by_autograd():
     """As an update by tensors is: what was computed before it cannot be differentiated after it."""
     net, optimizer = train("values", steps=2)

@@ -159,6 +159,34 @@ static inline float rmsprop_part(
     return total(lanes);
 }
 
+/* Adam's update of one number, as of rmsprop_entry. */
+static inline float adam_entry(
+    float *theta, float *m, float *v, float g, float rate, const float *keep, const float *take, const float *correct,
+    float eps, float scale
+) {
+    *m = *m * keep[0] + take[0] * g;
+    *v = *v * keep[1] + take[1] * g * g;
+    float update = *m * correct[0] / (sqrtf(*v * correct[1]) + eps) * rate * scale;
+    *theta -= update;
+    return update;
+}
+
+static inline float adam_part(
+    int64_t n, float *restrict theta, float *restrict m, float *restrict v, const float *restrict g,
+    const float *restrict rates, const float *keep, const float *take, const float *correct, float eps, float scale
+) {
+    float lanes[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lanes[l] += adam_entry(
+                theta + i + l, m + i + l, v + i + l, g[i + l], rates[i + l], keep, take, correct, eps, scale
+            );
+    for (int l = 0; i < n; i++, l++)
+        lanes[l] += adam_entry(theta + i, m + i, v + i, g[i], rates[i], keep, take, correct, eps, scale);
+    return total(lanes);
+}
+
 /* 1/(1 − decay^t). */
 static double bias_correction(double decay, int64_t t) {
     double power = 1;
@@ -167,29 +195,64 @@ static double bias_correction(double decay, int64_t t) {
     return 1 / (1 - power);
 }
 
-/* An update of the parameters, but for those at 0, and one more step of every segment, which may have several parameters
-   or be a part of one; return the sum of what was taken off, not finite if one of it is not. */
+/* A way through all parameters, by parts that lie in one parameter and in one segment; a segment may have several
+   parameters or be a part of one. */
+typedef struct {
+    int64_t n_parameters;
+    const int64_t *parameters, *sizes, *segments; /* addresses, 0 for those to be left alone; lengths; lengths */
+    float *steps;                                 /* of each segment, counted on the way */
+    float *theta;                                 /* of this part, 0 if it is to be left alone */
+    int64_t offset, n, rest, left;                /* of this part in flat vectors, its length; of parameter, of segment */
+} Way;
+
+/* Go on to the next part; 0 if there is none. *step is the count of its segment. */
+static inline int next_part(Way *way, int64_t *step) {
+    way->offset += way->n, way->rest -= way->n, way->left -= way->n;
+    if (way->theta) way->theta += way->n;
+    for (way->n = 0; !way->rest; way->n_parameters--) {
+        if (!way->n_parameters) return 0;
+        way->theta = (float *)(intptr_t)*way->parameters++;
+        way->rest = *way->sizes++;
+    }
+    for (; !way->left; way->left = *way->segments++, way->steps++) *step = (int64_t)(*way->steps += 1);
+    way->n = way->rest < way->left ? way->rest : way->left;
+    return 1;
+}
+
+/* An update of the parameters, but for those at 0, and one more step of every segment; return the sum of what was taken
+   off, not finite if one of it is not. */
 EXPORT CLONES float rmsprop(
     int64_t n_parameters, const int64_t *parameters, const int64_t *sizes, const float *g, const float *rates,
     float *v, const int64_t *segments, float *steps, double decay, double eps, int inside, int correct_bias, double scale
 ) {
     float updates = 0, keep = (float)decay, take = (float)(1 - decay), correct = 1;
-    int64_t left = 0; /* of the segment */
-    for (int64_t k = 0; k < n_parameters; k++) {
-        float *theta = (float *)(intptr_t)parameters[k];
-        for (int64_t rest = sizes[k], n; rest; rest -= n, left -= n, v += n, g += n, rates += n) {
-            for (; !left; left = *segments++, steps++) {
-                *steps += 1;
-                if (correct_bias) correct = (float)bias_correction(decay, (int64_t)*steps);
-            }
-            n = rest < left ? rest : left;
-            if (!theta) continue;
-            if (inside)
-                updates += rmsprop_part(n, theta, v, g, rates, keep, take, correct, (float)eps, 1, (float)scale);
-            else
-                updates += rmsprop_part(n, theta, v, g, rates, keep, take, correct, (float)eps, 0, (float)scale);
-            theta += n;
-        }
+    Way way = {n_parameters, parameters, sizes, segments, steps, 0, 0, 0, 0, 0};
+    for (int64_t step = 0; next_part(&way, &step);) {
+        int64_t i = way.offset, n = way.n;
+        if (!way.theta) continue;
+        if (correct_bias) correct = (float)bias_correction(decay, step);
+        if (inside)
+            updates += rmsprop_part(n, way.theta, v + i, g + i, rates + i, keep, take, correct, (float)eps, 1, (float)scale);
+        else
+            updates += rmsprop_part(n, way.theta, v + i, g + i, rates + i, keep, take, correct, (float)eps, 0, (float)scale);
+    }
+    return updates;
+}
+
+/* The same of Adam, whose running means are m and v. */
+EXPORT CLONES float adam(
+    int64_t n_parameters, const int64_t *parameters, const int64_t *sizes, const float *g, const float *rates,
+    float *m, float *v, const int64_t *segments, float *steps, double beta1, double beta2, double eps, double scale
+) {
+    float updates = 0, keep[2] = {(float)beta1, (float)beta2}, take[2] = {(float)(1 - beta1), (float)(1 - beta2)};
+    Way way = {n_parameters, parameters, sizes, segments, steps, 0, 0, 0, 0, 0};
+    for (int64_t step = 0; next_part(&way, &step);) {
+        int64_t i = way.offset;
+        if (!way.theta) continue;
+        float correct[2] = {(float)bias_correction(beta1, step), (float)bias_correction(beta2, step)};
+        updates += adam_part(
+            way.n, way.theta, m + i, v + i, g + i, rates + i, keep, take, correct, (float)eps, (float)scale
+        );
     }
     return updates;
 }

@@ -19,6 +19,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "gather": (ctypes.c_float, _INT, _POINTER, _POINTER, _POINTER),
     "clip_rows": (None, _INT, _INT, _POINTER, ctypes.c_float),
     "rmsprop": (ctypes.c_float, _INT, *[_POINTER] * 7, _DOUBLE, _DOUBLE, ctypes.c_int, ctypes.c_int, _DOUBLE),
+    "adam": (ctypes.c_float, _INT, *[_POINTER] * 8, *[_DOUBLE] * 4),
     "linear_branches": (None, _POINTER, _INT, *[_POINTER] * 3, ctypes.c_int, _POINTER),
     "linear_gradient": (None, _POINTER, _INT, *[_POINTER] * 9),
     "categorical_branches": (None, _POINTER, _INT, *[_POINTER] * 3, ctypes.c_int, _POINTER),

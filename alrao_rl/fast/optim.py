@@ -16,7 +16,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from alrao_rl.checks import refuse_float16
 from alrao_rl.core import optim as core
-from alrao_rl.core.bases import RmsProp, State
+from alrao_rl.core.bases import Adam, RmsProp, State
 from alrao_rl.fast.addresses import Addresses
 from alrao_rl.fast.heads import OutputHeads
 from alrao_rl.fast.memory import all_finite
@@ -90,7 +90,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
         if not state:
             state.update(self._new_state())
         # Exactly: a subclass may have another direction.
-        if type(self._base) is RmsProp:
+        if type(self._base) in (RmsProp, Adam):
             flat = [self._rates, *[state[name] for name in self._base.buffers]]
             places = [(x.data_ptr(), x.numel(), x.is_contiguous()) for x in (*self._layout.parameters, *flat)]
             if places != self._places:
@@ -121,7 +121,7 @@ class AlraoOptimizer(core.AlraoOptimizer):
         """See :meth:`alrao_rl.core.optim.AlraoOptimizer._move`; notes whether all that was taken off is finite."""
         parameters = self.param_groups[0]["params"]
         if self._addresses is not None:
-            self._all_well = math.isfinite(self._rmsprop(self._addresses, g, present, state, scale))
+            self._all_well = math.isfinite(self._compiled(self._addresses, g, present, state, scale))
             # Autograd has to notice a write, or backward through an older graph would be wrong without an error.
             for parameter in parameters:
                 torch.autograd.graph.increment_version(parameter)
@@ -138,15 +138,17 @@ class AlraoOptimizer(core.AlraoOptimizer):
         torch._foreach_sub_(parameters, self._views)
         self._all_well = all_finite(self._flat)
 
-    def _rmsprop(self, addresses: Addresses, g: Tensor, present: list[bool], state: State, scale: float) -> float:
+    def _compiled(self, addresses: Addresses, g: Tensor, present: list[bool], state: State, scale: float) -> float:
         """Move all parameters and count the step; return the sum of what was taken off."""
-        base = self._base
-        assert isinstance(base, RmsProp)
-        where = [x.data_ptr() for x in (g, self._rates, state["square_avg"], addresses.segments, state["steps"])]
-        options = base.decay, base.eps, base.eps_inside, base.bias_correction, scale
-        moved: float = addresses.library.rmsprop(
-            len(present), addresses.moving(present), addresses.sizes, *where, *options
-        )
+        base, loops = self._base, addresses.library
+        vectors = [g, self._rates, *[state[name] for name in base.buffers], addresses.segments, state["steps"]]
+        where = len(present), addresses.moving(present), addresses.sizes, *[x.data_ptr() for x in vectors]
+        moved: float
+        if isinstance(base, Adam):
+            moved = loops.adam(*where, base.beta1, base.beta2, base.eps, scale)
+        else:
+            assert isinstance(base, RmsProp)
+            moved = loops.rmsprop(*where, base.decay, base.eps, base.eps_inside, base.bias_correction, scale)
         return moved
 
     def _reclone(self, state: State, broken: list[Tensor] | None, due: bool) -> None:
