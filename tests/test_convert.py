@@ -144,10 +144,22 @@ def test_numbers_of_numpy_are_numbers():
     assert (config.head_max_grad_norm, config.lr_range[1]) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize(("replay", "rule"), [(True, "whiteness"), (False, "switch")])
-def test_the_rule_of_values_follows_their_data_unless_it_is_given(replay, rule):
-    assert AlraoConfig().resolve(replay).value_averaging == rule
-    assert AlraoConfig(value_averaging="uniform").resolve(replay).value_averaging == "uniform"
+@pytest.mark.parametrize(
+    ("learns", "base", "rule"),
+    [("rollouts", "rmsprop", "switch"), ("q-values", "rmsprop", "whiteness"), ("critics", "adam", "switch")],
+)
+def test_base_and_rule_of_values_follow_what_is_learned_unless_they_are_given(learns, base, rule):
+    config = AlraoConfig().resolve(learns)
+    assert (config.base, config.value_averaging) == (base, rule)
+    given = AlraoConfig(base="sgd", value_averaging="uniform").resolve(learns)
+    assert (given.base, given.value_averaging) == ("sgd", "uniform")
+
+
+def test_options_of_a_base_that_is_not_decided_yet():
+    config = AlraoConfig(base_kwargs={"beta1": 0.5})
+    assert config.resolve("critics").make_base().beta1 == 0.5
+    with pytest.raises(TypeError, match="beta1"):
+        config.resolve("rollouts")
 
 
 @pytest.mark.parametrize("network", ["net", nn.Linear, lambda x: x])

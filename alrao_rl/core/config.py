@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from alrao_rl.checks import alrao_numbers, construct, known_options, one_of, policy_rule
 from alrao_rl.core.averaging import RULES, Spec, make_rule
-from alrao_rl.core.bases import BASES, BaseUpdate
+from alrao_rl.core.bases import BASES, BaseUpdate, RmsProp
+
+Learns: TypeAlias = Literal["rollouts", "q-values", "critics"]
+"""What a network learns: from rollouts, or from replay values of discrete actions, or critics that lead an actor."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class AlraoConfig:
     Args:
         n_heads: J, number of copies of every output layer.
         lr_range: (η_min, η_max), the interval of learning rates; None takes the base's own.
-        base: base update, one of ``rmsprop``, ``adam``, ``sgd``, ``feature-normalized``.
+        base: base update, one of ``rmsprop``, ``adam``, ``sgd``, ``feature-normalized``. ``"auto"`` is adam for critics
+            that lead an actor and for that actor (SAC, TD3), rmsprop otherwise.
         base_kwargs: options of the base (``momentum``; ``beta1``, ``beta2``, ``eps``; ``decay``, ``eps``,
             ``eps_inside``, ``bias_correction``; ``beta``, ``eps``).
         value_averaging: averaging rule of values: ``switch``, ``whiteness``, ``bayes``, ``exponentiated-gradient``,
@@ -47,7 +51,7 @@ class AlraoConfig:
 
     n_heads: int = 10
     lr_range: tuple[float, float] | None = None
-    base: str = "rmsprop"
+    base: str = "auto"
     base_kwargs: Mapping[str, Any] = field(default_factory=dict)
     value_averaging: Spec = "auto"
     policy_averaging: Spec = "exponentiated-gradient"
@@ -60,8 +64,10 @@ class AlraoConfig:
         for name, value in alrao_numbers(self).items():
             object.__setattr__(self, name, value)
         # Made here and thrown away, so that a mistake in their options shows before any training.
-        self.make_base()
-        make_rule(self.resolve(replay=False).value_averaging, torch.ones(1), "alrao.value_averaging")
+        if self.base != "auto":
+            self.make_base()
+        if self.value_averaging != "auto":
+            make_rule(self.value_averaging, torch.ones(1), "alrao.value_averaging")
         make_rule(self.policy_averaging, torch.ones(1), "alrao.policy_averaging")
         policy_rule(self.policy_averaging, {name: rule.uses for name, rule in RULES.items()})
 
@@ -72,19 +78,21 @@ class AlraoConfig:
             return options
         return cls(**known_options("alrao", options, [option.name for option in fields(cls)]))
 
-    def resolve(self, replay: bool) -> AlraoConfig:
-        """The same with ``value_averaging`` decided, for values of discrete actions learned from replay or not."""
-        # Replay: labels are the network's own guesses, which flatter slow heads; rollouts: labels are returns.
-        rule = "whiteness" if replay else "switch"
-        return replace(self, value_averaging=rule) if self.value_averaging == "auto" else self
+    def resolve(self, learns: Learns) -> AlraoConfig:
+        """The same with ``base`` and ``value_averaging`` decided, for what the network learns."""
+        auto: dict[str, Any] = {"base": "adam" if learns == "critics" else "rmsprop"}
+        # Q-values: labels are the network's own guesses, which flatter slow heads; rollouts: labels are returns.
+        auto["value_averaging"] = "whiteness" if learns == "q-values" else "switch"
+        found = {name: value for name, value in auto.items() if getattr(self, name) == "auto"}
+        return replace(self, **found) if found else self
 
     @property
     def interval(self) -> tuple[float, float]:
         """(η_min, η_max) in force: the given one or the base's own."""
-        return self.lr_range or BASES[self.base].default_lr_range
+        return self.lr_range or BASES.get(self.base, RmsProp).default_lr_range
 
     def make_base(self) -> BaseUpdate:
         """Make the base update."""
-        one_of("alrao.base", self.base, BASES)
+        one_of("alrao.base", self.base, ["auto", *BASES])
         base: BaseUpdate = construct("alrao.base_kwargs of", BASES, self.base, self.base_kwargs)
         return base

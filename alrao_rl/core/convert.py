@@ -44,7 +44,7 @@ def convert(
         TypeError: ``network`` is not a module, or an output neither an :class:`Output` nor a kind.
         ValueError: no such layer, a layer that cannot be duplicated, or a network converted before.
     """
-    config = AlraoConfig.from_options(config).resolve(replay=False)
+    config = AlraoConfig.from_options(config).resolve("rollouts")
     layers = output_layers(network, outputs, Output, KINDS)
     settings = {name: _resolved(output, config) for name, output in outputs.items()}
     seed = _seed(config)

@@ -258,6 +258,13 @@ class Algorithm:
     masks_actions: bool = False
     exports_onnx: bool = False
 
+    @property
+    def learns(self) -> Literal["rollouts", "q-values", "critics"]:
+        """What its network learns, as :meth:`alrao_rl.core.AlraoConfig.resolve` asks."""
+        if not self.learns_from_replay:
+            return "rollouts"
+        return "q-values" if self.actions == "Discrete" else "critics"
+
 
 _ROWS = (
     Algorithm(

@@ -96,7 +96,7 @@ def with_defaults(agent: Agent, where: str = "alrao") -> Agent:
 
     try:
         config = AlraoConfig.from_options(alrao_options(agent))
-        config = config.resolve(replay=agent.algorithm.actions == "Discrete")
+        config = config.resolve(agent.algorithm.learns)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
     base = {name: option.default for name, option in inspect.signature(BASES[config.base]).parameters.items()}

@@ -20,6 +20,7 @@ from torch import nn
 from alrao_rl.core import AlraoConfig, OutputHeads
 from alrao_rl.core.averaging import rule_name
 from alrao_rl.core.bases import BASES
+from alrao_rl.core.config import Learns
 from alrao_rl.fast import AlraoOptimizer
 from alrao_rl.sb3.extractors import AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
 
@@ -44,6 +45,7 @@ class AlraoPolicyMixin:
     family = "Alrao{}Policy"
     """What users call it, with Cnn or MultiInput in it."""
     default_features_extractor_class: type = FlattenExtractor
+    learns: Learns = "rollouts"
     q_network: str | None = None
     """Name of the network of values that learns from replay; None where everything learns from rollouts."""
 
@@ -61,7 +63,7 @@ class AlraoPolicyMixin:
             # As SB3 does for NatureCNN.
             images = {"normalized_image": True}
             kwargs["features_extractor_kwargs"] = images | (kwargs.get("features_extractor_kwargs") or {})
-        config = AlraoConfig.from_options(alrao).resolve(replay=self.q_network is not None)
+        config = AlraoConfig.from_options(alrao).resolve(self.learns)
         if config.head_max_grad_norm == "auto":
             norm = getattr(algorithm, "max_grad_norm", None)
             config = replace(config, head_max_grad_norm=None if norm in (None, math.inf) else float(norm))

@@ -39,6 +39,7 @@ else:
 class OffPolicyMixin(AlraoPolicyMixin, _Policy):
     """An ``actor``, a ``critic`` that is several, and plain targets: what SAC, TD3 and their like have in common."""
 
+    learns = "critics"
     actor: Any
     critic: Any
     critic_target: Any

@@ -53,6 +53,7 @@ else:
 class QNetworkMixin(AlraoPolicyMixin):
     """DQN and its like: a network of values, called as its last part, with a target and a running average."""
 
+    learns = "q-values"
     q_network: str
 
     def __init__(
