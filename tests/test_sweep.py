@@ -250,6 +250,8 @@ def test_seeds_of_a_file_as_on_the_command_line(tmp_path):
         ({"tune": True, "tuning_seeds": [9], "grid": {"gamma": [0.9]}}, "among the values of grid.learning_rate"),
         ({"timesteps": 10, "budget": 0.5}, "exclude each other"),
         ({"timesteps": 0}, "timesteps is 0"),
+        ({"timesteps": {"CartPole-v0": 5}}, "no CartPole-v1, which is one of envs; did you mean 'CartPole-v0'?"),
+        ({"timesteps": {"CartPole-v1": 0}}, "timesteps is {'CartPole-v1': 0}: expected a whole number of at least 1"),
         ({"budget": 0.0}, "budget is 0.0"),
         ({"sedes": [1]}, "unknown key sedes, expected name"),
         ({"name": "a/b"}, "name is 'a/b'"),
@@ -280,6 +282,12 @@ def test_extended():
         with pytest.raises(UserError, match="is another sweep") as error:
             plan.extended(kept, more.model_copy(update=change), "kept")
         assert says in str(error.value)
+    # Of further environments, further timesteps; no others of those that are there.
+    table = kept.model_copy(update={"timesteps": {"CartPole-v1": 10}})
+    wider = more.model_copy(update={"envs": ["Acrobot-v1"], "timesteps": {"Acrobot-v1": 30}})
+    assert plan.extended(table, wider, "kept").timesteps == {"CartPole-v1": 10, "Acrobot-v1": 30}
+    with pytest.raises(UserError, match=r"is another sweep \(timesteps.CartPole-v1: 10 -> 30\)"):
+        plan.extended(table, more.model_copy(update={"timesteps": {"CartPole-v1": 30}}), "kept")
     # Evaluations decide on no score: from here on they are as the call says.
     assert plan.extended(kept, more.model_copy(update={"eval_episodes": 0}), "kept").eval_episodes == 0
     with pytest.raises(UserError, match="seed 7 is in seeds and in tuning_seeds"):
@@ -356,6 +364,13 @@ def test_dry_run_names_a_setting_whose_folder_is_cut(place, capfd):
     assert "1,500 steps each; its folder's name is cut, the setting is hyperparameters.batch_size=32, " in lines[0]
     assert "hyperparameters.learning_rate=0.001, " in lines[0]
     assert "hyperparameters.learning_rate=0.003, " in lines[1]
+
+
+def test_timesteps_of_each_environment():
+    found = cells(envs=["CartPole-v1", "Acrobot-v1"], timesteps={"CartPole-v1": 2_000, "Acrobot-v1": 3_000})
+    assert [cell.recipe.timesteps for cell in found] == [2_000, 3_000]
+    one = plan.checked(data(timesteps={"CartPole-v1": 2_000}), "test")
+    assert plan.checked(tomllib.loads(one.as_toml()), "test") == one
 
 
 def test_cells_of_two_keys():

@@ -16,9 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from alrao_rl.errors import FolderError, UserError
+from alrao_rl.errors import FolderError, UserError, suggest
 from alrao_rl.notation import MAX_SEEDS, literal, parse_seeds, toml_key
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.fields import MAX_COUNT, Count, Table, json_value
@@ -39,13 +39,24 @@ Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1,
 Values = Annotated[list[Any], Field(min_length=1, max_length=1000), AfterValidator(json_value)]
 
 
+def _timesteps(value: Any) -> Any:
+    numbers = list(value.values()) if isinstance(value, dict) else [value]
+    if not numbers or not all(type(number) is int and 1 <= number <= MAX_COUNT for number in numbers):
+        raise ValueError("expected a whole number of at least 1, or a table of such numbers by environment")
+    return value
+
+
+# Not validated as a union, of which an error would quote the first member.
+Timesteps = Annotated[int | dict[str, int], PlainValidator(_timesteps)]
+
+
 class Sweep(Table):
     """A ``sweep.toml``.
 
     ``tuning_seeds`` are for choosing among the values of the grid, so that values are not chosen by the scores that are
     reported; with ``tune``, the reported seeds run only at the rates chosen on them. In a file both kinds of seeds may
-    be written as on the command line, ``"0-9"``. ``timesteps`` applies to
-    every run, ``budget`` is a fraction of the timesteps in each environment's file.
+    be written as on the command line, ``"0-9"``. ``timesteps`` applies to every run or, as a table, to those on each
+    environment; ``budget`` is a fraction of the timesteps in each environment's file.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
@@ -58,7 +69,7 @@ class Sweep(Table):
     eval_episodes: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     eval_freq: Count | None = None
     eval_budget: Annotated[float, Field(ge=0, le=MAX_COUNT)] | None = None
-    timesteps: Count | None = None
+    timesteps: Timesteps | None = None
     budget: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
@@ -81,6 +92,9 @@ class Sweep(Table):
             raise ValueError("tune chooses learning rates on tuning_seeds, and there are none")
         if self.tune and not any(key.split(".")[-1] == "learning_rate" for key in self.grid):
             raise ValueError("tune chooses among the values of grid.learning_rate, and there are none")
+        if isinstance(self.timesteps, dict) and (without := [env for env in self.envs if env not in self.timesteps]):
+            hint = suggest(without[0], self.timesteps)
+            raise ValueError(f"timesteps has no {without[0]}, which is one of envs{hint}")
         if self.timesteps is not None and self.budget is not None:
             raise ValueError("timesteps and budget exclude each other: give one of them")
         return self
@@ -157,6 +171,10 @@ def extended(kept: Sweep, call: Sweep, where: str) -> Sweep:
     Raises:
         UserError: if the call contradicts it, such as by other timesteps; names the differences.
     """
+    if isinstance(kept.timesteps, dict) and isinstance(call.timesteps, dict):
+        # Further environments have further timesteps.
+        all_kept, all_called = call.timesteps | kept.timesteps, kept.timesteps | call.timesteps
+        kept, call = (one.model_copy(update={"timesteps": of}) for one, of in ((kept, all_kept), (call, all_called)))
     old, new = (_meaning(sweep) for sweep in (kept, call))
     if changed := list(differences(old, new)):
         raise FolderError(f"{where} is another sweep ({'; '.join(changed[:3])})")
@@ -335,7 +353,8 @@ def _has(agent: Agent, key: str) -> bool:
 def _cell(env: str, agent: str, sweep: Sweep, values: Mapping[str, Any], trust: bool) -> Cell:
     evaluation = {key: value for key in EVALUATION if (value := getattr(sweep, key)) is not None}
     overrides = tuple(f"{key}={literal(value)}" for key, value in values.items())
-    options = RunOptions(agent, env, overrides=overrides, timesteps=sweep.timesteps, trust=trust, **evaluation)
+    timesteps = sweep.timesteps[env] if isinstance(sweep.timesteps, dict) else sweep.timesteps
+    options = RunOptions(agent, env, overrides=overrides, timesteps=timesteps, trust=trust, **evaluation)
     options.check()
     recipe = options.recipe("--grid")
     if sweep.budget is not None:
