@@ -158,7 +158,7 @@ def test_base_and_rule_of_values_follow_what_is_learned_unless_they_are_given(le
 def test_options_of_a_base_that_is_not_decided_yet():
     config = AlraoConfig(base_kwargs={"beta1": 0.5})
     assert config.resolve("critics").make_base().beta1 == 0.5
-    with pytest.raises(TypeError, match="beta1"):
+    with pytest.raises(ValueError, match="beta1"):
         config.resolve("rollouts")
 
 

@@ -76,7 +76,8 @@ CASES = {
     "decaying": {"kind": "values", "scale": 0.5},
     "frozen for a while": {"kind": "values", "freeze": True},
     "wide": {"kind": "values", "n_in": 300, "steps": 30},
-    "another base": {"kind": "values", "base": "adam"},
+    "adam": {"kind": "values", "base": "adam"},
+    "another base": {"kind": "values", "base": "sgd"},
 }
 
 
