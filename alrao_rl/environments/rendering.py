@@ -13,6 +13,10 @@ from alrao_rl.errors import UserError
 
 _BACKENDS = ("egl", "osmesa", "glfw")
 """In order of preference: the first two need no display, and Gymnasium has no others."""
+_SECONDS = 60
+"""A driver that has not answered by then does not work."""
+_OTHERS = ("gymnasium.envs.", "alrao_rl.", "ale_py.")
+"""Modules of environments that MuJoCo does not draw, but for its own among Gymnasium's."""
 _DRAWS = """
 import mujoco
 from mujoco.{0} import GLContext
@@ -35,7 +39,7 @@ def draw_without_display(env_id: str) -> None:
     spec = gym.registry.get(env_id)  # None of what its package has yet to register
     module = str(spec.entry_point) if spec else ""
     certain = module.startswith("gymnasium.envs.mujoco")
-    if (module.startswith("gymnasium.envs.") and not certain) or importlib.util.find_spec("mujoco") is None:
+    if (module.startswith(_OTHERS) and not certain) or importlib.util.find_spec("mujoco") is None:
         return
     chosen = os.environ.get("MUJOCO_GL")
     working = next(filter(_draws, [chosen] if chosen else _BACKENDS), None)
@@ -58,6 +62,9 @@ def _draws(backend: str) -> bool:
     """Whether MuJoCo can draw with a backend; in another process, as one that was tried cannot be exchanged."""
     if backend not in _BACKENDS:
         return False
-    environ = os.environ | {"MUJOCO_GL": backend}
-    done = subprocess.run([sys.executable, "-c", _DRAWS.format(backend)], env=environ, capture_output=True)
+    program, environ = _DRAWS.format(backend), os.environ | {"MUJOCO_GL": backend}
+    try:
+        done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
     return done.returncode == 0
