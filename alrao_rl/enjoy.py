@@ -6,7 +6,6 @@ import argparse
 import importlib
 import inspect
 import math
-import os
 import sys
 import tempfile
 from copy import deepcopy
@@ -101,8 +100,11 @@ def play(args: argparse.Namespace) -> list[float]:
         UserError: if there is no such agent, or its environment cannot be made, shown or recorded.
         PlayError: if the environment raises an error; with its first line.
     """
+    from gymnasium.error import DependencyNotInstalled
+
     from alrao_rl.agents.file import agent_path, load_agent
     from alrao_rl.environments.make import make_one
+    from alrao_rl.environments.rendering import draw_without_display
     from alrao_rl.recipes.files import check_trust
 
     path = agent_path(args.run, "last" if args.last else "agent")
@@ -111,7 +113,7 @@ def play(args: argparse.Namespace) -> list[float]:
     check_trust(environment.id, str(path), args.trust)
     mode = "human" if args.render else "rgb_array" if args.video else None
     if args.video:
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        draw_without_display(environment.id)
     options: dict[str, Any] = {"render_mode": mode} if mode else {}
     env = make_one(environment, **options)
     if args.video and env.render_mode != "rgb_array":
@@ -122,6 +124,8 @@ def play(args: argparse.Namespace) -> list[float]:
         try:
             record = frames if args.video and episode == 0 else None
             returns.append(_episode(model, env, args.seed if episode == 0 else None, args.stochastic, record))
+        except DependencyNotInstalled as error:  # what draws is imported for the first picture
+            raise UserError(f"{environment.id} cannot be drawn: {first_line(error)}") from None
         except Exception as error:
             raise PlayError(f"{environment.id} failed: {type(error).__name__}: {first_line(error)}") from error
         say(f"episode {episode + 1}: return {significant(returns[-1])}")

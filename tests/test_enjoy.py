@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from alrao_rl import load_agent, save_agent
 from alrao_rl.agents.build import build
 from alrao_rl.enjoy import main
+from alrao_rl.environments import rendering
 from alrao_rl.numbers import significant
 from alrao_rl.recipes.validation import check_agent
 
@@ -43,6 +44,14 @@ def save_run(folder, environment, algo="ppo", name="agent", n_heads=3, **more):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("enjoy") / "run", CARTPOLE)
+
+
+@pytest.fixture(autouse=True)
+def _environ(monkeypatch):
+    """As on a machine without a display, and forgotten after each test: a video sets some of these."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM", "SDL_VIDEODRIVER"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def refused(capfd, *args, status=2):
@@ -174,6 +183,79 @@ def test_video(run, tmp_path, capfd):
     assert f"video: {video}" in capfd.readouterr().out
     assert video.read_bytes()[4:8] == b"ftyp"
     assert list(tmp_path.iterdir()) == [video]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["Reacher-v5", "HalfCheetah-v5", "LunarLanderContinuous-v3", "BipedalWalker-v3"])
+def test_video_without_a_display(tmp_path, env_id):
+    """In a process of its own, as which library draws is settled once; three pictures, not all of one colour."""
+    moviepy = pytest.importorskip("moviepy")
+    if env_id.endswith("-v5") and not any(map(rendering._draws, ("egl", "osmesa"))):
+        pytest.skip("neither EGL nor OSMesa is installed here")
+    folder = save_run(tmp_path / "run", {"id": env_id, "wrappers": [{"name": "TimeLimit", "max_episode_steps": 2}]})
+    video = tmp_path / "play.mp4"
+    done = subprocess.run(
+        [sys.executable, "-m", "alrao_rl.enjoy", str(folder), "--episodes", "1", "--video", str(video)],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["play.mp4", "run"]
+    with moviepy.VideoFileClip(str(video)) as clip:
+        assert clip.n_frames == 3
+        assert min(frame.std() for frame in clip.iter_frames()) > 10
+
+
+@pytest.mark.parametrize(
+    ("drawing", "chosen", "expected"),
+    [
+        ({"egl", "osmesa", "glfw"}, None, "egl"),
+        ({"osmesa", "glfw"}, None, "osmesa"),
+        ({"glfw"}, None, "glfw"),
+        ({"egl", "glfw"}, "glfw", "glfw"),
+        (set(), None, "error: Reacher-v5 cannot be drawn: MuJoCo needs EGL or OSMesa where there is no display; on "
+         "Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri\n"),
+        ({"egl"}, "osmesa", "error: Reacher-v5 cannot be drawn with MUJOCO_GL=osmesa on this machine, expected "
+         "MUJOCO_GL=egl\n"),
+        (set(), "elg", "error: Reacher-v5 cannot be drawn with MUJOCO_GL=elg on this machine, expected a library that "
+         "is installed\n"),
+    ],
+)  # fmt: skip
+def test_what_mujoco_draws_with(tmp_path, monkeypatch, capfd, drawing, chosen, expected):
+    monkeypatch.setattr(rendering, "_draws", lambda backend: backend in drawing)
+    if chosen:
+        monkeypatch.setenv("MUJOCO_GL", chosen)
+    if drawing and expected in drawing:
+        rendering.draw_without_display("Reacher-v5")
+        assert os.environ["MUJOCO_GL"] == expected
+    else:
+        folder = save_run(tmp_path / "run", {"id": "Reacher-v5"})
+        assert refused(capfd, folder, "--video", tmp_path / "x.mp4") == expected
+        assert os.environ.get("MUJOCO_GL") == chosen
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_only_what_may_be_mujocos_is_tried(monkeypatch):
+    tried = []
+    monkeypatch.setattr(rendering, "_draws", tried.append)
+    rendering.draw_without_display("CartPole-v1")
+    assert tried == []
+    rendering.draw_without_display("package:Own-v0")  # what it draws with is not known: this is no error
+    assert tried == ["egl", "osmesa", "glfw"]
+    assert "MUJOCO_GL" not in os.environ
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    rendering.draw_without_display("package:Own-v0")
+    assert len(tried) == 3
+
+
+def test_a_backend_that_is_none():
+    assert not rendering._draws("foo")
+
+
+def test_video_without_pygame(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("alrao_rl.enjoy._import_moviepy", lambda: None)
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    message = refused(capfd, run, "--video", tmp_path / "x.mp4")
+    assert message.startswith("error: CartPole-v1 cannot be drawn: pygame is not installed, run `pip install")
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,23 @@ def test_reward_that_is_no_number(layer, reward):
         env.step(0)
 
 
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Humanoid-v5", "Pusher-v5", "BipedalWalker-v3"])
+def test_an_episode_of_an_engine_is_replayed_to_the_bit(env_id):
+    """From its random generator and its actions, by another copy of the environment; the next step too."""
+    env, other = (make_one(Environment(id=env_id)) for _ in range(2))
+    env.action_space.seed(0)
+    env.reset(seed=3)
+    for n in range(60):
+        observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated or n == 40:
+            observation, _ = env.reset()
+    np.testing.assert_array_equal(other.replay(env.record()), observation)
+    action = env.action_space.sample()
+    first, second = env.step(action), other.step(action)
+    np.testing.assert_array_equal(first[0], second[0])
+    assert first[1] == second[1]
+
+
 @pytest.mark.parametrize("reward", [True, 2, np.float32(0.5), np.array(0.5), np.int64(3)])
 def test_numbers_of_any_kind_pass(reward):
     env = RecordingMonitor(Given([FINE] * 2, [reward]))

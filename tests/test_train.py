@@ -31,6 +31,7 @@ from alrao_rl.errors import UserError
 from alrao_rl.numbers import significant
 from alrao_rl.recipes.files import load_agent_recipe, load_environment, recipe_names
 from alrao_rl.recipes.resolve import resolve
+from alrao_rl.recipes.schema import Environment
 from alrao_rl.runs.atomic import write_atomically
 from alrao_rl.runs.checkpoint import Checkpoints
 from alrao_rl.runs.files import COLUMNS
@@ -1071,6 +1072,7 @@ def test_bad_input_of_the_real_command(tmp_path):
     ("env", "missing", "says"),
     [
         ("LunarLander-v3", "Box2D", "Box2D; install it with: pip install 'gymnasium[box2d]'"),
+        ("BipedalWalker-v3", "Box2D", "Box2D; install it with: pip install 'gymnasium[box2d]'"),
         ("HalfCheetah-v5", "mujoco", "MuJoCo; install it with: pip install 'alrao-rl[mujoco]'"),
         ("HalfCheetah-v5", "imageio", "MuJoCo; install it with: pip install 'alrao-rl[mujoco]'"),
     ],
@@ -1081,6 +1083,32 @@ def test_missing_engine(tmp_path, env, missing, says):
     assert done.returncode == 2
     assert done.stderr == f"error: {env} cannot be made: it needs {says}\n"
     assert {path.name for path in tmp_path.iterdir()} <= {"sitecustomize.py", "__pycache__"}
+
+
+def test_mujoco_without_the_library_it_is_to_draw_with(monkeypatch, capfd):
+    """``import mujoco`` loads it, also where nothing is drawn."""
+
+    def make(*_, **__):
+        exec("None.glGetError", {"__name__": "OpenGL.raw.GL._errors"})
+
+    monkeypatch.setattr("gymnasium.make", make)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert refused(capfd, "--algo", "sac", "--env", "Hopper-v5") == (
+        "error: Hopper-v5 cannot be made: MuJoCo cannot load the library that MUJOCO_GL=osmesa stands for; "
+        "leave it unset"
+    )
+
+
+def test_mujoco_says_nothing_of_gymnasiums_models(tmp_path, monkeypatch, capfd):
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)  # where its warnings would be appended to a file
+    for kwargs in {}, {"xml_file": "half_cheetah.xml"}:  # perhaps a model of one's own
+        make_one(Environment(id="HalfCheetah-v5", kwargs=kwargs)).close()
+        assert mujoco.get_mju_user_warning() is None
+        if not kwargs:
+            assert capfd.readouterr() == ("", "")
+            assert list(tmp_path.iterdir()) == []
+    assert "settotalmass" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["episodes.csv", "agent.safetensors"])

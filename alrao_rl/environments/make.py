@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any, cast
@@ -126,7 +128,8 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
     arguments = {**environment.kwargs, **kwargs}
     register.provide(environment.id)
     try:
-        env = gym.make(environment.id, **arguments)
+        with contextlib.nullcontext() if "xml_file" in arguments else _quiet(environment.id):
+            env = gym.make(environment.id, **arguments)
     except TypeError as error:
         raise UserError(f"{environment.id} does not take {arguments}: {first_line(error)}") from None
     except Exception as error:
@@ -140,6 +143,29 @@ def make_one(environment: Environment, training: bool = False, **kwargs: Any) ->
     return RecordingMonitor(env)
 
 
+@contextlib.contextmanager
+def _quiet(env_id: str) -> Iterator[None]:
+    """Drop MuJoCo's warnings of deprecated attributes in Gymnasium's own models.
+
+    MuJoCo would print them for every environment, and append them to a file ``MUJOCO_LOG.TXT`` in the current folder.
+    What it warns of while it simulates still gets there.
+    """
+    spec = gym.registry.get(env_id)
+    mujoco: Any = None
+    if spec is not None and str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        with contextlib.suppress(Exception):  # making the environment will report it
+            mujoco = importlib.import_module("mujoco")
+    if mujoco is None:
+        yield
+        return
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda _: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(handler)
+
+
 class Shared(gym.Wrapper[Any, Any, Any, Any]):
     """An environment that stands in for several, to build a model: that uses its spaces and methods but never steps."""
 
@@ -150,9 +176,11 @@ class Shared(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _missing(error: Exception) -> str | None:
-    """What to install if one of Gymnasium's own environments could not be made for lack of a package."""
+    """What one of Gymnasium's own environments could not be made for lack of, and what to do."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if (backend := os.environ.get("MUJOCO_GL")) and any(module.startswith("OpenGL.") for module in modules):
+        return f"MuJoCo cannot load the library that MUJOCO_GL={backend} stands for; leave it unset"
     if isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
-        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
         for package, (name, extra) in _EXTRAS.items():
             if any(f"{module}.".startswith(f"{package}.") for module in modules):
                 return f"it needs {name}; install it with: pip install '{extra}'"
