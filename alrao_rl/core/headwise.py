@@ -247,7 +247,7 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
             watch_term(loss)
         joined = {id(loss): type(loss).wrap(loss.branches, layers) for loss in losses}
         args, kwargs = tree_map(lambda value: joined.get(id(value), value), (args, kwargs))
-    return every_branch(func, args, kwargs)
+    return _with_evidence(every_branch(func, args, kwargs), args)
 
 
 def watch_term(loss: HeadwiseTensor) -> None:
@@ -259,8 +259,12 @@ def watch_term(loss: HeadwiseTensor) -> None:
 
 
 def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
-    """mul: a loss times a number needs no more evidence than the loss itself."""
-    result = every_branch(func, args, kwargs)
+    """mul: a product of losses is another loss."""
+    return _with_evidence(every_branch(func, args, kwargs), args)
+
+
+def _with_evidence(result: Any, args: Any) -> Any:
+    """A loss and a number, as sum() begins with 0: it needs no more evidence than the loss itself."""
     known = any(isinstance(value, HeadwiseTensor) and value.evidence_recorded for value in args)
     result.evidence_recorded = known and not all(map(torch.is_tensor, args))
     return result
