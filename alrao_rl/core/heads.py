@@ -11,7 +11,6 @@ of S networks at once.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -30,7 +29,7 @@ KINDS = ("values", "categorical", "bernoulli", "mean")
 LINEAR = ("values", "mean")
 """Kinds whose average is that of the outputs; for the others it is that of probabilities."""
 _uncompiled: list[Callable[[OutputHeads, Tensor, Tensor | None], Tensor]] = []
-"""``_averaged`` wrapped in ``torch.compiler.disable``, made once dynamo is imported: importing it takes a second."""
+"""``_averaged`` wrapped in ``torch.compiler.disable``, made where it is needed: importing dynamo takes a second."""
 
 
 def average_outputs(kind: str, splits: Sequence[int], outputs: Tensor, weights: Tensor) -> Tensor:
@@ -167,7 +166,7 @@ class OutputHeads(nn.Module):
 
     def _rows(self, theta: Tensor) -> Tensor:
         """View of the rows of each head's matrix, ``[…, P]`` to ``[…, O, columns]``."""
-        return theta[..., : self._n_matrix].unflatten(-1, (self.out_features, self._columns))
+        return theta[..., : self._n_matrix].view(*theta.shape[:-1], self.out_features, self._columns)
 
     def _extra(self, theta: Tensor) -> Tensor:
         """View of each head's extra parameter, ``[…, P]`` to ``[…, *extra.shape]``."""
@@ -190,7 +189,7 @@ class OutputHeads(nn.Module):
         ``offset``, ``[…, O]``, is added to the outputs of every head before they are averaged: a mask of classes.
         """
         # torch.compile cannot trace a loss with several branches, so it has to break its graph here.
-        if "torch._dynamo" in sys.modules:
+        if torch.compiler.is_compiling():
             if not _uncompiled:
                 _uncompiled.append(torch.compiler.disable(OutputHeads._averaged))
             return _uncompiled[0](self, features, offset)

@@ -28,7 +28,7 @@ from alrao_rl.sb3.base import AlraoPolicyMixin, Options, calling_algorithm, name
 from alrao_rl.sb3.critics import AlraoContinuousCritic, Collapsing, follow_at_once
 from alrao_rl.sb3.entropy import EntropyHook
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
-from alrao_rl.sb3.shortcuts import make_lean
+from alrao_rl.sb3.shortcuts import make_lean, set_mode
 
 if TYPE_CHECKING:
     _Policy: TypeAlias = BasePolicy
@@ -63,25 +63,28 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """SB3's critics, the last layer of each duplicated."""
-        critic = self.critic_class(**self._update_features_extractor(self.critic_kwargs, features_extractor))
+        critic = self._plain_critic(features_extractor)
         last = {f"qf{i}.{len(network) - 1}": "values" for i, network in enumerate(critic.q_networks)}
         # Rates of their own, apart from the actor's.
         convert(critic, last, _with_seed(self.alrao_options, 1))
-        make_lean(critic, wide=True)
         return critic.to(self.device)
+
+    def _plain_critic(self, features_extractor: BaseFeaturesExtractor | None) -> Any:
+        critic = self.critic_class(**self._update_features_extractor(self.critic_kwargs, features_extractor))
+        make_lean(critic, wide=True)
+        return critic
 
     def _make_target(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """A plain copy of the critics' average."""
-        target = super().make_critic(features_extractor)  # type: ignore[misc]
-        make_lean(target, wide=True)
+        target = self._plain_critic(features_extractor).to(self.device)
         follow_at_once(target, self.critic)
         return target
 
     def set_training_mode(self, mode: bool) -> None:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
         if mode != self.training:
-            self.actor.train(mode)
-            self.critic.train(mode)
+            set_mode(self.actor, mode)
+            set_mode(self.critic, mode)
             self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -168,16 +171,19 @@ class AlraoTD3Policy(OffPolicyMixin, TD3Policy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoTD3Actor:
         """SB3's actor, its last layer duplicated."""
-        actor = AlraoTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+        actor = self._plain_actor(features_extractor)
         last = max(i for i, module in enumerate(actor.mu) if isinstance(module, nn.Linear))
         convert(actor, {f"mu.{last}": Output("mean")}, self.alrao_options)
-        make_lean(actor, wide=True)
         return actor.to(self.device)
+
+    def _plain_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoTD3Actor:
+        actor = AlraoTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+        make_lean(actor, wide=True)
+        return actor
 
     def _build(self, lr_schedule: Any) -> None:
         self.actor = self.make_actor()
-        self.actor_target = TD3Policy.make_actor(self)
-        make_lean(self.actor_target, wide=True)
+        self.actor_target = self._plain_actor().to(self.device)
         follow_at_once(self.actor_target, self.actor)
         is_shared = self.share_features_extractor
         shared = self.actor.features_extractor if is_shared else None
