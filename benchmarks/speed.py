@@ -423,11 +423,11 @@ def main() -> None:
     tell(f"\n## Memory\n\n{memory()}")
     tell(f"\n## Start-up\n\n{start_up()}")
     tell("\n## One update, line by line\n\nTenth percentiles of 1,500 updates (`benchmarks/update.py`).")
-    for algo, one_update in {"ppo": update.ppo, "dqn": update.dqn}.items():
-        models = training(algo, "CartPole-v1")
+    for algo, one_update, env_id in update.UPDATES:
+        models = training(algo, env_id, "net_arch=[64, 64]")
         for model in models:
             model.learn(2_048, reset_num_timesteps=False)
-        tell(f"\n### {algo.upper()}, CartPole-v1, 64×64\n\n{update.table(one_update, *models)}")
+        tell(f"\n### {algo.upper()}, {env_id}, 64×64\n\n{update.table(one_update, *models)}")
     tell("\n## Where the time goes\n\n" + "\n\n".join(details))
 
     with (RESULTS / "speed.csv").open("w", newline="") as file:
