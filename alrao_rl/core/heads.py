@@ -76,6 +76,8 @@ class Output:
         extra: further parameters of the output that each head has a copy of, such as a Gaussian policy's log_std.
         clamp_average_only: ``clamp`` leaves the heads' branches, as PPO's ``clip_range_vf`` needs: its band moves with
             the average, so that a head outside of it would never have a gradient again.
+        detach_average_only: ``detach`` gives the average as a plain tensor: what SAC's entropy coefficient learns from,
+            which is one for all heads.
 
     Raises:
         ValueError, TypeError: an argument is not one of these.
@@ -87,6 +89,7 @@ class Output:
     init: Callable[[nn.Linear], object] | None = None
     extra: Tensor | None = None
     clamp_average_only: bool = False
+    detach_average_only: bool = False
 
     def __post_init__(self) -> None:
         output_options(self.kind, KINDS, self.splits, self.init, self.extra)
@@ -125,7 +128,8 @@ class OutputHeads(nn.Module):
     ) -> None:
         super().__init__()
         output = Output(*args, **kwargs)
-        self.n_heads, self.kind, self.clamp_average_only = n_heads, output.kind, output.clamp_average_only
+        self.n_heads, self.kind = n_heads, output.kind
+        self.clamp_average_only, self.detach_average_only = output.clamp_average_only, output.detach_average_only
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.splits = list(output.splits or [layer.out_features])
         if sum(self.splits) != layer.out_features:

@@ -43,6 +43,7 @@ class OutputLayer(Protocol):
     """What a headwise tensor knows of the layer that it comes from, an :class:`~alrao_rl.core.heads.OutputHeads`."""
 
     clamp_average_only: bool
+    detach_average_only: bool
 
     @property
     def rule(self) -> AveragingRule:
@@ -346,7 +347,10 @@ def _attribute(func: Any, x: HeadwiseTensor) -> Any:
 
 
 def _detach(func: Any, args: Any, kwargs: Any) -> Any:
+    """detach and data; a plain tensor where layers say so (see ``detach_average_only`` of ``OutputHeads``)."""
     x = args[0]
+    if func.__name__ == "detach" and all(layer.detach_average_only for layer in x.layers):
+        return x.average.detach()
     result = type(x).wrap(x.branches.detach(), x.layers)
     result.is_part = True  # it shares memory, though torch does not count a detached tensor as a view
     result.on_write = x.on_write

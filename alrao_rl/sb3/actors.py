@@ -46,7 +46,7 @@ class SquashedActor(_Actor):
         else:
             layer, extra = _one_layer(mean, log_std), None
         self.output = layer
-        convert(self, {"output": Output("mean", extra=extra)}, config)
+        convert(self, {"output": Output("mean", extra=extra, detach_average_only=True)}, config)
         make_lean(self, wide=True)
 
     def extract_features(self, obs: Any, features_extractor: Any) -> Any:
