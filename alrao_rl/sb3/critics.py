@@ -37,14 +37,14 @@ class Collapsing(_Model):
 
         ``named_parameters()`` has what learns.
         """
-        found: set[nn.Parameter] = set()
+        found: set[int] = set()  # a tensor takes its time to be a key
         for module in all_modules(self) if recurse else [cast(nn.Module, self)]:
             if isinstance(module, OutputHeads):
                 yield from cast(Any, filter(lambda one: one is not None, module.collapse().values()))
                 continue
             for parameter in module._parameters.values():
-                if parameter is not None and parameter not in found:
-                    found.add(parameter)
+                if parameter is not None and id(parameter) not in found:
+                    found.add(id(parameter))
                     yield parameter
 
 

@@ -63,20 +63,17 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """SB3's critics, the last layer of each duplicated."""
-        critic = self._plain_critic(features_extractor)
+        critic = self.critic_class(**self._update_features_extractor(self.critic_kwargs, features_extractor))
         last = {f"qf{i}.{len(network) - 1}": "values" for i, network in enumerate(critic.q_networks)}
         # Rates of their own, apart from the actor's.
         convert(critic, last, _with_seed(self.alrao_options, 1))
-        return critic.to(self.device)
-
-    def _plain_critic(self, features_extractor: BaseFeaturesExtractor | None) -> Any:
-        critic = self.critic_class(**self._update_features_extractor(self.critic_kwargs, features_extractor))
         make_lean(critic, wide=True)
-        return critic
+        return critic.to(self.device)
 
     def _make_target(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """A plain copy of the critics' average."""
-        target = self._plain_critic(features_extractor).to(self.device)
+        target = super().make_critic(features_extractor)  # type: ignore[misc]
+        make_lean(target, wide=True)
         follow_at_once(target, self.critic)
         return target
 
@@ -171,19 +168,16 @@ class AlraoTD3Policy(OffPolicyMixin, TD3Policy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoTD3Actor:
         """SB3's actor, its last layer duplicated."""
-        actor = self._plain_actor(features_extractor)
+        actor = AlraoTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
         last = max(i for i, module in enumerate(actor.mu) if isinstance(module, nn.Linear))
         convert(actor, {f"mu.{last}": Output("mean")}, self.alrao_options)
-        return actor.to(self.device)
-
-    def _plain_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoTD3Actor:
-        actor = AlraoTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
         make_lean(actor, wide=True)
-        return actor
+        return actor.to(self.device)
 
     def _build(self, lr_schedule: Any) -> None:
         self.actor = self.make_actor()
-        self.actor_target = self._plain_actor().to(self.device)
+        self.actor_target = TD3Policy.make_actor(self)
+        make_lean(self.actor_target, wide=True)
         follow_at_once(self.actor_target, self.actor)
         is_shared = self.share_features_extractor
         shared = self.actor.features_extractor if is_shared else None
