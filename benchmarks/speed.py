@@ -52,6 +52,7 @@ from alrao_rl.sb3.extractors import AlraoNatureCNN
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 STOCK = {"dqn": "dqn-adam", "a2c": "a2c-rmsprop", "ppo": "ppo-adam"}
+PLAYED = {"dqn": "CartPole-v1", "a2c": "CartPole-v1", "ppo": "CartPole-v1", "sac": "Pendulum-v1", "td3": "Pendulum-v1"}
 # Short: what else a machine does changes within seconds, and a ratio is that of neighbours in time.
 STEPS = {"dqn": 400, "a2c": 4_000, "ppo": 2_048}
 WIDE = "net_arch=[256, 256]"
@@ -69,7 +70,7 @@ def make(agent: str, env_id: str, *overrides: str) -> BaseAlgorithm:
     recipe = resolve(agent, env_id, overrides, 1, {})
     model = build(recipe.agent, make_env(recipe, 0, training=True), seed=0, device=DEVICE)
     if isinstance(model, OffPolicyAlgorithm):
-        model.learn(model.learning_starts + 1_000)
+        model.learn(model.learning_starts + (1_000 if hasattr(model, "exploration_rate") else 200))
     return model
 
 
@@ -148,6 +149,12 @@ CASES: dict[str, tuple[Callable[[], Models], int]] = {
         for n, steps in {25: 200, 50: 200, 100: 100, 200: 40}.items()
     },
     "RecurrentPPO, CartPoleNoVel-v1": (lambda: training("recurrent-ppo", "CartPoleNoVel-v1"), 1_024),
+    **{
+        f"{name}, Pendulum-v1, 256×256": (partial(training, name.lower(), "Pendulum-v1", WIDE), 80)
+        for name in ("SAC", "TD3", "DDPG", "TQC", "CrossQ")
+    },
+    "SAC, Pendulum-v1, 256×256, ReLU": (lambda: training("sac", "Pendulum-v1", WIDE, "activation_fn=relu"), 80),
+    "SAC, Pendulum-v1, 64×64": (lambda: training("sac", "Pendulum-v1", "net_arch=[64, 64]"), 200),
 }
 BROKEN_DOWN = ("DQN, CartPole-v1, 64×64", "A2C, CartPole-v1, 64×64", "PPO, CartPole-v1, 64×64")
 
@@ -293,16 +300,22 @@ def predict(models: Models) -> Pair:
     return calls(models[0]), calls(models[1])
 
 
+def optimizers(policy: Any) -> list[torch.optim.Optimizer]:
+    """Of the whole policy, or of actor and critics."""
+    one = getattr(policy, "optimizer", None)
+    return [policy.actor.optimizer, policy.critic.optimizer] if one is None else [one]
+
+
 MEMORY = """
 import pathlib, sys, torch
 sys.path.insert(0, {folder!r})
 import speed
 torch.set_num_threads(1)
-model = speed.make({agent!r}, "CartPole-v1", {width!r})
+model = speed.make({agent!r}, {env_id!r}, {width!r})
 model.learn(2000, reset_num_timesteps=False)
 policy = model.policy
 size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-state = [t for one in policy.optimizer.state.values() for t in one.values()]
+state = [t for one in speed.optimizers(policy) for values in one.state.values() for t in values.values()]
 heads = [m.theta for m in policy.modules() if isinstance(m, speed.OutputHeads)]
 more = size(heads) * (1 - 1 / heads[0].shape[0]) if heads else 0
 # Not getrusage, which counts what the parent process had at the fork.
@@ -317,13 +330,13 @@ def memory() -> str:
         "| case | | peak RSS, MB | parameters, kB | optimizer state, kB | of the parameters, further heads, kB |",
         "|---|---|---|---|---|---|",
     ]
-    for algo in STOCK:
-        for name, agent in (("stock", STOCK[algo]), ("Alrao", algo)):
-            script = MEMORY.format(folder=str(Path(__file__).parent), agent=agent, width=WIDE)
+    for algo, env_id in PLAYED.items():
+        for name, agent in (("stock", STOCK.get(algo, f"{algo}-adam")), ("Alrao", algo)):
+            script = MEMORY.format(folder=str(Path(__file__).parent), agent=agent, env_id=env_id, width=WIDE)
             done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
             rss, parameters, state, more = map(float, done.stdout.split())
             numbers = f"{rss:.0f} | {parameters / 1e3:.0f} | {state / 1e3:.0f} | {more / 1e3:.0f}"
-            lines.append(f"| {algo.upper()}, CartPole-v1, 256×256 | {name} | {numbers} |")
+            lines.append(f"| {algo.upper()}, {env_id}, 256×256 | {name} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -401,20 +414,20 @@ def main() -> None:
         micro = np.median(times, axis=0) / 2_048 * 1e6
         tell(f"| {n} | {micro[0]:.0f} | {micro[1]:.0f} | {median(times[:, 1] / times[:, 0])} |")
 
-    tell("\n## One prediction\n\n`predict(observation, deterministic=True)`, CartPole-v1, 64×64.\n")
+    tell("\n## One prediction\n\n`predict(observation, deterministic=True)`, networks of the recipes.\n")
     tell("| case | stock µs | Alrao µs | ratio, process time |\n|---|---|---|---|")
-    for algo in STOCK:
-        times = pairs.run(f"{algo.upper()}, predict", predict(training(algo, "CartPole-v1")))
+    for algo, env_id in PLAYED.items():
+        times = pairs.run(f"{algo.upper()}, predict", predict(training(algo, env_id)))
         micro = np.median(times, axis=0) * 1e3
-        tell(f"| {algo.upper()} | {micro[0]:.0f} | {micro[1]:.0f} | {median(times[:, 1] / times[:, 0])} |")
+        tell(f"| {algo.upper()}, {env_id} | {micro[0]:.0f} | {micro[1]:.0f} | {median(times[:, 1] / times[:, 0])} |")
     tell(f"\n## Memory\n\n{memory()}")
     tell(f"\n## Start-up\n\n{start_up()}")
     tell("\n## One update, line by line\n\nTenth percentiles of 1,500 updates (`benchmarks/update.py`).")
-    for algo, one_update in {"ppo": update.ppo, "dqn": update.dqn}.items():
-        models = training(algo, "CartPole-v1")
+    for algo, one_update, env_id in update.UPDATES:
+        models = training(algo, env_id, "net_arch=[64, 64]")
         for model in models:
             model.learn(2_048, reset_num_timesteps=False)
-        tell(f"\n### {algo.upper()}, CartPole-v1, 64×64\n\n{update.table(one_update, *models)}")
+        tell(f"\n### {algo.upper()}, {env_id}, 64×64\n\n{update.table(one_update, *models)}")
     tell("\n## Where the time goes\n\n" + "\n\n".join(details))
 
     with (RESULTS / "speed.csv").open("w", newline="") as file:

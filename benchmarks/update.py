@@ -1,4 +1,4 @@
-"""One update of PPO and of DQN, line by line: ``python benchmarks/update.py``.
+"""One update of PPO, DQN and SAC, line by line: ``python benchmarks/update.py``.
 
 The lines are those of Stable-Baselines3's ``train()``, with a clock between them; stock and Alrao take turns update by
 update. The tables give tenth percentiles: what a line costs when nothing else disturbs it.
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import polyak_update
 
 Lap = Callable[[str], None]
 
@@ -75,6 +76,51 @@ def dqn(model: Any, data: Any, lap: Lap) -> None:
     _update(model, loss, lap)
 
 
+def sac(model: Any, data: Any, lap: Lap) -> None:
+    """A batch of SAC, whose entropy coefficient is learned."""
+    actor, critic = model.actor, model.critic
+    lap("")
+    actions, log_prob = actor.action_log_prob(data.observations)
+    lap("actor, log-density")
+    log_prob = log_prob.reshape(-1, 1)
+    ent_coef = torch.exp(model.log_ent_coef.detach())
+    ent_coef_loss = -(model.log_ent_coef * (log_prob + model.target_entropy).detach()).mean()
+    ent_coef_loss.item()
+    model.ent_coef_optimizer.zero_grad()
+    ent_coef_loss.backward()
+    model.ent_coef_optimizer.step()
+    lap("entropy coefficient")
+    with torch.no_grad():
+        next_actions, next_log_prob = actor.action_log_prob(data.next_observations)
+        lap("next actions")
+        next_values = torch.cat(model.critic_target(data.next_observations, next_actions), dim=1)
+        next_values = torch.min(next_values, dim=1, keepdim=True)[0] - ent_coef * next_log_prob.reshape(-1, 1)
+        target = data.rewards + (1 - data.dones) * model.gamma * next_values
+        lap("target")
+    values = critic(data.observations, data.actions)
+    lap("critics")
+    loss = 0.5 * sum(F.mse_loss(value, target) for value in values)
+    loss.item()
+    lap("critics' loss")
+    critic.optimizer.zero_grad()
+    loss.backward()
+    lap("critics' backward")
+    critic.optimizer.step()
+    lap("critics' optimizer, averaging")
+    values = torch.cat(critic(data.observations, actions), dim=1)
+    lap("values of the actor's actions")
+    loss = (ent_coef * log_prob - torch.min(values, dim=1, keepdim=True)[0]).mean()
+    loss.item()
+    lap("actor's loss")
+    actor.optimizer.zero_grad()
+    loss.backward()
+    lap("actor's backward")
+    actor.optimizer.step()
+    lap("actor's optimizer, averaging")
+    polyak_update(critic.parameters(), model.critic_target.parameters(), model.tau)
+    lap("sync")
+
+
 def _update(model: Any, loss: Any, lap: Lap) -> None:
     model.policy.optimizer.zero_grad()
     lap("zero_grad")
@@ -84,6 +130,9 @@ def _update(model: Any, loss: Any, lap: Lap) -> None:
     lap("clipping")
     model.policy.optimizer.step()
     lap("optimizer, averaging")
+
+
+UPDATES = (("ppo", ppo, "CartPole-v1"), ("dqn", dqn, "CartPole-v1"), ("sac", sac, "Pendulum-v1"))
 
 
 def table(update: Callable[[Any, Any, Lap], None], stock: BaseAlgorithm, alrao: BaseAlgorithm, n: int = 1_500) -> str:
@@ -120,11 +169,11 @@ def main() -> None:
     import speed
 
     torch.set_num_threads(1)
-    for name, update in {"ppo": ppo, "dqn": dqn}.items():
-        models = speed.training(name, "CartPole-v1")
+    for name, update, env_id in UPDATES:
+        models = speed.training(name, env_id, "net_arch=[64, 64]")
         for model in models:
             model.learn(2_048, reset_num_timesteps=False)
-        print(f"{name.upper()}, CartPole-v1, 64×64\n\n{table(update, *models)}\n", flush=True)
+        print(f"{name.upper()}, {env_id}, 64×64\n\n{table(update, *models)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -268,6 +268,15 @@ def test_likelihood_counts_labels_not_numbers():
         torch.testing.assert_close(layer.evidence.nll[1:], expected)
 
 
+def test_a_number_added_to_a_loss_is_no_more_evidence():
+    """As sum() adds the first one to 0."""
+    layers, x, y = [heads(rule="switch") for _ in range(2)], torch.randn(5, 4), torch.randn(5, 3)
+    (0.5 * sum(F.mse_loss(layer(x), y) for layer in layers)).backward()
+    for layer in layers:
+        torch.testing.assert_close(layer.evidence.residual[1:], (outputs_of(layer, x) - y).square().mean((1, 2)))
+        assert layer.evidence.loss is None
+
+
 def test_any_other_loss_is_evidence_too():
     layer, x = heads(rule="bayes"), torch.randn(5, 4)
     (layer(x).exp().mean() * 3).backward()

@@ -234,6 +234,15 @@ def test_detach_keeps_the_branches():
     torch.testing.assert_close((x - detached).branches, torch.zeros(4, 4))
 
 
+def test_detach_gives_the_average_where_the_layer_says_so():
+    x = headwise(4, layer=OutputHeads(nn.Linear(2, 3), 3, (1e-3, 1e-1), detach_average_only=True))
+    detached = (x + 1).detach()
+    assert type(detached) is torch.Tensor
+    assert not detached.requires_grad
+    assert torch.equal(detached, x.branches[0] + 1)
+    assert isinstance(x.data, HeadwiseTensor)
+
+
 def test_clamp_around_the_average_value_leaves_heads_their_gradient():
     old = torch.zeros(4)
     check(lambda x: x.clamp(-0.1, 0.1), headwise(4, layer=VALUES))  # only where the layer says so

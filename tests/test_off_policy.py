@@ -158,19 +158,29 @@ def test_the_trunk_of_the_actor_learns_from_the_average_alone():
 
 
 @pytest.mark.parametrize("branches", [(), (5,)])
-def test_squashed_gaussian(branches):
+@pytest.mark.parametrize("batch_last", [False, True])
+def test_squashed_gaussian(branches, batch_last):
     """The compiled gradient against autograd's, where log σ is clamped as well; and one by hand."""
-    outputs = torch.randn(*branches, 6, 4, generator=torch.Generator().manual_seed(0))
+    outputs = torch.randn(*branches, 37, 4, generator=torch.Generator().manual_seed(0))
     outputs[..., 0, 2], outputs[..., 1, 3] = 3.0, -21.0
-    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
-    gradients = []
-    for function in (squashed_gaussian, plain_squashed_gaussian):
-        x = outputs.clone().requires_grad_()
-        actions, log_prob = function(x, noise)
-        (actions.sin().sum() + (log_prob * torch.arange(6.0)).sum()).backward()
-        gradients.append((actions.detach(), log_prob.detach(), x.grad))
-    for mine, other in zip(*gradients, strict=True):  # 1 − a² is small where actions are at their bounds
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    noise = torch.randn(37, 2, generator=torch.Generator().manual_seed(1))
+    if batch_last:
+        outputs, noise = (x.mT.contiguous().mT for x in (outputs, noise))
+    results = []
+    for function, dtype in ((squashed_gaussian, torch.float32), (plain_squashed_gaussian, torch.float64)):
+        x = outputs.to(dtype, copy=True).requires_grad_()
+        actions, log_prob = function(x, noise.to(dtype))
+        (actions.sin().sum() + (log_prob * torch.arange(37.0)).sum()).backward()
+        results.append((actions.detach(), log_prob.detach(), x.grad))
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other.float(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert all(map(torch.equal, squashed_gaussian(outputs, noise), results[0]))
+        outputs[..., 2, 0] = math.nan
+        actions, log_prob = squashed_gaussian(outputs, noise)
+    n = math.prod(branches)  # the action of the datum and its density, of every branch
+    assert actions[..., 2, 0].isnan().sum() == actions.isnan().sum() == n
+    assert log_prob[..., 2].isnan().sum() == log_prob.isnan().sum() == n
     actions, log_prob = plain_squashed_gaussian(torch.tensor([[0.5, math.log(2)]]), torch.tensor([[-0.25]]))
     assert actions.item() == 0.0
     expected = -0.03125 - math.log(2) - 0.5 * math.log(2 * math.pi)

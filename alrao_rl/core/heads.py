@@ -11,7 +11,6 @@ of S networks at once.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -30,7 +29,7 @@ KINDS = ("values", "categorical", "bernoulli", "mean")
 LINEAR = ("values", "mean")
 """Kinds whose average is that of the outputs; for the others it is that of probabilities."""
 _uncompiled: list[Callable[[OutputHeads, Tensor, Tensor | None], Tensor]] = []
-"""``_averaged`` wrapped in ``torch.compiler.disable``, made once dynamo is imported: importing it takes a second."""
+"""``_averaged`` wrapped in ``torch.compiler.disable``, made where it is needed: importing dynamo takes a second."""
 
 
 def average_outputs(kind: str, splits: Sequence[int], outputs: Tensor, weights: Tensor) -> Tensor:
@@ -77,6 +76,8 @@ class Output:
         extra: further parameters of the output that each head has a copy of, such as a Gaussian policy's log_std.
         clamp_average_only: ``clamp`` leaves the heads' branches, as PPO's ``clip_range_vf`` needs: its band moves with
             the average, so that a head outside of it would never have a gradient again.
+        detach_average_only: ``detach`` gives the average as a plain tensor: what SAC's entropy coefficient learns from,
+            which is one for all heads.
 
     Raises:
         ValueError, TypeError: an argument is not one of these.
@@ -88,6 +89,7 @@ class Output:
     init: Callable[[nn.Linear], object] | None = None
     extra: Tensor | None = None
     clamp_average_only: bool = False
+    detach_average_only: bool = False
 
     def __post_init__(self) -> None:
         output_options(self.kind, KINDS, self.splits, self.init, self.extra)
@@ -126,7 +128,8 @@ class OutputHeads(nn.Module):
     ) -> None:
         super().__init__()
         output = Output(*args, **kwargs)
-        self.n_heads, self.kind, self.clamp_average_only = n_heads, output.kind, output.clamp_average_only
+        self.n_heads, self.kind = n_heads, output.kind
+        self.clamp_average_only, self.detach_average_only = output.clamp_average_only, output.detach_average_only
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.splits = list(output.splits or [layer.out_features])
         if sum(self.splits) != layer.out_features:
@@ -167,7 +170,7 @@ class OutputHeads(nn.Module):
 
     def _rows(self, theta: Tensor) -> Tensor:
         """View of the rows of each head's matrix, ``[…, P]`` to ``[…, O, columns]``."""
-        return theta[..., : self._n_matrix].unflatten(-1, (self.out_features, self._columns))
+        return theta[..., : self._n_matrix].view(*theta.shape[:-1], self.out_features, self._columns)
 
     def _extra(self, theta: Tensor) -> Tensor:
         """View of each head's extra parameter, ``[…, P]`` to ``[…, *extra.shape]``."""
@@ -190,7 +193,7 @@ class OutputHeads(nn.Module):
         ``offset``, ``[…, O]``, is added to the outputs of every head before they are averaged: a mask of classes.
         """
         # torch.compile cannot trace a loss with several branches, so it has to break its graph here.
-        if "torch._dynamo" in sys.modules:
+        if torch.compiler.is_compiling():
             if not _uncompiled:
                 _uncompiled.append(torch.compiler.disable(OutputHeads._averaged))
             return _uncompiled[0](self, features, offset)

@@ -43,6 +43,7 @@ class OutputLayer(Protocol):
     """What a headwise tensor knows of the layer that it comes from, an :class:`~alrao_rl.core.heads.OutputHeads`."""
 
     clamp_average_only: bool
+    detach_average_only: bool
 
     @property
     def rule(self) -> AveragingRule:
@@ -247,7 +248,7 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
             watch_term(loss)
         joined = {id(loss): type(loss).wrap(loss.branches, layers) for loss in losses}
         args, kwargs = tree_map(lambda value: joined.get(id(value), value), (args, kwargs))
-    return every_branch(func, args, kwargs)
+    return _with_evidence(every_branch(func, args, kwargs), args)
 
 
 def watch_term(loss: HeadwiseTensor) -> None:
@@ -259,8 +260,12 @@ def watch_term(loss: HeadwiseTensor) -> None:
 
 
 def _multiply(func: Any, args: Any, kwargs: Any) -> Any:
-    """mul: a loss times a number needs no more evidence than the loss itself."""
-    result = every_branch(func, args, kwargs)
+    """mul: a product of losses is another loss."""
+    return _with_evidence(every_branch(func, args, kwargs), args)
+
+
+def _with_evidence(result: Any, args: Any) -> Any:
+    """A loss and a number, as sum() begins with 0: it needs no more evidence than the loss itself."""
     known = any(isinstance(value, HeadwiseTensor) and value.evidence_recorded for value in args)
     result.evidence_recorded = known and not all(map(torch.is_tensor, args))
     return result
@@ -342,7 +347,10 @@ def _attribute(func: Any, x: HeadwiseTensor) -> Any:
 
 
 def _detach(func: Any, args: Any, kwargs: Any) -> Any:
+    """detach and data; a plain tensor where layers say so (see ``detach_average_only`` of ``OutputHeads``)."""
     x = args[0]
+    if func.__name__ == "detach" and all(layer.detach_average_only for layer in x.layers):
+        return x.average.detach()
     result = type(x).wrap(x.branches.detach(), x.layers)
     result.is_part = True  # it shares memory, though torch does not count a detached tensor as a view
     result.on_write = x.on_write

@@ -122,8 +122,16 @@ def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Actions ``[…, B, A]`` and log-densities ``[…, B]``; gradients pass through both.
     """
-    if not torch.is_grad_enabled() or not is_plain(outputs, noise):
+    if (
+        kernels.library is None
+        or not is_plain(outputs, noise)
+        or outputs.dim() not in (2, 3)
+        or outputs.shape[-2:] != (noise.shape[0], 2 * noise.shape[1])
+        or noise.requires_grad
+    ):
         return squashed_by_torch(outputs, noise)
+    if not torch.is_grad_enabled():
+        return _squash(outputs, noise)
     found: tuple[Tensor, Tensor] = _SquashedGaussian.apply(outputs, noise)
     return found
 
@@ -138,38 +146,38 @@ def squashed_by_torch(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return actions, log_prob.sum(-1)
 
 
+def _squashing(outputs: Tensor, noise: Tensor) -> tuple[Any, ...]:
+    """Numbers of branches, data and actions, all strides, and constants."""
+    n, strides = (len(outputs), outputs.stride()) if outputs.dim() == 3 else (1, (0, *outputs.stride()))
+    return n, *noise.shape, (ctypes.c_int64 * 5)(*strides, *noise.stride()), *LOG_STD_RANGE, SQUASHED
+
+
+def _squash(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    assert kernels.library is not None
+    branches, (n_data, n_actions) = outputs.shape[:-2], noise.shape
+    # As the heads' outputs lie, with the batch last.
+    actions, log_prob = outputs.new_empty((*branches, n_actions, n_data)), outputs.new_empty((*branches, n_data))
+    place = (x.data_ptr() for x in (outputs, noise, actions, log_prob))
+    kernels.library.squashed_gaussian(*_squashing(outputs, noise), *place)
+    return actions.transpose(-1, -2), log_prob
+
+
 class _SquashedGaussian(torch.autograd.Function):
     """``apply(outputs, noise)``: see :func:`squashed_gaussian`."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Compute actions and log-densities."""
-        mean, log_std = outputs.chunk(2, -1)
-        clamped = log_std.clamp(*LOG_STD_RANGE)
-        deviation = clamped.exp().mul_(noise)
-        actions = (mean + deviation).tanh_()
-        slope = actions.square().neg_().add_(1)
-        density = slope + SQUASHED
-        constant = noise.square().mul_(0.5).add_(0.5 * math.log(2 * math.pi))
-        log_prob = density.log().add_(clamped).add_(constant).sum(-1).neg_()
-        ctx.save_for_backward(outputs, actions, deviation, slope, density)
-        ctx.set_materialize_grads(False)
-        return actions, log_prob
+        ctx.save_for_backward(outputs, noise)
+        return _squash(outputs, noise)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_actions: Tensor | None, of_log_prob: Tensor | None) -> Any:
+    def backward(ctx: Any, of_actions: Tensor, of_log_prob: Tensor) -> Any:
         """Gradient of the outputs."""
-        outputs, actions, deviation, slope, density = ctx.saved_tensors
-        of_actions = torch.zeros_like(actions) if of_actions is None else of_actions
-        of_log_prob = actions.new_zeros(actions.shape[:-1]) if of_log_prob is None else of_log_prob
-        of_log_prob = of_log_prob.unsqueeze(-1)
-        of_outputs = torch.empty_like(outputs)
-        of_mean, of_log_std = of_outputs.chunk(2, -1)
-        # Of the gaussian's own density only −log σ depends on the outputs: (u − m)/σ is the noise.
-        torch.mul((actions / density).mul_(2 * of_log_prob).add_(of_actions), slope, out=of_mean)
-        torch.sub(of_mean * deviation, of_log_prob, out=of_log_std)
-        log_std = outputs.chunk(2, -1)[1]
-        low, high = LOG_STD_RANGE
-        of_log_std.masked_fill_((log_std < low) | (log_std > high), 0.0)
+        assert kernels.library is not None
+        outputs, noise = ctx.saved_tensors
+        outputs, of_outputs = with_room(outputs, torch.empty_like)
+        tensors = outputs, noise, of_actions.contiguous(), of_log_prob.contiguous(), of_outputs
+        kernels.library.squashed_gradient(*_squashing(outputs, noise), *[x.data_ptr() for x in tensors])
         return of_outputs, None

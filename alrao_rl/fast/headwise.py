@@ -511,7 +511,7 @@ def _quick(function: Any, handler: Callable[[Any, Any, Any], Any]) -> Any:
                     result = _wrap(function(branches.detach() if free else branches, other), first.layers)
                     if free:
                         result.is_zero_loss = True
-                    if first.evidence_recorded and handler is _multiply:
+                    if first.evidence_recorded and (handler is _multiply or handler is _sum):
                         result.evidence_recorded = True
                     return result
         elif type(first) is Tensor and len(args) == 2 and not first.requires_grad:  # a label in front

@@ -296,7 +296,7 @@ EXPORT CLONES void hyperbolic_tangent(int64_t n, const float *restrict x, float 
     }
 }
 
-/* log x to 1e-7, of x from 1 on, likewise (coefficients: Cephes, logf); NaN stays. */
+/* log x to 1e-7, of x of at least 1e-37, likewise (coefficients: Cephes, logf); NaN stays. */
 static inline float logarithm(float x) {
     union { float number; int32_t bits; } whole = {x}, part;
     /* x = 2^n · (1 + r) with 1 + r in [√½, √2), whose bits begin at those of √½. */
@@ -771,5 +771,82 @@ EXPORT void gaussian_gradient(
                 sums[b % LANES] += weighted[b] * (z * z - 1);
             }
             of_log_std[branch * K + k] = total(sums);
+        }
+}
+
+/* tanh u to 1e-7 and 1 − tanh² u to 4e-7 of it, also where tanh rounds to 1; NaN stays. */
+static inline float squash(float u, float *slope) {
+    const float e = exponential(-2 * fabsf(u)), a = (1 - e) / (1 + e);
+    *slope = 4 * e / ((1 + e) * (1 + e));
+    return u < 0 ? -a : a;
+}
+
+static inline float clamped(float x, float low, float high) {
+    x = x > high ? high : x;
+    return x < low ? low : x;
+}
+
+static inline void squash_row(
+    int64_t B, int64_t step, int64_t noise_step, float low, float high, float least, const float *restrict mean,
+    const float *restrict log_std, const float *restrict noise, float *restrict actions, float *restrict log_prob
+) {
+    for (int64_t b = 0; b < B; b++) {
+        const float s = clamped(log_std[b * step], low, high), z = noise[b * noise_step];
+        float slope;
+        actions[b] = squash(mean[b * step] + exponential(s) * z, &slope);
+        log_prob[b] -= 0.918938533f + 0.5f * z * z + s + logarithm(slope + least);
+    }
+}
+
+/* Of every branch actions tanh(m + σ ε), to [n, K, B], and their log-densities, [n, B]; from means and, behind them, log σ,
+   [n, B, 2 K], within these bounds, and ε, [B, K]. Strides are those of the former and then of the latter. */
+EXPORT CLONES void squashed_gaussian(
+    int64_t n, int64_t B, int64_t K, const int64_t *strides, float low, float high, float least, const float *outputs,
+    const float *noise, float *actions, float *log_prob
+) {
+    memset(log_prob, 0, n * B * sizeof(float));
+    for (int64_t branch = 0; branch < n; branch++, log_prob += B)
+        for (int64_t k = 0; k < K; k++, actions += B) {
+            const float *m = outputs + branch * strides[0] + k * strides[2], *s = m + K * strides[2];
+            const float *z = noise + k * strides[4];
+            if (strides[1] == 1 && strides[3] == 1)
+                squash_row(B, 1, 1, low, high, least, m, s, z, actions, log_prob);
+            else
+                squash_row(B, strides[1], strides[3], low, high, least, m, s, z, actions, log_prob);
+        }
+}
+
+static inline void unsquash_row(
+    int64_t B, int64_t step, int64_t noise_step, int64_t K, float low, float high, float least,
+    const float *restrict mean, const float *restrict log_std, const float *restrict noise, const float *restrict g,
+    const float *restrict of_log_prob, float *restrict of_mean, float *restrict of_log_std
+) {
+    for (int64_t b = 0; b < B; b++) {
+        const float s = log_std[b * step], deviation = exponential(clamped(s, low, high)) * noise[b * noise_step];
+        float slope;
+        const float a = squash(mean[b * step] + deviation, &slope);
+        const float of_m = (2 * of_log_prob[b] * a / (slope + least) + g[b * K]) * slope;
+        const float of_s = of_m * deviation - of_log_prob[b];
+        of_mean[b * step] = of_m;
+        of_log_std[b * step] = s < low || s > high ? 0 : of_s;
+    }
+}
+
+/* From the gradients of the actions, [n, B, K], and of their log-densities that of the outputs, which lies as these do. */
+EXPORT CLONES void squashed_gradient(
+    int64_t n, int64_t B, int64_t K, const int64_t *strides, float low, float high, float least, const float *outputs,
+    const float *noise, const float *of_actions, const float *of_log_prob, float *of_outputs
+) {
+    for (int64_t branch = 0; branch < n; branch++, of_actions += B * K, of_log_prob += B)
+        for (int64_t k = 0; k < K; k++) {
+            const int64_t start = branch * strides[0] + k * strides[2], further = K * strides[2];
+            const float *m = outputs + start, *z = noise + k * strides[4], *g = of_actions + k;
+            float *to = of_outputs + start;
+            if (strides[1] == 1 && strides[3] == 1 && K == 1)
+                unsquash_row(B, 1, 1, 1, low, high, least, m, m + further, z, g, of_log_prob, to, to + further);
+            else
+                unsquash_row(
+                    B, strides[1], strides[3], K, low, high, least, m, m + further, z, g, of_log_prob, to, to + further
+                );
         }
 }

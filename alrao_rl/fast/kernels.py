@@ -29,6 +29,8 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "quantile_losses": (None, *[_INT] * 4, *[_POINTER] * 4),
     "gaussian_log_prob": (None, *[_INT] * 3, *[_POINTER] * 5),
     "gaussian_gradient": (None, *[_INT] * 3, *[_POINTER] * 5, ctypes.c_float, *[_POINTER] * 4),
+    "squashed_gaussian": (None, *[_INT] * 3, _POINTER, *[ctypes.c_float] * 3, *[_POINTER] * 4),
+    "squashed_gradient": (None, *[_INT] * 3, _POINTER, *[ctypes.c_float] * 3, *[_POINTER] * 5),
     "switching": (None, _INT, *[_POINTER] * 2, *[_DOUBLE] * 2, *[_POINTER] * 2, ctypes.c_int, *[_POINTER] * 3),
     "exponentiated_gradient": (None, _INT, *[_POINTER] * 2, *[_DOUBLE] * 6, _POINTER),
     "whiteness": (None, _INT, _INT, *[_POINTER] * 2, *[_DOUBLE] * 4, *[_POINTER] * 4),

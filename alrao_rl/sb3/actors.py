@@ -10,6 +10,7 @@ from stable_baselines3.sac.policies import Actor
 from torch import Tensor, nn
 
 from alrao_rl.core import AlraoConfig, HeadwiseTensor, Output, OutputHeads, on_branches
+from alrao_rl.core.headwise import average_of
 from alrao_rl.fast import convert
 from alrao_rl.fast.densities import LOG_STD_RANGE, squashed_gaussian
 from alrao_rl.sb3.distributions import without_graph
@@ -45,7 +46,7 @@ class SquashedActor(_Actor):
         else:
             layer, extra = _one_layer(mean, log_std), None
         self.output = layer
-        convert(self, {"output": Output("mean", extra=extra)}, config)
+        convert(self, {"output": Output("mean", extra=extra, detach_average_only=True)}, config)
         make_lean(self, wide=True)
 
     def extract_features(self, obs: Any, features_extractor: Any) -> Any:
@@ -79,7 +80,8 @@ class SquashedActor(_Actor):
             actions, log_prob = self.action_dist.log_prob_from_params(mean, log_std, **rest)
             return actions, log_prob
         outputs = self.output(self._latent(obs))
-        noise = torch.empty_like(outputs[:, : outputs.shape[1] // 2]).normal_()
+        average = average_of(outputs)
+        noise = torch.empty_like(average[:, : average.shape[1] // 2]).normal_()
         if not isinstance(outputs, HeadwiseTensor):
             return squashed_gaussian(outputs, noise)
         actions, log_prob = squashed_gaussian(outputs.branches, noise)

@@ -23,6 +23,7 @@ from alrao_rl.core.bases import BASES
 from alrao_rl.core.config import Learns
 from alrao_rl.fast import AlraoOptimizer
 from alrao_rl.sb3.extractors import AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
+from alrao_rl.sb3.shortcuts import set_mode
 
 Options: TypeAlias = Mapping[str, Any] | AlraoConfig | None
 
@@ -107,7 +108,7 @@ class AlraoPolicyMixin:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
         if mode != self.training:
             # A target network stays as it is.
-            cast(nn.Module, self if self.q_network is None else getattr(self, self.q_network)).train(mode)
+            set_mode(cast(nn.Module, self if self.q_network is None else getattr(self, self.q_network)), mode)
             self.training = mode
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:

@@ -37,14 +37,14 @@ class Collapsing(_Model):
 
         ``named_parameters()`` has what learns.
         """
-        found: set[nn.Parameter] = set()
+        found: set[int] = set()  # a tensor takes its time to be a key
         for module in all_modules(self) if recurse else [cast(nn.Module, self)]:
             if isinstance(module, OutputHeads):
                 yield from cast(Any, filter(lambda one: one is not None, module.collapse().values()))
                 continue
             for parameter in module._parameters.values():
-                if parameter is not None and parameter not in found:
-                    found.add(parameter)
+                if parameter is not None and id(parameter) not in found:
+                    found.add(id(parameter))
                     yield parameter
 
 
@@ -71,9 +71,11 @@ class _ForAll(torch.autograd.Function):
 
 
 @contextmanager
-def _held(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Parameters as constants."""
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
+def _held(networks: list[nn.Sequential]) -> Iterator[None]:
+    """The parameters of trunks as constants."""
+    modules = [module for network in networks for module in all_modules(network) if not isinstance(module, OutputHeads)]
+    found = [parameter for module in modules for parameter in module._parameters.values()]
+    learning = [parameter for parameter in found if parameter is not None and parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad = False
     try:
@@ -106,8 +108,7 @@ class LeadingCritic(Collapsing):
             features = self.extract_features(obs, self.features_extractor)
         networks = [cast(nn.Sequential, network) for network in self.q_networks[:n_critics]]
         x = torch.cat([features, _ForAll.apply(actions.branches)], 1)
-        trunks = [parameter for network in networks for parameter in network[:-1].parameters()]
-        with _held(trunks):
+        with _held(networks):
             return [_averaged(network, x) for network in networks]
 
 

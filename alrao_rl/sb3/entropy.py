@@ -36,6 +36,12 @@ class EntropyStep(torch.optim.Optimizer):
     def __init__(self, parameters: list[Tensor], lr: float = 1.0) -> None:
         super().__init__(parameters, {"lr": lr, "first_lr": lr})
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradient."""
+        # Torch's own has as much around it as a step of this one number.
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Move log α by its gradient; one that is not finite moves nothing."""

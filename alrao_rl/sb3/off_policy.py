@@ -28,7 +28,7 @@ from alrao_rl.sb3.base import AlraoPolicyMixin, Options, calling_algorithm, name
 from alrao_rl.sb3.critics import AlraoContinuousCritic, Collapsing, follow_at_once
 from alrao_rl.sb3.entropy import EntropyHook
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
-from alrao_rl.sb3.shortcuts import make_lean
+from alrao_rl.sb3.shortcuts import make_lean, set_mode
 
 if TYPE_CHECKING:
     _Policy: TypeAlias = BasePolicy
@@ -81,8 +81,8 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
     def set_training_mode(self, mode: bool) -> None:
         """As in SB3, which goes through all modules at every prediction: only where the mode changes."""
         if mode != self.training:
-            self.actor.train(mode)
-            self.critic.train(mode)
+            set_mode(self.actor, mode)
+            set_mode(self.critic, mode)
             self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

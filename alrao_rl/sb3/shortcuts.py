@@ -99,6 +99,18 @@ def make_lean(network: nn.Module, wide: bool = False) -> None:
 _LEAN: dict[type, type] = {nn.Sequential: LeanSequential, QNetwork: LeanQNetwork}
 
 
+def set_mode(module: nn.Module, mode: bool) -> None:
+    """``module.train(mode)``, past the search for parameters that comes with every attribute of a module."""
+    # A class may have its own, or keep the mode elsewhere, as a scripted one does.
+    if type(module).train is not nn.Module.train or "training" not in module.__dict__:
+        module.train(mode)
+        return
+    module.__dict__["training"] = mode
+    for child in module._modules.values():
+        if child is not None:
+            set_mode(child, mode)
+
+
 def is_hooked(module: Any) -> bool:
     """Whether somebody hooked into this module, or gave it another ``forward``, by hand or by ``compile()``."""
     return bool(
