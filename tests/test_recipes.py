@@ -168,6 +168,12 @@ def test_environment_without_a_file_has_a_stated_budget():
     assert recipe.origins["timesteps"] == (ALGORITHMS["a2c"].timesteps, "default")
 
 
+@pytest.mark.parametrize("algo", ["sac", "tqc", "crossq", "td3", "ddpg"])
+def test_continuous_control_from_replay_has_the_budget_of_sac(algo):
+    assert resolve(algo, "Humanoid-v5").timesteps == 2_000_000
+    assert resolve(algo, "LunarLanderContinuous-v3").timesteps == 500_000
+
+
 def test_alrao_options_are_written_out():
     """A run on disk says all of its options, also those that a later version may choose otherwise."""
     options = resolve("dqn", "CartPole-v1", ["alrao.base=sgd", "alrao.head_max_grad_norm=none"]).as_dict()["alrao"]
