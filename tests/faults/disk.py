@@ -192,7 +192,8 @@ FAULTS = [
         partial(full_disk, CELLS), asked=20, stock=stock_full_disk,
     ),
     Fault(
-        "disk-continuous", "the same, SAC, TD3, TQC, CrossQ, DDPG", "the same", partial(full_disk, CONTINUOUS), asked=10,
+        "disk-continuous", "the same, SAC, TD3, TQC, CrossQ, DDPG", "the same",
+        partial(full_disk, CONTINUOUS), asked=10,
     ),
     Fault(
         "size", "limit of the file size (RLIMIT_FSIZE) while a run writes", "the same",
