@@ -1,6 +1,7 @@
 """Learning, last and least: with the shipped recipes, no learning rate given, every algorithm solves CartPole.
 
-Those for continuous actions solve Pendulum. And DQN learns from images, the recurrent agent from what it remembers, the masked one among actions that change.
+Those for continuous actions solve Pendulum. And DQN learns from images, the recurrent agent from what it remembers, the
+masked one among actions that change.
 """
 
 from __future__ import annotations

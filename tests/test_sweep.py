@@ -645,6 +645,8 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
         (["--checkpoint-interval", "-1"], "--checkpoint-interval is -1.0"),
         (["--seed", "9-0"], "the range 9-0 is empty"),
         (["missing.toml"], "cannot read missing.toml"),
+        (["smal.toml"], "cannot read smal.toml: No such file or directory; did you mean 'small.toml'?"),
+        (["."], ". is a folder, expected a file such as sweep.toml"),
         (["--out", "small.toml"], "small.toml is not a folder"),
         (["--sceduler", "x"], "did you mean '--scheduler'?"),
         (["--agents", "dqn", "--envs", "odd:God-v0", "--seeds", "0"], "odd:God-v0 cannot be made"),
@@ -719,6 +721,15 @@ def test_second_sweep_is_refused(place, capfd):
     assert [path.name for path in root.iterdir()] == [".lock"]
 
 
+def test_a_name_that_may_have_been_meant(place, capfd):
+    root = place / "results" / "first"
+    root.mkdir(parents=True)
+    (root / "sweep.toml").write_text('name = "first"\nagents = ["a2c"]\nenvs = ["CartPole-v1"]\nseeds = [0]\n')
+    assert main(["--name", "frist"]) == 2
+    says = "error: --agents is missing, and there is no sweep called 'frist' to continue; did you mean 'first'?\n"
+    assert capfd.readouterr().err == says
+
+
 def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     args = ["--agents", "ppo", "a2c", "--envs", "CartPole-v1", "--seeds", "0-9", "--timesteps", "100", "--dry-run"]
@@ -734,8 +745,9 @@ def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd)
             (Path("results/sweep") / plan.Run(cell, 7).folder / "checkpoint" / "step-000000000050").mkdir(parents=True)
     assert main([*args, "-j", "2"]) == 0
     out = capfd.readouterr().out
-    assert "ppo on CartPole-v1  seeds 0-9, 100 steps each; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
-    assert "a2c on CartPole-v1  seeds 0-9, 100 steps each\n" in out
+    rounded = "100 steps each (2,048 in whole rollouts)"
+    assert f"ppo on CartPole-v1  seeds 0-9, {rounded}; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
+    assert "a2c on CartPole-v1  seeds 0-9, 100 steps each (120 in whole rollouts)\n" in out
     assert "20 runs, 4 finished, 1 failed, 15 to do" in out
 
 
@@ -1029,7 +1041,7 @@ def test_a_cluster_with_tls(place):
         with dask_command("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", settings=ours):
             done = run(ours)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "all 1 runs are finished" in done.stdout
+        assert "the run is finished" in done.stdout
     assert len(table(place / "results" / "sweep")) == 1
 
 

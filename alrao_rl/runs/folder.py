@@ -26,6 +26,7 @@ from alrao_rl.runs.files import (
     CHECKPOINT,
     COLUMNS,
     KEPT,
+    LOCK,
     MANIFEST,
     TENSORBOARD,
     TRACEBACK,
@@ -61,7 +62,7 @@ class RunFolder:
         if "config.json" in names:
             return read_json(self.path / "config.json")
         # A process that was killed while it wrote its very first file leaves no more than this.
-        if any(not name.startswith((".lock", ".config.json.")) for name in names):
+        if any(not name.startswith((LOCK, ".config.json.")) for name in names):
             raise FolderError(f"{self.path} is not empty and no run folder")
         return None
 
@@ -82,7 +83,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a")
+            self._lock = (self.path / LOCK).open("a")
         except OSError as error:
             raise self._unusable(error) from None
         try:
