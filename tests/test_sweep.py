@@ -31,6 +31,7 @@ from alrao_rl.cli.arguments import parse_count
 from alrao_rl.errors import UserError
 from alrao_rl.notation import literal, parse_seeds, seeds_as_text
 from alrao_rl.report import study
+from alrao_rl.report.command import main as report
 from alrao_rl.runs import logs, provenance
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.names import RunName, is_cut, setting_name, setting_names
@@ -600,10 +601,12 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
         progress.update(runs[:1], 1)
         states[runs[0]] = survey.State("failed", "too bad")
         progress.ended(runs[0], states[runs[0]], 3.0, 0)
+        progress.ended(runs[1], survey.State("finished"), 3.0, 100)
     assert capsys.readouterr().out.splitlines() == [
         "waiting for workers, 0 of 2 runs finished, 0 running, 0 failed; 0 steps/s in all, time left not known yet",
         "0 of 2 runs finished, 1 running, 0 failed; 0 steps/s in all, time left not known yet",
         "failed: dqn on CartPole-v1, seed 0: too bad (3 s)",
+        "finished: dqn on CartPole-v1, seed 1: no episode ended (3 s)",
     ]
 
 
@@ -622,6 +625,25 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "failed: [red]a :snake: [b] on CartPole-v1, seed 0: KeyError: '[bold]:fire:' (3 s)" in out
     assert out.count("[red]a :snake: [b]") >= 3  # in the table, before and after
+
+
+@pytest.mark.slow
+def test_agents_of_continuous_actions(place, capfd):
+    """Alrao once, stock at each rate; then a report of them, with the heads of actor and both critics."""
+    args = ["--agents", "sac", "sac-adam", "--envs", "Pendulum-v1", "--seeds", "0", "--timesteps", "250"]
+    grid = ["--grid", "learning_rate=1e-4,1e-3", "batch_size=8", "net_arch=[8]", "buffer_size=300"]
+    assert main([*args, *grid, "--eval-episodes", "1", "-j", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "learning_rate does nothing to this agent, which runs once per seed" in out
+    assert "3 runs, 0 finished, 0 failed, 3 to do on 2 workers" in out
+    rows = table(place / "results" / "sweep")
+    assert [(row["agent"], row["state"], row["timesteps"]) for row in rows] == [
+        ("sac", "finished", "250"), ("sac-adam", "finished", "250"), ("sac-adam", "finished", "250"),
+    ]  # fmt: skip
+    assert report(["results/sweep"]) == 0
+    page = (place / "results" / "sweep" / "report" / "report.md").read_text()
+    assert all(f"sac on Pendulum-v1, {layer}. 1 seed; effective rate" in page for layer in ("actor", "qf0", "qf1"))
+    assert "sac-adam (tuned)" in page
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------

@@ -722,7 +722,7 @@ def test_it_says_that_no_episode_ended(tmp_path, capfd):
     assert main([*args, "--set", "batch_size=8", "net_arch=[4]", "alrao.n_heads=2", "buffer_size=200"]) == 0
     out = capfd.readouterr().out.splitlines()
     assert out[1].startswith("step 2 of 120: no episode has ended, ")
-    assert "sac on Pendulum-v1: not evaluated (no episode ended in training) (reference -163, random -1231)" in out
+    assert "sac on Pendulum-v1: not evaluated (no episode ended in training) (reference -163, random -1,231)" in out
 
 
 @pytest.mark.parametrize(
