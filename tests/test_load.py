@@ -14,7 +14,7 @@ from common import logged, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alrao_rl import load_results, stats
+from alrao_rl import load_agent, load_results, stats
 from alrao_rl.errors import UserError
 from alrao_rl.recipes.resolve import resolve
 from alrao_rl.runs import logs, zips
@@ -170,6 +170,8 @@ def test_a_run_whose_process_was_killed_is_interrupted(tmp_path):
     assert load_results(tmp_path).state.tolist() == ["running"]
     folder.close()
     assert load_results(tmp_path).state.tolist() == ["interrupted"]
+    with pytest.raises(UserError, match="the run's state is 'interrupted'"):
+        load_agent(path)
     folder.open()  # what looks at a lock does not keep it
     folder.close()
 

@@ -33,6 +33,7 @@ from alrao_rl.recipes.schema import Agent
 from alrao_rl.recipes.validation import check_agent
 from alrao_rl.runs import logs
 from alrao_rl.runs.atomic import write_atomically
+from alrao_rl.runs.folder import is_given_up
 from alrao_rl.runs.reading import check_manifest, read_json, read_run_file
 
 FORMAT = "alrao-rl agent 2"
@@ -177,7 +178,9 @@ def _instead(path: Path) -> str:
     if not folder.is_dir():
         return suggest_path(folder if path.stem in ("agent", "last") else path)
     with contextlib.suppress(UserError):
-        return f"; the run's state is {read_json(folder / 'status.json').get('state')!r}"
+        state = read_json(folder / "status.json").get("state")
+        state = "interrupted" if is_given_up(folder, state) else state
+        return f"; the run's state is {state!r}"
     # The folder of a study, or one in it.
     for depth in range(1, 5):
         if run := next((one.parent for one in sorted(folder.glob(f"{'*/' * depth}{path.name}"))), None):

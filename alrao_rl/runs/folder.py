@@ -35,7 +35,7 @@ from alrao_rl.runs.files import (
     RunStatus,
     State,
 )  # fmt: skip
-from alrao_rl.runs.lock import try_lock
+from alrao_rl.runs.lock import is_free, try_lock
 from alrao_rl.runs.reading import read_json, sha256
 
 
@@ -212,6 +212,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def is_given_up(path: Path, state: object) -> bool:
+    """Whether a run that says it is ``running`` has lost its process: nobody has the lock of its folder."""
+    return state == "running" and is_free(path / LOCK)
 
 
 def _status(state: State, details: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def try_lock(file: IO[Any]) -> bool:
 
 
 def _lock_soon(file: IO[Any]) -> None:
-    """Lock an open file; :func:`is_given_up` may have it for a moment."""
+    """Lock an open file; :func:`is_free` may have it for a moment."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -39,7 +39,7 @@ def _lock_soon(file: IO[Any]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def is_given_up(path: Path) -> bool:
+def is_free(path: Path) -> bool:
     """Whether this is the file of a lock that no process has any more; False where that cannot be found out."""
     try:
         with path.open("rb") as file:

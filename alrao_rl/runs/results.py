@@ -18,8 +18,8 @@ from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line, suggest_path
 from alrao_rl.runs import logs
 from alrao_rl.runs.configuration import flatten, identity
-from alrao_rl.runs.files import COLUMNS, LOCK, EnvironmentRecord, RunConfig, RunStatus
-from alrao_rl.runs.lock import is_given_up
+from alrao_rl.runs.files import COLUMNS, EnvironmentRecord, RunConfig, RunStatus
+from alrao_rl.runs.folder import is_given_up
 from alrao_rl.runs.names import RunName
 from alrao_rl.runs.provenance import PACKAGES, stretches
 from alrao_rl.runs.reading import RunFiles, read_run_file
@@ -248,7 +248,7 @@ class _Run:
     def state(self) -> str:
         """The state in ``status.json``, unless the files say more. A failed run may well leave a torn file."""
         state = self.status.state if self.status else "broken"
-        if state == "running" and is_given_up(self.path / LOCK):  # its process was killed
+        if is_given_up(self.path, state):
             state = "interrupted"
         if self.broken:
             return state if state == "failed" else "broken"
