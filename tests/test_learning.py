@@ -75,7 +75,7 @@ def test_pendulum(algo):
     env = make_env(recipe, seed=1_000, training=False, n_envs=1)
     stop = StopAtGoal(env, interval=2_500, goal=-200.0, n_episodes=20)
     model.learn(10_001, callback=stop)  # one more, before which the last evaluation is made
-    print(f"{algo}: mean returns {stop.returns}")
+    print(algo, *(f"{mean:.1f}" for mean in stop.returns))
     assert max(stop.returns) >= stop.goal, stop.returns
 
 
