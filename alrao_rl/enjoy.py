@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alrao_rl.cli.console import CommandLine, print_error, say
 from alrao_rl.errors import UserError, first_line
+from alrao_rl.notation import plural
 from alrao_rl.numbers import significant
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     mean = math.fsum(returns) / len(returns)
-    say(f"mean return over {len(returns)} episodes: {significant(mean)}")
+    say(f"mean return over {plural(len(returns), 'episode')}: {significant(mean)}")
     return 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -25,19 +27,43 @@ ALIASES = {
 
 
 def suggest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
-    """``"; did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string.
+    """``"; did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string."""
+    return _as_question(_nearest(value, choices, cutoff))
+
+
+def suggest_path(path: Path) -> str:
+    """The same for a path that does not exist: each part that is missing is replaced by the nearest name there."""
+    found = Path(path.anchor)
+    with contextlib.suppress(OSError, ValueError):
+        for part in path.relative_to(found).parts:
+            if not (found / part).exists():
+                names = [entry.name for entry in found.iterdir() if not entry.name.startswith(".")]
+                part = _nearest(part, names)
+                if not part:
+                    return ""
+            found /= part
+        return _as_question(str(found)) if found != path else ""
+    return ""
+
+
+def _as_question(choice: str) -> str:
+    return f"; did you mean {choice!r}?" if choice else ""
+
+
+def _nearest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """The choice nearest to ``value``, or an empty string.
 
     Typos rarely hit the first letter, so a choice that starts differently must match closely.
     """
     by_lower = {choice.lower(): choice for choice in choices}
     if (meant := ALIASES.get(value.lower())) in by_lower:
-        return f"; did you mean {by_lower[meant]!r}?"
+        return by_lower[meant]
     for near in difflib.get_close_matches(value.lower(), by_lower, 3, cutoff):
         if (
             near.split(".")[-1].lstrip("-")[:1] == value.lstrip("-")[:1].lower()
             or difflib.SequenceMatcher(None, near, value.lower()).ratio() >= 0.75
         ):
-            return f"; did you mean {by_lower[near]!r}?"
+            return by_lower[near]
     return ""
 
 

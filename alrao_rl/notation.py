@@ -1,4 +1,4 @@
-"""How seeds and values are written, on command lines, in files and in reports."""
+"""How counts, seeds and values are written, on command lines, in files and in reports."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def seeds_as_text(seeds: Iterable[int]) -> str:
         else:
             ranges.append([seed])
     return ",".join("-".join(map(str, ends)) for ends in ranges)
+
+
+def plural(count: int | str, one: str, many: str = "") -> str:
+    """``1 seed``, ``2,000 seeds``; ``many`` where that is not ``one`` with an s: ``1 run is``, ``2 runs are``."""
+    text = count if isinstance(count, str) else f"{count:,}"
+    return f"{text} {one if text == '1' else many or f'{one}s'}"
 
 
 def literal(value: Any) -> str:

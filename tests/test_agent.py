@@ -43,12 +43,13 @@ ACTIONS = {
     "multi-binary": spaces.MultiBinary(4),
     "box": spaces.Box(-2.0, 2.0, (2,)),
 }
+CONTINUOUS = ("sac", "td3", "ddpg", "tqc", "crossq")
 SMALL = {
     "dqn": {"learning_starts": 4, "batch_size": 4, "train_freq": 2, "buffer_size": 100},
     "a2c": {"n_steps": 4},
     "ppo": {"n_steps": 8, "batch_size": 8, "n_epochs": 1},
 }
-SMALL |= {"qrdqn": SMALL["dqn"], "recurrent-ppo": SMALL["ppo"], **dict.fromkeys(("sac", "td3"), SMALL["dqn"])}
+SMALL |= {"qrdqn": SMALL["dqn"], "recurrent-ppo": SMALL["ppo"], **dict.fromkeys(CONTINUOUS, SMALL["dqn"])}
 
 
 class RandomEnv(gym.Env):
@@ -131,6 +132,9 @@ def test_a_normalisation_that_the_file_does_not_tell_is_refused(tmp_path, name, 
         ("sac", "vector", "box"),
         ("sac", "image", "box"),
         ("td3", "dict", "box"),
+        ("ddpg", "vector", "box"),
+        ("tqc", "dict", "box"),
+        ("crossq", "vector", "box"),
     ],
 )
 def test_round_trip(tmp_path, algo, observations, actions):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -330,6 +331,24 @@ def test_no_run_and_an_unfinished_one(tmp_path, capfd):
     assert f"cannot read the agent {tmp_path / 'no' / 'agent.safetensors'}" in refused(capfd, tmp_path / "no")
     (tmp_path / "status.json").write_text(json.dumps({"state": "failed"}))
     assert "the run's state is 'failed'" in refused(capfd, tmp_path)
+
+
+def test_a_run_that_may_have_been_meant(run, tmp_path, capfd):
+    folder = tmp_path / "results" / "mine" / "CartPole-v1" / "dqn" / "seed-0"
+    shutil.copytree(run, folder)
+    hint = f"; did you mean '{folder}'?"
+    assert refused(capfd, tmp_path / "results" / "mnie" / "CartPole-v1" / "dqn" / "seed-0").endswith(f"{hint}\n")
+    assert refused(capfd, tmp_path / "results" / "mine").endswith(f"{hint}\n")
+    assert refused(capfd, folder / "agnet.safetensors").endswith(f"did you mean '{folder / 'agent.safetensors'}'?\n")
+    study = tmp_path / "results" / "study"
+    study.mkdir()
+    (study / "logs.jsonl.xz").touch()
+    assert "a sweep has kept the logs of its runs there, for their report, and no agents" in refused(capfd, study)
+
+
+def test_one_episode_is_singular(run, capfd):
+    assert main([str(run), "--episodes", "1"]) == 0
+    assert "mean return over 1 episode: " in capfd.readouterr().out
 
 
 def test_truncated_agent(run, tmp_path, capfd):

@@ -95,6 +95,8 @@ CASES = [
     ("dqn", "stock", IMAGE, "discrete", False),
     ("sac", "alrao", RAW, "box", True),
     ("td3", "alrao", DICT, "box", True),
+    ("crossq", "alrao", RAW, "box", True),
+    *only_long(("tqc", "alrao", RAW, "box", False), ("ddpg", "alrao", RAW, "box", False)),
     ("ppo", "alrao", DICT, "multi-discrete", True),
     ("recurrent-ppo", "alrao", RAW, "discrete", True),
     *only_long(
@@ -117,7 +119,8 @@ def test_sb3_acts_as_load_agent_does(tmp_path, capfd, algo, policy, space, actio
     assert main([str(tmp_path), "--to", "sb3"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    package = "sb3_contrib" if algo in ("qrdqn", "recurrent-ppo") else "stable_baselines3"
+    package = type(model).__module__.partition(".")[0]
+    assert package == ("sb3_contrib" if algo in ("qrdqn", "recurrent-ppo", "tqc", "crossq") else "stable_baselines3")
     loader = f"{package}.{type(model).__name__}.load"
     assert out.startswith(f"written: {tmp_path / 'agent.zip'}, for {loader}, which executes what is in it\n")
     assert (tmp_path / "agent_vecnormalize.pkl").exists() == ("vecnormalize.pkl" in out) == bool(normalize)
@@ -312,10 +315,13 @@ GRAPHS = [
         ("sac", "alrao", RAW, "box", True),
         ("sac", "alrao", RAW, "sde", False),
         ("td3", "alrao", IMAGE, "box", False),
+        ("crossq", "alrao", RAW, "box", True),
         ("ppo", "alrao", DICT, "discrete", True),
     ),
     *only_long(("sac", "stock", RAW, "box", True), ("sac", "stock", RAW, "sde", False)),
     *only_long(("td3", "stock", RAW, "box", False), ("td3", "alrao", RAW, "box", False)),
+    *only_long(("tqc", "alrao", RAW, "sde", True), ("ddpg", "alrao", RAW, "box", False)),
+    *only_long(("crossq", "stock", RAW, "box", True), ("tqc", "stock", RAW, "sde", False)),
     *only_long(("ppo", "stock", RAW, "box", True), ("a2c", "stock", RAW, "sde", False)),
 ]
 

@@ -133,7 +133,11 @@ def checkpoints(out):
 
 # --- a run ----------------------------------------------------------------------------------------------------------
 
-RUNS = {"dqn": 800, "a2c": 1600, "ppo": 1536}
+RUNS = {"dqn": 800, "a2c": 1600, "ppo": 1536, "sac": 1000}
+
+
+def small(algo):
+    return arguments(algo, "Pendulum-v1" if algo == "sac" else "CartPole-v1", RUNS[algo])
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +147,7 @@ def straight(tmp_path_factory):
 
     def run(algo):
         if not (folder / algo).exists():
-            assert main([*arguments(algo, "CartPole-v1", RUNS[algo]), "--out", str(folder / algo)]) == 0
+            assert main([*small(algo), "--out", str(folder / algo)]) == 0
         return folder / algo
 
     return run
@@ -153,10 +157,12 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)], ids=lambda number: number.name
 )
-@pytest.mark.parametrize("algo", ["dqn", *(pytest.param(algo, marks=pytest.mark.long) for algo in ("a2c", "ppo"))])
+@pytest.mark.parametrize(
+    "algo", ["dqn", *(pytest.param(algo, marks=pytest.mark.long) for algo in ("a2c", "ppo", "sac"))]
+)
 def test_interrupted_and_continued(straight, tmp_path, capfd, algo, number):
     """It writes a checkpoint, says so, and ends bit for bit as in one go; the only checkpoint is that of the signal."""
-    out, args = tmp_path / "run", arguments(algo, "CartPole-v1", RUNS[algo])
+    out, args = tmp_path / "run", small(algo)
     process = started(*args, "--checkpoint-interval", "1000", "--out", out, times=(NEVER, NEVER))
     log = out / "evaluations.csv"
     wait_for(process, lambda: log.exists() and log.read_text().count("\n") > 3)

@@ -14,10 +14,11 @@ from common import logged, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alrao_rl import load_results, stats
+from alrao_rl import load_agent, load_results, stats
 from alrao_rl.errors import UserError
 from alrao_rl.recipes.resolve import resolve
 from alrao_rl.runs import logs, zips
+from alrao_rl.runs.files import LOCK
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.names import RunName
 from alrao_rl.runs.reading import RunFiles
@@ -52,7 +53,9 @@ def write(root, data=None, episodes=EPISODES, state="finished", **status):
     folder.start({**data, "provenance": {"command": "x"}})
     folder.append("episodes.csv", episodes)
     folder.close()
-    if state != "running":
+    if state == "running":  # nothing says that its process is gone
+        (path / LOCK).unlink()
+    else:
         folder.set_status(state, **status)
     return path
 
@@ -157,6 +160,20 @@ def test_a_finished_run_that_has_changed_since(tmp_path):
     assert row.state == "broken"
     assert math.isnan(row.auc)
     assert row.error == "episodes.csv is damaged: it has another hash than sha256.json says"
+
+
+def test_a_run_whose_process_was_killed_is_interrupted(tmp_path):
+    """It says that it is running; nobody has its lock."""
+    path = write(tmp_path, state="running")
+    folder = RunFolder(path)
+    folder.open()
+    assert load_results(tmp_path).state.tolist() == ["running"]
+    folder.close()
+    assert load_results(tmp_path).state.tolist() == ["interrupted"]
+    with pytest.raises(UserError, match="the run's state is 'interrupted'"):
+        load_agent(path)
+    folder.open()  # what looks at a lock does not keep it
+    folder.close()
 
 
 def test_runs_that_are_not_over_have_no_score(tmp_path):

@@ -29,9 +29,9 @@ class Odd(gym.Env):
     """Ten steps an episode; the 120th step of the one with seed 0 gives what it is told, and copies the agent."""
 
     metadata = {"render_modes": []}
-    action_space = spaces.Discrete(2)
 
-    def __init__(self, reward="1", observation="0", dtype="float32", run=""):
+    def __init__(self, reward="1", observation="0", dtype="float32", run="", continuous=False):
+        self.action_space = spaces.Box(-1.0, 1.0, (1,)) if continuous else spaces.Discrete(2)
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.dtype(dtype))
         self.first, self.reward, self.observation, self.run, self.total = False, reward, observation, run, 0
 
@@ -47,7 +47,7 @@ class Odd(gym.Env):
     def step(self, action):
         self.steps += 1
         self.total += 1
-        observation, reward = self.observe(), float(action)
+        observation, reward = self.observe(), float(np.sum(action))
         if self.first and self.total == 120:
             observation[1] += float(self.observation)
             reward += float(self.reward)
@@ -60,6 +60,7 @@ gym.register("Odd-v0", Odd)
 # SB3's explained variance, which is only logged.
 OVERFLOW = pytest.mark.filterwarnings("ignore:.*(overflow|invalid value) encountered.*:RuntimeWarning")
 ENVIRONMENTS = {"dqn": 1, "a2c": 4, "ppo": 4}
+CONTINUOUS = ("sac", "td3", "tqc", "crossq")
 
 
 @pytest.fixture
@@ -88,25 +89,33 @@ def finite(out):
             assert torch.as_tensor(value).isfinite().all(), key
 
 
+def given(algo, *kwargs):
+    """The option for the environment's arguments; actions are those that the algorithm takes."""
+    return ["--env-kwargs", ", ".join([*kwargs, f"continuous={str(algo in CONTINUOUS).lower()}"])]
+
+
+ODDITIES = [
+    ('reward="nan"', "the reward is nan at step 120 of the environment"),
+    ('reward="-inf"', "the reward is -inf at step 120 of the environment"),
+    ('reward="1e39"', "the reward is 1e+39 at step 120 of the environment"),
+    ('observation="nan"', "the observation (nan) is not finite at step 120 of the environment"),
+    ('observation="1e39", dtype="float64"', "the observation (1e+39) is not finite at step 120 of the environment"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ENVIRONMENTS)
 @pytest.mark.parametrize(
-    ("kwargs", "reason"),
-    [
-        ('reward="nan"', "the reward is nan at step 120 of the environment"),
-        ('reward="-inf"', "the reward is -inf at step 120 of the environment"),
-        ('reward="1e39"', "the reward is 1e+39 at step 120 of the environment"),
-        ('observation="nan"', "the observation (nan) is not finite at step 120 of the environment"),
-        ('observation="1e39", dtype="float64"', "the observation (1e+39) is not finite at step 120 of the environment"),
-    ],
+    ("algo", "kwargs", "reason"),
+    [(algo, *one) for one in ODDITIES for algo in ENVIRONMENTS]
+    + [(algo, *one) for algo, one in zip(CONTINUOUS, ODDITIES, strict=False)],
 )
 def test_from_the_environment(odd, tmp_path, capfd, watched, algo, kwargs, reason):
     """It fails the run before the next update, with step and value, and the best agent so far is as it was."""
     out = tmp_path / "run"
-    given = ["--env-kwargs", f'{kwargs}, run="{out}"']
-    sets = ["learning_starts=50"] if algo == "dqn" else []
-    assert main([*arguments(algo, odd, 1000, *sets), *given, "--out", str(out)]) == 1
-    step = 119 * ENVIRONMENTS[algo]
+    sets = ["learning_starts=50"] if algo not in ("a2c", "ppo") else []
+    args = [*arguments(algo, odd, 1000, *sets), *given(algo, kwargs, f'run="{out}"')]
+    assert main([*args, "--out", str(out)]) == 1
+    step = 119 * ENVIRONMENTS.get(algo, 1)
     assert f"error: the run failed at step {step}: NonFiniteError: {reason}; see" in capfd.readouterr().err
     status = json.loads((out / "status.json").read_text())
     assert status == {"state": "failed", "reason": f"NonFiniteError: {reason}", "timestep": step}
@@ -116,13 +125,13 @@ def test_from_the_environment(odd, tmp_path, capfd, watched, algo, kwargs, reaso
 
 @pytest.mark.slow
 @OVERFLOW
-@pytest.mark.parametrize("algo", ENVIRONMENTS)
+@pytest.mark.parametrize("algo", [*ENVIRONMENTS, *CONTINUOUS])
 def test_a_huge_reward(odd, tmp_path, capfd, watched, algo):
     """One among normal ones: the run goes on, and nothing of its network is ever not finite."""
     out = tmp_path / "run"
-    assert main([*arguments(algo, odd, 1000), "--env-kwargs", 'reward="1e30"', "--out", str(out)]) == 0
+    assert main([*arguments(algo, odd, 1000), *given(algo, 'reward="1e30"'), "--out", str(out)]) == 0
     err = capfd.readouterr().err.splitlines()
-    if algo == "dqn":  # its loss grows linearly
+    if algo in ("dqn", "tqc"):  # their losses grow linearly
         assert err == []
     else:
         check_skipped(out, err[0])
@@ -142,12 +151,19 @@ def test_a_huge_reward(odd, tmp_path, capfd, watched, algo):
         ("dqn", "[1e29, 1e30]", False, False),  # its loss grows linearly
         ("a2c", "[1e29, 1e30]", False, True),  # all at once: the fault may be in the data
         ("ppo", "[1e-3, 1e30]", True, True),
+        ("sac", "[1e5, 1e6]", False, False),
+        ("sac", "[1e29, 1e30]", False, True),
+        ("td3", "[1e5, 1e6]", False, False),
+        ("td3", "[1e-3, 1e30]", True, True),
+        ("tqc", "[1e29, 1e30]", False, False),
+        ("crossq", "[1e5, 1e6]", True, True),  # of its rates those of scales, too
     ],
 )
 def test_heads_diverge(tmp_path, capfd, watched, algo, rates, lost, skipped):
     """The average stays finite, the agent acts, and what was lost or skipped is said once."""
     out = tmp_path / "run"
-    args = arguments(algo, "CartPole-v1", 600, f"alrao.lr_range={rates}")
+    env = "Pendulum-v1" if algo in CONTINUOUS else "CartPole-v1"
+    args = arguments(algo, env, 600, f"alrao.lr_range={rates}")
     assert main([*args, "--out", str(out)]) == 0
     err = capfd.readouterr().err.splitlines()
     assert watched == []
@@ -168,7 +184,9 @@ def test_heads_diverge(tmp_path, capfd, watched, algo, rates, lost, skipped):
 
 def check_skipped(out, line):
     """That a run's warning and its status tell of the same updates."""
-    times, total = re.match(r"warning: (\d+) of (\d+) updates were skipped, wholly or in part: a loss", line).groups()
+    times, total = re.match(
+        r"warning: (\d+) of (\d+) updates? (?:was|were) skipped, wholly or in part: a loss", line
+    ).groups()
     assert 0 < int(times) < int(total)
     assert json.loads((out / "status.json").read_text())["skipped_updates"] == int(times)
 

@@ -26,7 +26,7 @@ from alrao_rl.checks import first_value
 from alrao_rl.core import AlraoConfig
 from alrao_rl.environments import register
 from alrao_rl.environments.make import make_env
-from alrao_rl.errors import UserError, suggest
+from alrao_rl.errors import UserError, suggest, suggest_path
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.files import MAX_BYTES, load_environment, read_toml, recipe_names
 from alrao_rl.recipes.overrides import parse_env_kwargs, parse_override
@@ -293,6 +293,22 @@ def test_a_key_by_its_name_elsewhere(key, meant):
 def test_suggest_is_silent_when_nothing_is_near():
     assert suggest("cartpole-v1", ["Acrobot-v1", "CartPole-v1"]) == "; did you mean 'CartPole-v1'?"
     assert suggest("xyz", ["CartPole-v1"]) == ""
+
+
+def test_suggestions_for_paths(tmp_path, monkeypatch):
+    """Part by part, as they were written; no hidden file, and nothing where a part resembles none there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "first-sweep").mkdir(parents=True)
+    (tmp_path / "results" / "first-sweep" / "sweep.toml").touch()
+    (tmp_path / "results" / ".lock").touch()
+    assert suggest_path(Path("resluts/frist-sweep")) == "; did you mean 'results/first-sweep'?"
+    whole = tmp_path / "results" / "first-sweep" / "sweep.toml"
+    assert suggest_path(tmp_path / "results" / "first-swep" / "swep.toml") == f"; did you mean '{whole}'?"
+    assert suggest_path(whole) == ""
+    assert suggest_path(Path("results/lock")) == ""
+    assert suggest_path(Path("results/xyz/sweep.toml")) == ""
+    assert suggest_path(Path("results/first-sweep/sweep.toml/x")) == ""
+    assert suggest_path(Path("a" * 1000)) == ""
 
 
 # --- refused --------------------------------------------------------------------------------------------------------

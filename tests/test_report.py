@@ -892,7 +892,7 @@ def test_failed_runs_of_which_nothing_is_known(tmp_path):
 @pytest.mark.parametrize("state", ["running", "interrupted"])
 def test_no_run_is_over(tmp_path, state):
     write(tmp_path, state=state)
-    assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of the 1 runs here finished")
+    assert lead(make(tmp_path)[0]).startswith("No verdict: no run has a score yet; 0 of the 1 run here finished")
 
 
 def test_unpaired_where_no_seed_is_shared(tmp_path):

@@ -31,6 +31,7 @@ from alrao_rl.cli.arguments import parse_count
 from alrao_rl.errors import UserError
 from alrao_rl.notation import literal, parse_seeds, seeds_as_text
 from alrao_rl.report import study
+from alrao_rl.report.command import main as report
 from alrao_rl.runs import logs, provenance
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.names import RunName, is_cut, setting_name, setting_names
@@ -617,10 +618,12 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
         progress.update(runs[:1], 1)
         states[runs[0]] = survey.State("failed", "too bad")
         progress.ended(runs[0], states[runs[0]], 3.0, 0)
+        progress.ended(runs[1], survey.State("finished"), 3.0, 100)
     assert capsys.readouterr().out.splitlines() == [
         "waiting for workers, 0 of 2 runs finished, 0 running, 0 failed; 0 steps/s in all, time left not known yet",
         "0 of 2 runs finished, 1 running, 0 failed; 0 steps/s in all, time left not known yet",
         "failed: dqn on CartPole-v1, seed 0: too bad (3 s)",
+        "finished: dqn on CartPole-v1, seed 1: no episode ended (3 s)",
     ]
 
 
@@ -639,6 +642,25 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "failed: [red]a :snake: [b] on CartPole-v1, seed 0: KeyError: '[bold]:fire:' (3 s)" in out
     assert out.count("[red]a :snake: [b]") >= 3  # in the table, before and after
+
+
+@pytest.mark.slow
+def test_agents_of_continuous_actions(place, capfd):
+    """Alrao once, stock at each rate; then a report of them, with the heads of actor and both critics."""
+    args = ["--agents", "sac", "sac-adam", "--envs", "Pendulum-v1", "--seeds", "0", "--timesteps", "250"]
+    grid = ["--grid", "learning_rate=1e-4,1e-3", "batch_size=8", "net_arch=[8]", "buffer_size=300"]
+    assert main([*args, *grid, "--eval-episodes", "1", "-j", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "learning_rate does nothing to this agent, which runs once per seed" in out
+    assert "3 runs, 0 finished, 0 failed, 3 to do on 2 workers" in out
+    rows = table(place / "results" / "sweep")
+    assert [(row["agent"], row["state"], row["timesteps"]) for row in rows] == [
+        ("sac", "finished", "250"), ("sac-adam", "finished", "250"), ("sac-adam", "finished", "250"),
+    ]  # fmt: skip
+    assert report(["results/sweep"]) == 0
+    page = (place / "results" / "sweep" / "report" / "report.md").read_text()
+    assert all(f"sac on Pendulum-v1, {layer}. 1 seed; effective rate" in page for layer in ("actor", "qf0", "qf1"))
+    assert "sac-adam (tuned)" in page
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
@@ -662,6 +684,8 @@ def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
         (["--checkpoint-interval", "-1"], "--checkpoint-interval is -1.0"),
         (["--seed", "9-0"], "the range 9-0 is empty"),
         (["missing.toml"], "cannot read missing.toml"),
+        (["smal.toml"], "cannot read smal.toml: No such file or directory; did you mean 'small.toml'?"),
+        (["."], ". is a folder, expected a file such as sweep.toml"),
         (["--out", "small.toml"], "small.toml is not a folder"),
         (["--sceduler", "x"], "did you mean '--scheduler'?"),
         (["--agents", "dqn", "--envs", "odd:God-v0", "--seeds", "0"], "odd:God-v0 cannot be made"),
@@ -736,6 +760,15 @@ def test_second_sweep_is_refused(place, capfd):
     assert [path.name for path in root.iterdir()] == [".lock"]
 
 
+def test_a_name_that_may_have_been_meant(place, capfd):
+    root = place / "results" / "first"
+    root.mkdir(parents=True)
+    (root / "sweep.toml").write_text('name = "first"\nagents = ["a2c"]\nenvs = ["CartPole-v1"]\nseeds = [0]\n')
+    assert main(["--name", "frist"]) == 2
+    says = "error: --agents is missing, and there is no sweep called 'frist' to continue; did you mean 'first'?\n"
+    assert capfd.readouterr().err == says
+
+
 def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     args = ["--agents", "ppo", "a2c", "--envs", "CartPole-v1", "--seeds", "0-9", "--timesteps", "100", "--dry-run"]
@@ -751,8 +784,9 @@ def test_dry_run_names_the_seeds_of_a_cell_in_part(tmp_path, monkeypatch, capfd)
             (Path("results/sweep") / plan.Run(cell, 7).folder / "checkpoint" / "step-000000000050").mkdir(parents=True)
     assert main([*args, "-j", "2"]) == 0
     out = capfd.readouterr().out
-    assert "ppo on CartPole-v1  seeds 0-9, 100 steps each; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
-    assert "a2c on CartPole-v1  seeds 0-9, 100 steps each\n" in out
+    rounded = "100 steps each (2,048 in whole rollouts)"
+    assert f"ppo on CartPole-v1  seeds 0-9, {rounded}; 4 finished (0-2,5); 1 failed (3); 1 begun (7)\n" in out
+    assert "a2c on CartPole-v1  seeds 0-9, 100 steps each (120 in whole rollouts)\n" in out
     assert "20 runs, 4 finished, 1 failed, 15 to do" in out
 
 
@@ -1083,7 +1117,7 @@ def test_a_cluster_with_tls(place):
         with dask_command("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", settings=ours):
             done = run(ours)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "all 1 runs are finished" in done.stdout
+        assert "the run is finished" in done.stdout
     assert len(table(place / "results" / "sweep")) == 1
 
 

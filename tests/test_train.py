@@ -717,6 +717,15 @@ def test_dry_run_prints_every_value_with_its_origin_and_writes_nothing(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_it_says_that_no_episode_ended(tmp_path, capfd):
+    """Those of Pendulum have 200 steps. Then nothing tells how long evaluations would take, and none is made."""
+    args = ["--algo", "sac", "--env", "Pendulum-v1", "--timesteps", "120", "--out", str(tmp_path / "run")]
+    assert main([*args, "--set", "batch_size=8", "net_arch=[4]", "alrao.n_heads=2", "buffer_size=200"]) == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[1].startswith("step 2 of 120: no episode has ended, ")
+    assert "sac on Pendulum-v1: not evaluated (no episode ended in training) (reference -163, random -1,231)" in out
+
+
 @pytest.mark.parametrize(
     ("algo", "options", "steps"),
     [

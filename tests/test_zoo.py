@@ -67,19 +67,48 @@ def test_a_search_without_a_rate(zoo, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("algo", ["sac", "td3"])
+def test_a_tuned_configuration_with_the_policy_in_its_place(zoo, tmp_path, algo):
+    train = f"python -m rl_zoo3.train --algo {algo} --env Pendulum-v1 -n 300 --eval-freq -1 -params learning_starts:100"
+    done = zoo(train, tmp_path, "policy:'alrao_rl.AlraoPolicy'")
+    assert done.returncode == 0, done.stderr
+    assert "('policy', 'alrao_rl.AlraoPolicy')" in done.stdout
+
+
+SMALL = """  policy_kwargs: "dict(net_arch=[16, 16])"
+  batch_size: 16
+"""
+# As the zoo has them for most continuous environments.
+ANNEALED = """  learning_rate: lin_7.3e-4
+  use_sde: True
+  train_freq: 8
+  gradient_steps: 8
+  policy_kwargs: "dict(log_std_init=-3, net_arch=[16, 16], use_expln=True)"
+"""
+NOISY = f"""{SMALL}  noise_type: 'normal'
+  noise_std: 0.1
+"""
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("algo", "env", "policy"),
+    ("algo", "env", "policy", "more"),
     [
-        ("dqn", "CartPole-v1", "AlraoPolicy"),
-        ("ppo", "CartPole-v1", "AlraoPolicy"),
-        ("qrdqn", "CartPole-v1", "AlraoQRDQNPolicy"),
-        ("ppo_lstm", "CartPoleNoVel-v1", "AlraoLstmPolicy"),
+        ("dqn", "CartPole-v1", "AlraoPolicy", ""),
+        ("ppo", "CartPole-v1", "AlraoPolicy", ""),
+        ("qrdqn", "CartPole-v1", "AlraoQRDQNPolicy", '  policy_kwargs: "dict(n_quantiles=5)"\n'),
+        ("ppo_lstm", "CartPoleNoVel-v1", "AlraoLstmPolicy", ""),
+        ("sac", "Pendulum-v1", "AlraoPolicy", SMALL),
+        ("sac", "Pendulum-v1", "AlraoPolicy", ANNEALED),
+        ("td3", "Pendulum-v1", "AlraoPolicy", NOISY),
+        ("ddpg", "Pendulum-v1", "AlraoPolicy", NOISY),
+        ("tqc", "Pendulum-v1", "AlraoTQCPolicy", ANNEALED),
+        ("crossq", "Pendulum-v1", "AlraoCrossQPolicy", f"{SMALL}  policy_delay: 2\n"),
     ],
 )
-def test_policies_of_the_page(zoo, tmp_path, algo, env, policy):
+def test_policies_of_the_page(zoo, tmp_path, algo, env, policy, more):
     """By a configuration of one's own."""
-    small = '  policy_kwargs: "dict(n_quantiles=5)"\n' if algo == "qrdqn" else ""
-    (tmp_path / "my.yml").write_text(f"{env}:\n  n_timesteps: 1000\n  policy: 'alrao_rl.{policy}'\n{small}")
+    (tmp_path / "my.yml").write_text(f"{env}:\n  n_timesteps: 1000\n  policy: 'alrao_rl.{policy}'\n{more}")
     train = f"python -m rl_zoo3.train --algo {algo} --env {env} --conf-file my.yml --eval-freq -1"
     done = zoo(train, tmp_path)
     assert done.returncode == 0, done.stderr

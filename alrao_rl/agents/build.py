@@ -21,6 +21,7 @@ from torch import nn
 import alrao_rl
 from alrao_rl.checks import first_value
 from alrao_rl.errors import UserError, first_line, suggest
+from alrao_rl.notation import plural
 from alrao_rl.recipes.resolve import alrao_options
 from alrao_rl.recipes.schema import Agent
 from alrao_rl.sb3.base import refuse_start
@@ -138,8 +139,8 @@ def refuse_no_update(model: BaseAlgorithm, timesteps: int) -> None:
     steps, name = timesteps_of(model, timesteps), type(model).__name__
     if steps <= model.learning_starts:
         raise UserError(
-            f"{name} learns after {model.learning_starts:,} steps (learning_starts), but the run has {steps:,}: give "
-            f"it more timesteps, or a smaller number such as --set learning_starts={steps // 10}"
+            f"{name} learns after {plural(model.learning_starts, 'step')} (learning_starts), but the run has {steps:,}"
+            f": give it more timesteps, or a smaller number such as --set learning_starts={steps // 10}"
         )
     if model.gradient_steps == 0:
         raise UserError(

@@ -27,11 +27,13 @@ from alrao_rl.agents.acting import SpacesOnly, Statistics, acting, normalizing
 from alrao_rl.agents.build import build, check_device, with_small_buffer
 from alrao_rl.agents.spaces import decode_space, encode_space
 from alrao_rl.environments.normalization import RunningMeanSquare
-from alrao_rl.errors import UserError, first_line
+from alrao_rl.errors import UserError, first_line, suggest_path
 from alrao_rl.recipes.resolve import with_defaults
 from alrao_rl.recipes.schema import Agent
 from alrao_rl.recipes.validation import check_agent
+from alrao_rl.runs import logs
 from alrao_rl.runs.atomic import write_atomically
+from alrao_rl.runs.folder import is_given_up
 from alrao_rl.runs.reading import check_manifest, read_json, read_run_file
 
 FORMAT = "alrao-rl agent 2"
@@ -154,10 +156,7 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        state = ""
-        with contextlib.suppress(UserError):
-            state = f"; the run's state is {read_json(path.parent / 'status.json').get('state')!r}"
-        raise UserError(f"cannot read the agent {path}: {error.strerror}{state}") from None
+        raise UserError(f"cannot read the agent {path}: {error.strerror}{_instead(path)}") from None
     try:
         length = int.from_bytes(data[:8], "little")
         description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER])
@@ -171,6 +170,24 @@ def read_agent(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     # The hash does not cover the header; in the folder of a finished run the manifest does.
     check_manifest(path.parent, path.name)
     return description, tensors
+
+
+def _instead(path: Path) -> str:
+    """Why an agent is not there, or which one may have been meant."""
+    folder = path.parent
+    if not folder.is_dir():
+        return suggest_path(folder if path.stem in ("agent", "last") else path)
+    with contextlib.suppress(UserError):
+        state = read_json(folder / "status.json").get("state")
+        state = "interrupted" if is_given_up(folder, state) else state
+        return f"; the run's state is {state!r}"
+    # The folder of a study, or one in it.
+    for depth in range(1, 5):
+        if run := next((one.parent for one in sorted(folder.glob(f"{'*/' * depth}{path.name}"))), None):
+            return f"; did you mean {str(run)!r}?"
+    if (folder / logs.FILE).exists():
+        return "; a sweep has kept the logs of its runs there, for their report, and no agents"
+    return suggest_path(path)
 
 
 def _set_weights(model: BaseAlgorithm, weights: dict[str, torch.Tensor]) -> None:

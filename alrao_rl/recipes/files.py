@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alrao_rl.errors import UserError, suggest
+from alrao_rl.errors import UserError, suggest, suggest_path
 from alrao_rl.recipes.schema import Agent, Environment
 from alrao_rl.recipes.validation import check_agent, validate
 
@@ -57,7 +57,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{path} is not a recipe: it is nested more than {MAX_DEPTH} tables deep") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}{suggest_path(path)}") from None
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from alrao_rl.cli.console import CommandLine, print_error, print_warning, say
 from alrao_rl.errors import UserError
+from alrao_rl.notation import plural
 from alrao_rl.runs import logs
 from alrao_rl.runs.atomic import write_atomically
 from alrao_rl.runs.reading import read_json, read_run_file
@@ -100,7 +101,7 @@ def make(args: argparse.Namespace, refresh: int = 0) -> bool:
     for path, error in list(zip(broken.path, broken.error, strict=True))[:_NAMED]:
         print_warning(f"{path}: {error}")
     if len(broken) > _NAMED:
-        print_warning(f"{len(broken) - _NAMED} more runs are broken: the report names them")
+        print_warning(f"{plural(len(broken) - _NAMED, 'more run is', 'more runs are')} broken: the report names them")
     return all(state == "broken" for *_, absent in study.missing() for _, state in absent)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from alrao_rl.notation import plural
 from alrao_rl.runs.reading import read_json, read_run_file
 from alrao_rl.runs.results import each_row
 
@@ -31,8 +32,9 @@ def resolved(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
         root: folder of the report.
     """
     frame, copies = _without_copies(frame, root)
+    more = plural(len(copies) - 1, "more run is a copy", "more runs are copies")
     lines = [f"{run} is a copy of {original}, and left out" for run, original in list(copies.items())[:1]]
-    lines += [f"{len(copies) - 1} more runs are copies of others, and left out"] if len(copies) > 1 else []
+    lines += [f"{more} of others, and left out"] if len(copies) > 1 else []
     for agent, runs in _twice(frame).groupby("agent"):
         one, other = (within(root, path) for path in runs.path.iloc[:2])
         lines.append(f"{one} and {other} are one run and differ: {agent} is compared folder by folder")

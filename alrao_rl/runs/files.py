@@ -23,6 +23,7 @@ STATES = get_args(State)
 TRACEBACK = "traceback.txt"
 CHECKPOINT = "checkpoint"
 MANIFEST = "sha256.json"
+LOCK = ".lock"
 KEPT = ("config.json", "status.json", MANIFEST, TRACEBACK, *COLUMNS)
 """What a study keeps of a run: everything but agents and checkpoints."""
 TRACKING, TENSORBOARD = "tracking.json", "tensorboard"

@@ -26,6 +26,7 @@ from alrao_rl.runs.files import (
     CHECKPOINT,
     COLUMNS,
     KEPT,
+    LOCK,
     MANIFEST,
     TENSORBOARD,
     TRACEBACK,
@@ -34,7 +35,7 @@ from alrao_rl.runs.files import (
     RunStatus,
     State,
 )  # fmt: skip
-from alrao_rl.runs.lock import try_lock
+from alrao_rl.runs.lock import is_free, try_lock
 from alrao_rl.runs.reading import read_json, sha256
 
 
@@ -61,7 +62,7 @@ class RunFolder:
         if "config.json" in names:
             return read_json(self.path / "config.json")
         # A process that was killed while it wrote its very first file leaves no more than this.
-        if any(not name.startswith((".lock", ".config.json.")) for name in names):
+        if any(not name.startswith((LOCK, ".config.json.")) for name in names):
             raise FolderError(f"{self.path} is not empty and no run folder")
         return None
 
@@ -82,7 +83,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a")
+            self._lock = (self.path / LOCK).open("a")
         except OSError as error:
             raise self._unusable(error) from None
         try:
@@ -211,6 +212,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def is_given_up(path: Path, state: object) -> bool:
+    """Whether a run that says it is ``running`` has lost its process: nobody has the lock of its folder."""
+    return state == "running" and is_free(path / LOCK)
 
 
 def _status(state: State, details: Mapping[str, Any]) -> str:

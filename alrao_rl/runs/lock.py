@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import weakref
+from pathlib import Path
 from typing import IO, Any
 
 from alrao_rl.errors import UserError
@@ -17,7 +19,7 @@ def try_lock(file: IO[Any]) -> bool:
         UserError: there are no locks on this file system.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_soon(file)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
@@ -25,6 +27,25 @@ def try_lock(file: IO[Any]) -> bool:
             f"cannot lock {file.name}: {error.strerror}; choose a place on a file system that has locks (flock)"
         ) from None
     _locked.add(file)
+    return True
+
+
+def _lock_soon(file: IO[Any]) -> None:
+    """Lock an open file; :func:`is_free` may have it for a moment."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        time.sleep(0.05)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_free(path: Path) -> bool:
+    """Whether this is the file of a lock that no process has any more; False where that cannot be found out."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True
 
 

@@ -15,10 +15,11 @@ import pandas as pd
 
 from alrao_rl import stats
 from alrao_rl.checks import first_value
-from alrao_rl.errors import UserError, first_line
+from alrao_rl.errors import UserError, first_line, suggest_path
 from alrao_rl.runs import logs
 from alrao_rl.runs.configuration import flatten, identity
 from alrao_rl.runs.files import COLUMNS, EnvironmentRecord, RunConfig, RunStatus
+from alrao_rl.runs.folder import is_given_up
 from alrao_rl.runs.names import RunName
 from alrao_rl.runs.provenance import PACKAGES, stretches
 from alrao_rl.runs.reading import RunFiles, read_run_file
@@ -41,7 +42,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     =====================  ============================================================================================
     ``env, agent, seed``   of the run; from the folder's path where its configuration cannot be read
     ``algo, policy``       such as ``dqn``, ``a2c``, ``ppo``; ``alrao`` or ``stock``
-    ``state``              finished, failed, interrupted, running (or killed), queued; **diverged**: a return is not
+    ``state``              finished, failed, interrupted (or killed), running, queued; **diverged**: a return is not
                            finite; **broken**: a file is missing, half-written or not what a run writes
     ``timesteps``          done, and ``requested_timesteps``
     ``episodes``           number of them
@@ -81,7 +82,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     # One after the other, and of those that are there several times the last.
     found = {files.path: _Run(files) for files in _all_files(root)}
     if not found and not root.is_dir():
-        raise UserError(f"{root} {'is no folder' if root.exists() else 'does not exist'}, expected one with runs")
+        what = "is no folder" if root.exists() else "does not exist"
+        raise UserError(f"{root} {what}, expected one with runs{suggest_path(root)}")
     runs = [found[place] for place in sorted(found)]
     if not runs:
         raise UserError(f"{root} holds no run: expected folders such as ENV/AGENT/seed-0 with a config.json in them")
@@ -264,6 +266,8 @@ class _Run:
     def state(self) -> str:
         """The state in ``status.json``, unless the files say more. A failed run may well leave a torn file."""
         state = self.status.state if self.status else "broken"
+        if is_given_up(self.path, state):
+            state = "interrupted"
         if self.broken:
             return state if state == "failed" else "broken"
         return "diverged" if self.diverged and state == "finished" else state

@@ -73,8 +73,9 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
 
     def _make_target(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """A plain copy of the critics' average."""
-        target = super().make_critic(features_extractor)  # type: ignore[misc]
+        target = self.critic_class(**self._update_features_extractor(self.critic_kwargs, features_extractor))
         make_lean(target, wide=True)
+        target = target.to(self.device)
         follow_at_once(target, self.critic)
         return target
 
@@ -166,18 +167,19 @@ class AlraoTD3Policy(OffPolicyMixin, TD3Policy):
 
     serves = (TD3,)
     stock = TD3Policy
+    actor_class: type[Any] = AlraoTD3Actor
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> AlraoTD3Actor:
         """SB3's actor, its last layer duplicated."""
-        actor = AlraoTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+        actor = self.actor_class(**self._update_features_extractor(self.actor_kwargs, features_extractor))
         last = max(i for i, module in enumerate(actor.mu) if isinstance(module, nn.Linear))
         convert(actor, {f"mu.{last}": Output("mean")}, self.alrao_options)
         make_lean(actor, wide=True)
-        return actor.to(self.device)
+        return cast(AlraoTD3Actor, actor.to(self.device))
 
     def _build(self, lr_schedule: Any) -> None:
         self.actor = self.make_actor()
-        self.actor_target = TD3Policy.make_actor(self)
+        self.actor_target = self.actor_class(**self._update_features_extractor(self.actor_kwargs)).to(self.device)
         make_lean(self.actor_target, wide=True)
         follow_at_once(self.actor_target, self.actor)
         is_shared = self.share_features_extractor

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from alrao_rl.cli.arguments import parse_count
 from alrao_rl.cli.console import CommandLine, print_error, print_warning, say
 from alrao_rl.cli.interruption import Interruption
-from alrao_rl.errors import FolderError, UserError, first_line
-from alrao_rl.notation import parse_seeds, seeds_as_text
+from alrao_rl.errors import FolderError, UserError, first_line, suggest
+from alrao_rl.notation import parse_seeds, plural, seeds_as_text
 from alrao_rl.runs.configuration import EVALUATION
 from alrao_rl.runs.names import is_cut
 from alrao_rl.sweep.cluster import SchedulerGoneError, connect, local_cluster
@@ -132,7 +132,7 @@ def sweep(args: argparse.Namespace) -> int:
     kept = plan.checked(plan.read(root / plan.FILE), str(root / plan.FILE)) if (root / plan.FILE).exists() else None
     if kept and "envs" not in given:
         _check_trust(kept.envs, args)
-    call = plan.checked(_completed(kept, given), str(args.file or "the sweep"))
+    call = plan.checked(_completed(kept, given, root), str(args.file or "the sweep"))
     whole = plan.extended(kept, call, str(root / plan.FILE)) if kept else call
     cells = plan.cells(call, args.trust)
     # Imported here because these load pandas: a sweep that cannot be run is refused without waiting for it.
@@ -140,7 +140,7 @@ def sweep(args: argparse.Namespace) -> int:
     from alrao_rl.sweep import runs_csv
     from alrao_rl.sweep import states as survey
 
-    _check_cells(cells, args.scheduler is None)
+    lengths = _check_cells(cells, args.scheduler is None)
     with contextlib.ExitStack() as stack:
         client = (
             stack.enter_context(connect(args.scheduler)) if args.scheduler is not None and not args.dry_run else None
@@ -149,7 +149,7 @@ def sweep(args: argparse.Namespace) -> int:
             stack.enter_context(locked(root))
         if damaged := logs.damaged(root):
             print_warning(
-                f"the logs in {root} are damaged in {damaged} place{'s' * (damaged > 1)}: restore an earlier version "
+                f"the logs in {root} are damaged in {plural(damaged, 'place')}: restore an earlier version "
                 "of logs.jsonl.xz; runs that have folders are kept anew"
             )
         table = runs_csv.Rows(root / runs_csv.FILE)
@@ -159,7 +159,7 @@ def sweep(args: argparse.Namespace) -> int:
         todo = _queued(states)
         speeds = survey.Speeds(table.values())
         n_workers = sum(client.nthreads().values()) if client else args.jobs
-        _print_plan(root, call, states, speeds, n_workers)
+        _print_plan(root, call, states, lengths, speeds, n_workers)
         if args.dry_run:
             return 0
         plan.write(root / plan.FILE, whole)
@@ -231,6 +231,8 @@ def from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """
     from alrao_rl.sweep import plan
 
+    if args.file is not None and args.file.is_dir():
+        raise UserError(f"{args.file} is a folder, expected a file such as {args.file / plan.FILE}")
     given = {} if args.file is None else plan.read(args.file)
     for key in ("agents", "envs", "tune", "timesteps", "budget", *EVALUATION, "name"):
         if (value := getattr(args, key)) is not None:
@@ -271,12 +273,14 @@ def _root(args: argparse.Namespace, given: dict[str, Any]) -> Path:
     return root
 
 
-def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given keys, completed by those of the sweep so far.
+def _completed(kept: Sweep | None, given: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The given keys, completed by those of the sweep so far, whose folder would be ``root``.
 
     Raises:
         UserError: if a key is missing.
     """
+    from alrao_rl.sweep import plan
+
     data = dict(given)
     if kept is not None:
         before = kept.model_dump(exclude_none=True)
@@ -286,38 +290,47 @@ def _completed(kept: Sweep | None, given: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("agents", "envs", "seeds"):
         if key not in data:
             here = f", and there is no sweep called {data['name']!r} to continue" if "name" in data else ""
-            example = "python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
-            raise UserError(f"--{key} is missing{here}: {example}")
+            others = [path.parent.name for path in root.parent.glob(f"*/{plan.FILE}")]
+            example = ": python -m alrao_rl.sweep --agents dqn dqn-adam --envs CartPole-v1 --seeds 0-9"
+            raise UserError(f"--{key} is missing{here}{suggest(root.name, others) or example}")
     return data
 
 
-def _check_cells(cells: list[Cell], here: bool) -> None:
+def _check_cells(cells: list[Cell], here: bool) -> dict[Cell, int]:
     """Prepare every cell as its runs will, with one environment for all of its cells, to find what cannot be trained.
 
     Args:
         cells: in the order of their environments.
         here: whether runs are on this machine; another one may have memory for a replay buffer that this one lacks.
 
+    Returns:
+        Timesteps of the runs of each, in whole rollouts.
+
     Raises:
         UserError: for the first cell that cannot be trained, with the reason.
     """
-    from alrao_rl.agents.build import with_small_buffer
+    from alrao_rl.agents.build import timesteps_of, with_small_buffer
     from alrao_rl.environments.make import Shared, close, make_one, warn
 
+    lengths = {}
     for environment, group in groupby(cells, lambda cell: cell.recipe.environment):
         env = make_one(environment, training=True)
         warn(environment, env)
         for cell in group:
             recipe = cell.recipe if here else replace(cell.recipe, agent=with_small_buffer(cell.recipe.agent))
             try:
-                prepare(recipe, cell.options.seed, make=partial(Shared, env))
+                _, model = prepare(recipe, cell.options.seed, make=partial(Shared, env))
+                lengths[cell] = timesteps_of(model, recipe.timesteps)
             except UserError as error:
                 close(env)
                 raise UserError(f"{cell.label}: {error}".replace("--set", "--grid", 1)) from None
         close(env)
+    return lengths
 
 
-def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Speeds, n_workers: int) -> None:
+def _print_plan(
+    root: Path, call: Sweep, states: Mapping[Run, State], lengths: Mapping[Cell, int], speeds: Speeds, n_workers: int
+) -> None:
     """Print what there is, cell by cell, and what there is to do."""
     from alrao_rl.sweep.progress import time_left
 
@@ -327,7 +340,9 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
     width = max(len(cell.label) for cell in cells)
     for cell, by_seed in cells.items():
         notes = "".join(f"; {note}" for note in _notes(cell, by_seed))
-        say(f"{cell.label:<{width}}  seeds {seeds_as_text(by_seed)}, {cell.recipe.timesteps:,} steps each{notes}")
+        steps = plural(cell.recipe.timesteps, "step")
+        whole = f" ({lengths[cell]:,} in whole rollouts)" if lengths[cell] != cell.recipe.timesteps else ""
+        say(f"{cell.label:<{width}}  seeds {seeds_as_text(by_seed)}, {steps} each{whole}{notes}")
     if call.tuning_seeds:
         say(f"tuning seeds: {seeds_as_text(call.tuning_seeds)}, only for agents with a setting to choose")
     if call.tune and any(run.seed in call.tuning_seeds and state.name == "queued" for run, state in states.items()):
@@ -335,9 +350,9 @@ def _print_plan(root: Path, call: Sweep, states: Mapping[Run, State], speeds: Sp
     todo = [(run, state.step) for run, state in states.items() if state.name == "queued"]
     names = [state.name for state in states.values()]
     left = time_left(speeds.time_left(todo, n_workers)) if todo else "nothing to do"
-    workers = f" on {n_workers} worker{'s' * (n_workers != 1)}" if todo else ""
+    workers = f" on {plural(n_workers, 'worker')}" if todo else ""
     say(
-        f"{root}: {len(names)} runs, {names.count('finished')} finished, {names.count('failed')} failed, "
+        f"{root}: {plural(len(names), 'run')}, {names.count('finished')} finished, {names.count('failed')} failed, "
         f"{len(todo)} to do{workers}: {left}"
     )
 
@@ -371,9 +386,12 @@ def _conclude(root: Path, states: Mapping[Run, State]) -> int:
         see = f"; see {folder}" if folder.exists() else ""  # its row may be from another machine
         print_error(f"{state.name}: {run.label}: {state.reason}{see}")
     if failed:
-        print_warning(f"{len(failed)} of {len(states)} runs are not finished; --retry-failed tries failed ones again")
+        print_warning(
+            f"{len(failed)} of {plural(len(states), 'run is', 'runs are')} not finished; --retry-failed tries failed "
+            "ones again"
+        )
     else:
-        say(f"all {len(states)} runs are finished: {root}")
+        say(f"{'the run is' if len(states) == 1 else f'all {len(states)} runs are'} finished: {root}")
     if lost := sum(state.lost for state in states.values()):
-        print_warning(f"reports omit {lost} of {len(states)} runs, whose logs are missing or damaged here")
+        print_warning(f"reports omit {lost} of {plural(len(states), 'run')}, whose logs are missing or damaged here")
     return 1 if failed else 0

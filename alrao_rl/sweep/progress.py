@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alrao_rl.cli.console import say
+from alrao_rl.notation import plural
 from alrao_rl.numbers import significant
 from alrao_rl.sweep.plan import Cell, Run
 from alrao_rl.sweep.runs_csv import Rows
@@ -74,7 +75,8 @@ class Progress:
             self._speeds.add(run.cell.env, run.cell.agent, self._gained[run], seconds)
         row = self._rows.get(run.key) or {}
         auc = significant(float(row["auc"])) if row.get("auc") else ""
-        what = f"return {auc} over training" if state.name == "finished" else state.reason
+        what = f"return {auc} over training" if reached(self._root, run)[0] else "no episode ended"
+        what = what if state.name == "finished" else state.reason
         self.note(f"{state.name}: {run.label}: {what} ({seconds:.0f} s)")
 
     def note(self, text: str) -> None:
@@ -91,8 +93,9 @@ class Progress:
         rate = sum(self._gained.values()) / elapsed
         waiting = "" if self._n_workers else "waiting for workers, "
         return (
-            f"{waiting}{names.count('finished')} of {len(names)} runs finished, {len(self._running)} running, "
-            f"{names.count('failed')} failed; {rate:,.0f} steps/s in all, {self._left(rate)}"
+            f"{waiting}{names.count('finished')} of {plural(len(names), 'run')} finished, "
+            f"{len(self._running)} running, {names.count('failed')} failed; {rate:,.0f} steps/s in all, "
+            f"{self._left(rate)}"
         )
 
     def _left(self, rate: float) -> str:

@@ -22,7 +22,7 @@ from typing import IO, Any
 from alrao_rl.cli.interruption import EXIT_STATUSES
 from alrao_rl.errors import UserError
 from alrao_rl.runs.atomic import write_atomically
-from alrao_rl.runs.files import TRACEBACK
+from alrao_rl.runs.files import LOCK, TRACEBACK
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.runs.lock import try_lock
 
@@ -159,7 +159,7 @@ def outcome_of_failure(
 
 def _wait_for_lock(task: Task, deadline: float | None) -> None:
     """Wait while another process writes to the run folder: a lost worker's run, or one that the user started."""
-    lock = Path(task.folder, ".lock")
+    lock = Path(task.folder, LOCK)
     while lock.exists() and task.sweep not in _stopped:
         with lock.open("a") as file, contextlib.suppress(UserError):  # the run will report it
             if try_lock(file):

@@ -14,6 +14,7 @@ from alrao_rl.agents.file import save_agent
 from alrao_rl.checks import NOT_FINITE
 from alrao_rl.cli.console import print_warning
 from alrao_rl.cli.interruption import Interruption
+from alrao_rl.notation import plural
 from alrao_rl.recipes.schema import Recipe
 from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, Saved, Timer
 from alrao_rl.runs.files import AGENTS, CHECKPOINT
@@ -141,7 +142,7 @@ class TrainingCallback(AlraoCallback):
 
     def _on_training_end(self) -> None:
         if not self.model._n_updates:
-            raise RuntimeError(f"no update was made in {self.num_timesteps:,} steps: the agent is untrained")
+            raise RuntimeError(f"no update was made in {plural(self.num_timesteps, 'step')}: the agent is untrained")
         self._fail_without_updates(1)
         self._judge(last=True)
         self._log()
@@ -178,9 +179,8 @@ class TrainingCallback(AlraoCallback):
         """
         skipped, n_updates = self.updates()
         if skipped == n_updates >= least:
-            raise FloatingPointError(
-                f"all {n_updates:,} updates were skipped: the loss or the gradient was nan or infinite, {NOT_FINITE}"
-            )
+            which = "the only update was" if n_updates == 1 else f"all {n_updates:,} updates were"
+            raise FloatingPointError(f"{which} skipped: the loss or the gradient was nan or infinite, {NOT_FINITE}")
 
     def _elapsed(self) -> float:
         """Wall seconds of training, those before an interruption included."""

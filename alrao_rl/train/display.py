@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from alrao_rl.cli.console import say
+from alrao_rl.notation import plural
 from alrao_rl.numbers import significant
 from alrao_rl.recipes.schema import Recipe
 
@@ -35,7 +36,7 @@ class Display:
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]} steps/s"),
             TimeRemainingColumn(),
-            TextColumn("return {task.fields[score]}"),
+            TextColumn("{task.fields[score]}"),
             console=console,
             expand=True,
         )
@@ -51,9 +52,9 @@ class Display:
         more = f" in whole rollouts, for {self._asked:,}" if total != self._asked else ""
         more += f", continued from step {first:,}" if first else ""
         if not self._quiet and (more or not self._live):
-            say(f"{self._name}: {total:,} steps{more}")
+            say(f"{self._name}: {plural(total, 'step')}{more}")
         if self._live:
-            self._task = self._progress.add_task(self._name, total=self._total, rate="-", score="-")
+            self._task = self._progress.add_task(self._name, total=self._total, rate="-", score=self._score())
             self._screen.start()
 
     def update(
@@ -67,11 +68,10 @@ class Display:
         if now - self._shown < 0.25 and not final:
             return
         self._shown = now
-        score = significant(float(np.mean(returns))) if returns else "-"
         rate = f"{(step - self._first) / max(now - self._started, 1e-9):,.0f}"
         bars = "  ".join(f"{layer} |{bar_chart(stats['weights'])}|" for layer, stats in weights().items())
         completed = min(step, self._total)
-        self._progress.update(self._task, completed=completed, rate=rate, score=score)
+        self._progress.update(self._task, completed=completed, rate=rate, score=self._score())
         with contextlib.suppress(OSError):  # the terminal may have gone away
             self._screen.update(Group(self._progress, Text(bars)), refresh=True)
 
@@ -82,13 +82,15 @@ class Display:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         done = max(step - self._first, 1)
         left = (self._total - step) * seconds / done
-        score = significant(float(np.mean(self._returns))) if self._returns else "-"
         bars = "".join(f", {layer} |{bar_chart(stats['weights'])}|" for layer, stats in self._weights().items())
         evaluated = "" if evaluation is None else f"evaluation {significant(evaluation)}, "
         say(
-            f"step {min(step, self._total):,} of {self._total:,}: return {score}, {evaluated}"
+            f"step {min(step, self._total):,} of {self._total:,}: {self._score()}, {evaluated}"
             f"{done / seconds:,.0f} steps/s, {max(left, 0):.0f} s left{bars}"
         )
+
+    def _score(self) -> str:
+        return f"return {significant(float(np.mean(self._returns)))}" if self._returns else "no episode has ended"
 
     def stop(self) -> None:
         """End the live bar."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from alrao_rl.cli.console import print_error, print_warning, python, say
 from alrao_rl.cli.interruption import Interruption
 from alrao_rl.errors import FolderError, UserError, first_line
+from alrao_rl.notation import plural
 from alrao_rl.numbers import significant
 from alrao_rl.runs import provenance
 from alrao_rl.runs.atomic import write_atomically
@@ -268,8 +269,9 @@ def _interrupted(folder: RunFolder, callback: TrainingCallback, exit_status: int
 def _warn_of_lost_heads(times: int) -> None:
     if times:
         print_warning(
-            f"{times} output heads became non-finite and were re-cloned from the average: a learning rate or a reward "
-            "is far too large (counted under reclones in heads.csv, with those of heads without weight)"
+            f"{plural(times, 'output head')} became non-finite and {'was' if times == 1 else 'were'} re-cloned from "
+            "the average: a learning rate or a reward is far too large (counted under reclones in heads.csv, with "
+            "those of heads without weight)"
         )
 
 
@@ -278,8 +280,8 @@ def _warn_of_skipped_updates(skipped: int, n_updates: int) -> None:
         from alrao_rl.checks import NOT_FINITE
 
         print_warning(
-            f"{skipped:,} of {n_updates:,} updates were skipped, wholly or in part: a loss or its gradient was nan or "
-            f"infinite, {NOT_FINITE}"
+            f"{skipped:,} of {plural(n_updates, 'update')} {'was' if skipped == 1 else 'were'} skipped, wholly or in "
+            f"part: a loss or its gradient was nan or infinite, {NOT_FINITE}"
         )
 
 
@@ -300,6 +302,11 @@ def limit_threads() -> None:
         torch.set_num_threads(1)
 
 
+def _has_rows(log: Path) -> bool:
+    with log.open("rb") as file:
+        return len(file.read(200).splitlines()) > 1
+
+
 def _summary(recipe: Recipe, folder: RunFolder) -> str:
     status, environment = folder.status() or {}, recipe.environment
     known = {"reference": environment.reference_score, "random": environment.random_score}
@@ -309,9 +316,12 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
         steps, seconds = status["timesteps"], status["wall_seconds"]
         best, last = status["best_return"], status["last_return"]
         if best is None:
-            budget = "--eval-budget allowed no whole episode, a larger one would"
-            without = (folder.config() or {}).get("eval_episodes") == 0
-            evaluated = f"not evaluated ({'--eval-episodes 0' if without else budget})"
+            why = "--eval-budget allowed no whole episode, a larger one would"
+            if not _has_rows(folder.path / "episodes.csv"):
+                why = "no episode ended in training"
+            if (folder.config() or {}).get("eval_episodes") == 0:
+                why = "--eval-episodes 0"
+            evaluated = f"not evaluated ({why})"
         else:
             of_last = "not evaluated" if last is None else significant(last)
             evaluated = f"best evaluation {significant(best)} at step {status['best_timestep']:,}, last {of_last}"
@@ -320,7 +330,7 @@ def _summary(recipe: Recipe, folder: RunFolder) -> str:
             which = "agent.safetensors is the best agent, last.safetensors the last"
         return "\n".join([
             f"{recipe.agent_name} on {environment.id}: {evaluated} ({scores or 'no reference score'})",
-            f"{steps:,} steps in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
+            f"{plural(steps, 'step')} in {seconds:.0f} s, {steps / max(seconds, 0.1):,.0f} steps/s",
             f"files: {folder.path} ({which})",
             f"play it: {python()} -m alrao_rl.enjoy {shlex.quote(str(folder.path))}{trust}",
         ])  # fmt: skip

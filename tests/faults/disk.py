@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 
 from alrao_rl.runs.checkpoint import load
 from faults.harness import Fault, Missed, Result, check
-from faults.kill import CELLS, read_log, run_command, same, straight
+from faults.kill import CELLS, CONTINUOUS, read_log, run_command, same, straight
 from faults.processes import done, finish, started, wait_for
 
 
@@ -62,8 +63,10 @@ def contents(folder: Path) -> dict[str, dict[str, str]]:
 class Broken:
     """A run that is stopped after two checkpoints, for something to be done to it, and then goes on into its end."""
 
-    def __init__(self, number: int, place: Path, seen: Path, before: list[object], environment: dict[str, str]) -> None:
-        self.algo, self.env = CELLS[number % len(CELLS)]
+    def __init__(
+        self, cell: tuple[str, str], place: Path, seen: Path, before: list[object], **environment: str
+    ) -> None:
+        self.algo, self.env = cell
         self.place, self.seen, self.environment = place, seen, environment
         self.out, self.facts = place / "run", place / "facts"
         (seen / "facts").mkdir()
@@ -108,11 +111,11 @@ class Broken:
         same(reference, self.seen / "run", final, again)
 
 
-def full_disk(number: int, place: Path) -> Result:
+def full_disk(cells: list[tuple[str, str]], number: int, place: Path) -> Result:
     """Nothing fits any more, or the first kilobytes of the next file do."""
     leave = int(np.random.default_rng(number).integers(0, 12_000))
     with small_disk(place, "6m") as (disk, seen, enter):
-        run = Broken(number, disk, seen, enter, {})
+        run = Broken(cells[number % len(cells)], disk, seen, enter)
         said = run.breaks(lambda _: fill(seen, leave), "No space left on device")
         (seen / "filler").unlink()
         run.mends(enter)
@@ -122,7 +125,7 @@ def full_disk(number: int, place: Path) -> Result:
 def file_size_limit(number: int, place: Path) -> Result:
     """RLIMIT_FSIZE, as a quota or a shell's ``ulimit -f`` sets it."""
     limit = int(np.random.default_rng(number).integers(1, 8000))
-    run = Broken(number, place, place, [], {})
+    run = Broken(CELLS[number % len(CELLS)], place, place, [])
     said = run.breaks(lambda pid: resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit)), "File too large")
     run.mends([])
     return Result(detail=said)
@@ -130,7 +133,7 @@ def file_size_limit(number: int, place: Path) -> Result:
 
 def serializer(number: int, place: Path) -> Result:
     """A part of the state that no checkpoint can hold."""
-    run = Broken(number, place, place, [], {"BREAK_AT": str(4 + number % 5)})
+    run = Broken(CELLS[number % len(CELLS)], place, place, [], BREAK_AT=str(4 + number % 5))
     said = run.breaks(lambda _: None, "/training/odd is a set")
     run.mends([])
     log = read_log(run.seen / "again")
@@ -186,7 +189,11 @@ FAULTS = [
     Fault(
         "disk", "disk full while a run writes (tmpfs)",
         "earlier checkpoints byte for byte as they were, exit status not 0, path and cause named; continued exactly",
-        full_disk, asked=20, stock=stock_full_disk,
+        partial(full_disk, CELLS), asked=20, stock=stock_full_disk,
+    ),
+    Fault(
+        "disk-continuous", "the same, SAC, TD3, TQC, CrossQ, DDPG", "the same",
+        partial(full_disk, CONTINUOUS), asked=10,
     ),
     Fault(
         "size", "limit of the file size (RLIMIT_FSIZE) while a run writes", "the same",

@@ -14,7 +14,7 @@ EVALUATION = 1_000_000
 
 
 class Faulty(gym.Env):
-    """Observations are random, the reward is the action.
+    """Observations are random, the reward is the action, one of two or a number between −1 and 1.
 
     Args:
         happens: a key of ``FAULTS``; empty for nothing.
@@ -23,10 +23,10 @@ class Faulty(gym.Env):
         out: the run folder.
     """
 
-    action_space = spaces.Discrete(2)
     observation_space = spaces.Box(-1.0, 1.0, (2,))
 
-    def __init__(self, happens="", at=150, keep="", out="", pause=0.0):
+    def __init__(self, happens="", at=150, keep="", out="", pause=0.0, continuous=False):
+        self.action_space = spaces.Box(-1.0, 1.0, (1,)) if continuous else spaces.Discrete(2)
         self.happens, self.at, self.keep, self.out, self.pause = happens, at, keep, out, pause
         self.total = 0
 
@@ -41,7 +41,7 @@ class Faulty(gym.Env):
         self.steps += 1
         self.total += 1
         time.sleep(self.pause)
-        result = [self.observe(), float(action), self.steps == 10, False, {}]
+        result = [self.observe(), float(np.sum(action)), self.steps == 10, False, {}]
         if self.happens and self.total == self.at:
             if self.keep:
                 for path in Path(self.out).glob("agent.*"):

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,12 @@ from alrao_rl.runs.checkpoint import CheckpointError, Checkpoints, load
 from faults.harness import Fault, Missed, Result, check
 from faults.processes import CHILD, finish, started, wait_for
 
-STEPS = {"dqn": 1200, "a2c": 6000, "ppo": 4096}
-ENVS = ("CartPole-v1", "LunarLander-v3")
-CELLS = [(algo, env) for algo in STEPS for env in ENVS]
+STEPS = {
+    "dqn": 1200, "a2c": 6000, "ppo": 4096, "sac": 900, "td3": 900, "ddpg": 900, "tqc": 700, "crossq": 700,
+}  # fmt: skip
+CELLS = [(algo, env) for algo in ("dqn", "a2c", "ppo") for env in ("CartPole-v1", "LunarLander-v3")]
+CONTINUOUS = [(algo, "Pendulum-v1") for algo in ("sac", "td3", "tqc", "crossq", "ddpg")]
+STOCK = ("DQN", "A2C", "PPO")
 INTERVAL = 0.2
 
 
@@ -56,9 +59,9 @@ def same(one: Path, two: Path, final: dict[str, str], facts: Path) -> None:
     check(not keys and len(final) > 50, f"differ in {keys[:3]}")
 
 
-def kill_at_random(number: int, place: Path) -> Result:
+def kill_at_random(cells: list[tuple[str, str]], number: int, place: Path) -> Result:
     """Kill a run at a random moment of its training, give the command again, compare with a run in one go."""
-    algo, env = CELLS[number % len(CELLS)]
+    algo, env = cells[number % len(cells)]
     reference, final, seconds = straight(algo, env)
     draw = np.random.default_rng(number)
     for attempt in range(10):
@@ -173,27 +176,29 @@ def stock_kill_inside_save(number: int, place: Path) -> Result:
     return Result(detail="readable")
 
 
-def stock_resume(number: int, place: Path) -> Result:
+def stock_resume(names: tuple[str, ...], number: int, place: Path) -> Result:
     """The last ``CheckpointCallback`` file, ``load`` and ``learn(reset_num_timesteps=False)`` against one go."""
     import gymnasium as gym
+    import stable_baselines3
     import torch
-    from stable_baselines3 import A2C, DQN, PPO
     from stable_baselines3.common.callbacks import CheckpointCallback
 
-    algo = (DQN, A2C, PPO)[number % 3]
-    kwargs = {"n_steps": 64, "batch_size": 64} if algo is PPO else {"learning_starts": 50} if algo is DQN else {}
+    name = names[number % len(names)]
+    algo, env = getattr(stable_baselines3, name), "CartPole-v1" if name in STOCK else "Pendulum-v1"
+    replays = name not in ("A2C", "PPO")
+    kwargs = {"n_steps": 64, "batch_size": 64} if name == "PPO" else {"learning_starts": 50} if replays else {}
     saving = CheckpointCallback(512, str(place), "model", save_replay_buffer=True)
 
     def weights(model: object) -> list[torch.Tensor]:
         return list(model.policy.state_dict().values())
 
-    whole = algo("MlpPolicy", "CartPole-v1", seed=number, **kwargs).learn(1024, callback=saving)
-    model = algo.load(place / "model_512_steps.zip", env=gym.make("CartPole-v1"))
-    if algo is DQN:
+    whole = algo("MlpPolicy", env, seed=number, **kwargs).learn(1024, callback=saving)
+    model = algo.load(place / "model_512_steps.zip", env=gym.make(env))
+    if replays:
         model.load_replay_buffer(place / "model_replay_buffer_512_steps.pkl")
     model.learn(512, reset_num_timesteps=False)
     equal = all(torch.equal(one, two) for one, two in zip(weights(whole), weights(model), strict=True))
-    check(equal, f"{algo.__name__}: other weights than in one go")
+    check(equal, f"{name}: other weights than in one go")
     return Result()
 
 
@@ -203,11 +208,21 @@ FAULTS = [
         "SIGKILL at a random moment of training, DQN, A2C and PPO on CartPole-v1 and LunarLander-v3; the command again",
         "weights, optimizer, averaging weights, logs and generators bit for bit as in one go; at most one checkpoint "
         "interval redone",
-        kill_at_random,
+        partial(kill_at_random, CELLS),
         asked=300,
         value=f"seconds redone (interval {INTERVAL} s)",
-        stock=stock_resume,
+        stock=partial(stock_resume, STOCK),
         stock_asked=12,
+    ),
+    Fault(
+        "kill-continuous",
+        "the same, SAC, TD3, TQC, CrossQ and DDPG on Pendulum-v1",
+        "the same, with all optimizers, α and the replay buffer",
+        partial(kill_at_random, CONTINUOUS),
+        asked=100,
+        value=f"seconds redone (interval {INTERVAL} s)",
+        stock=partial(stock_resume, ("SAC", "TD3", "DDPG")),
+        stock_asked=6,
     ),
     Fault(
         "save",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +19,40 @@ from faults.harness import Fault, Missed, Result, check
 from faults.processes import done, finish
 
 ALGOS = ("dqn", "a2c", "ppo")
-ENVS_OF = {"dqn": 1, "a2c": 4, "ppo": 4}
+CONTINUOUS = ("sac", "td3", "tqc", "crossq", "ddpg")
+ENVS_OF = {"a2c": 4, "ppo": 4}
 NON_FINITE = ("nan-reward", "inf-reward", "minus-inf-reward", "nan-observation", "inf-observation")
+REASONS = {"raises": "ValueError: broken at last"}
 STEPS = 1600
 
 
 def faulty_run(algo: str, happens: str, at: int, place: Path) -> list[object]:
     (place / "kept").mkdir(exist_ok=True)
-    kwargs = f'happens="{happens}", at={at}, keep="{place / "kept"}", out="{place / "run"}"'
+    continuous = str(algo in CONTINUOUS).lower()
+    kwargs = f'happens="{happens}", at={at}, keep="{place / "kept"}", out="{place / "run"}", continuous={continuous}'
     args = arguments(algo, "faults.faulty:Faulty-v0", STEPS)
     return command(*args, "--env-kwargs", kwargs, "--out", place / "run")
 
 
-def not_finite(number: int, place: Path) -> Result:
+def moment(algo: str, number: int) -> int:
+    """A step of an environment; off policy an agent has learned by then."""
+    first = 200 if algo in CONTINUOUS else 40
+    return int(np.random.default_rng(number).integers(first, STEPS // ENVS_OF.get(algo, 1) - 40))
+
+
+def not_finite(algos: tuple[str, ...], kinds: tuple[str, ...], number: int, place: Path) -> Result:
     """The run ends at that step, says which and what, and leaves the best agent as it was."""
-    algo, happens = ALGOS[number % 3], NON_FINITE[number % len(NON_FINITE)]
-    at = int(np.random.default_rng(number).integers(40, STEPS // ENVS_OF[algo] - 40))
+    algo, happens = algos[number % len(algos)], kinds[number % len(kinds)]
+    n_envs, at = ENVS_OF.get(algo, 1), moment(algo, number)
     end = done(faulty_run(algo, happens, at, place))
     check(end.returncode == 1, f"exit status {end.returncode}: {end.stderr}")
     status = json.loads((place / "run" / "status.json").read_text())
     check(status["state"] == "failed", f"status {status['state']}")
     value = happens.split("-reward")[0].split("-observation")[0].replace("minus-", "-")
-    check(value in status["reason"] and f"at step {at} " in status["reason"], f"reason {status['reason']!r}")
-    late = status["timestep"] - at * ENVS_OF[algo]
-    check(-ENVS_OF[algo] <= late <= 0, f"{late} steps too late")
+    says = (REASONS[happens],) if happens in REASONS else (value, f"at step {at} ")
+    check(all(part in status["reason"] for part in says), f"reason {status['reason']!r}")
+    late = status["timestep"] - at * n_envs
+    check(-n_envs <= late <= 0, f"{late} steps too late")
     for path in (place / "kept").iterdir():
         check(path.read_bytes() == (place / "run" / path.name).read_bytes(), f"{path.name} is not as it was")
     had = len(list((place / "kept").iterdir()))
@@ -79,18 +91,24 @@ def greatest(folder: Path) -> float:
     for observation in np.random.default_rng(0).uniform(-1, 1, (50, *model.observation_space.shape)):
         observation = observation.astype(np.float32)
         action, _ = model.predict(observation, deterministic=True)
-        check(model.action_space.contains(int(action)), f"action {action}")
+        check(model.action_space.contains(action), f"action {action}")
         with torch.no_grad():
-            inputs = model.policy.obs_to_tensor(observation)[0]
-            outputs = model.q_net(inputs) if hasattr(model, "q_net") else model.policy.predict_values(inputs)
+            outputs = values_of(model.policy, model.policy.obs_to_tensor(observation)[0])
         check(outputs.isfinite().all(), f"outputs {outputs}")
     return max(float(tensor.abs().max()) for name, tensor in tensors.items() if name.endswith(("weight", "theta")))
 
 
-def huge_reward(number: int, place: Path) -> Result:
+def values_of(policy: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """Whatever values a policy has, of its own actions where they are of observations and actions."""
+    if hasattr(policy, "critic"):
+        return torch.cat([values.flatten() for values in policy.critic(inputs, policy.actor(inputs))])
+    return policy.q_net(inputs) if hasattr(policy, "q_net") else policy.predict_values(inputs)
+
+
+def huge_reward(algos: tuple[str, ...], number: int, place: Path) -> Result:
     """One reward of 1e30: the run goes on to its end with finite weights."""
-    algo = ALGOS[number % 3]
-    at = int(np.random.default_rng(number).integers(40, STEPS // ENVS_OF[algo] - 40))
+    algo = algos[number % len(algos)]
+    at = moment(algo, number)
     finish(faulty_run(algo, "huge-reward", at, place))
     return Result(greatest(place / "run"), f"{algo}, step {at}")
 
@@ -98,10 +116,10 @@ def huge_reward(number: int, place: Path) -> Result:
 LOWEST = (1e-6, 1.0, 1e3)
 
 
-def every_head_diverges(number: int, place: Path) -> Result:
+def every_head_diverges(algos: tuple[str, ...], envs: tuple[str, ...], number: int, place: Path) -> Result:
     """Learning rates up to a million, at the worst from a thousand."""
-    algo, low = ALGOS[number % 3], LOWEST[number // 3 % 3]
-    env = ("CartPole-v1", "LunarLander-v3")[number % 2]
+    algo, low = algos[number % len(algos)], LOWEST[number // len(algos) % 3]
+    env = envs[number % len(envs)]
     run = arguments(algo, env, 2000, f"alrao.lr_range=[{low}, 1e6]")
     finish(command(*run, "--seed", number, "--out", place / "run"))
     size = greatest(place / "run")
@@ -118,17 +136,31 @@ FAULTS = [
     Fault(
         "not-finite", "a reward or an observation that is nan or infinite at a random step, DQN, A2C, PPO",
         "stops within one update, status failed with step and value, best agent untouched",
-        not_finite, asked=60, short=2, value="steps from the value to the end of the run", stock=stock_not_finite,
-        stock_asked=12,
+        partial(not_finite, ALGOS, NON_FINITE), asked=60, short=2, value="steps from the value to the end of the run",
+        stock=stock_not_finite, stock_asked=12,
+    ),
+    Fault(
+        "not-finite-continuous", "the same, or an environment that raises, SAC, TD3, TQC, CrossQ, DDPG", "the same",
+        partial(not_finite, CONTINUOUS, (*NON_FINITE, *REASONS)), asked=30, short=2,
+        value="steps from the value to the end of the run",
     ),
     Fault(
         "huge", "one reward of 1e30", "all weights and outputs of the averaged model finite",
-        huge_reward, asked=30, value="greatest weight", stock=lambda number, _: stock_learns(number, "huge-reward"),
-        stock_asked=12,
+        partial(huge_reward, ALGOS), asked=30, value="greatest weight",
+        stock=lambda number, _: stock_learns(number, "huge-reward"), stock_asked=12,
+    ),
+    Fault(
+        "huge-continuous", "the same, SAC, TD3, TQC, CrossQ, DDPG", "the same", partial(huge_reward, CONTINUOUS),
+        asked=15, value="greatest weight",
     ),
     Fault(
         "diverge", "learning rates up to 1e6, from 1e-6, 1 and 1000",
         "all weights and outputs of the averaged model finite, the agent acts, reported in heads.csv",
-        every_head_diverges, asked=36, value="greatest weight",
+        partial(every_head_diverges, ALGOS, ("CartPole-v1", "LunarLander-v3")), asked=36, value="greatest weight",
+    ),
+    Fault(
+        "diverge-continuous", "the same, SAC, TD3, TQC, CrossQ, DDPG: heads of actor and critics", "the same",
+        partial(every_head_diverges, CONTINUOUS, ("Pendulum-v1", "MountainCarContinuous-v0")), asked=30,
+        value="greatest weight",
     ),
 ]  # fmt: skip

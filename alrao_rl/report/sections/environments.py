@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from alrao_rl import stats
+from alrao_rl.notation import plural
 from alrao_rl.report import compare
 from alrao_rl.report.document import Block, Items, Section, Table, Text
 from alrao_rl.report.sections.words import (
@@ -29,7 +30,7 @@ def section(study: Study) -> Section:
     text = (
         "Mean over seeds with its 95 % bootstrap interval; spread is the standard deviation between seeds. A failed or "
         "diverged run scores the floor. A run has collapsed if it had learned, its best mean over a fifth of the steps "
-        "being at least a quarter of the way from the random to the reference score, and ended nearer to the random "
+        "being more than a quarter of the way from the random to the reference score, and ended nearer to the random "
         "score than to that best. Where one of the two scores is not known, it had learned if all of that best fifth "
         "is above all of its first twentieth and of its last fifth."
     )
@@ -79,7 +80,7 @@ def _named_runs(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
         lines.append(f"{run.env}, {run.agent}{at}, seed {seed}: {run.state}{floor}: {run.error or 'no reason given'}")
     for env, agent, cell, asked, absent in study.missing():
         name = f"{agent}, {cell}" if cell else agent
-        found = f"{asked - len(absent)} of {asked} seeds; missing" if study.asked_seeds else "no score yet of"
+        found = f"{asked - len(absent)} of {plural(asked, 'seed')}; missing" if study.asked_seeds else "no score yet of"
         lines.append(f"{env}, {name}: {found} {runs_in_words(absent)}")
     for env, table in tables.items():
         for row in each_row(table):

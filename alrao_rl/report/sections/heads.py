@@ -8,12 +8,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from alrao_rl.notation import plural
 from alrao_rl.report import figures
 from alrao_rl.report.document import Block, Image, Section, Text, slug
-from alrao_rl.report.sections.words import (
-    of,
-    plural,
-)
+from alrao_rl.report.sections.words import of
 from alrao_rl.report.study import Study, clean
 from alrao_rl.runs.results import load_heads
 
@@ -55,7 +53,7 @@ def _head_images(title: str, logs: Sequence[pd.DataFrame], seeds: str) -> Iterab
         alt = (
             f"Averaging weights of {label}, {title}: at the end most weight, {values[:, -1].max():.2f}, is on the head "
             f"with rate {rates[values[:, -1].argmax()]:.1e}; effective learning rate {effective[-1]:.1e}; re-cloned "
-            f"most, {made_anew.max():.0f} times, the one with rate {rates[made_anew.argmax()]:.1e}."
+            f"most, {plural(f'{made_anew.max():.0f}', 'time')}, the one with rate {rates[made_anew.argmax()]:.1e}."
         )
         caption = f"{title}, {label}. {plural(seeds, 'seed')}; effective rate at the end {effective[-1]:.1e}."
         yield Image(name, caption, alt, picture)

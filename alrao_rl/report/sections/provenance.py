@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from alrao_rl.errors import UserError
+from alrao_rl.notation import plural
 from alrao_rl.report.document import Block, Section, Table, Text, Verbatim, csv
-from alrao_rl.report.sections.words import plural
 from alrao_rl.report.study import Study, clean
 from alrao_rl.runs.provenance import stretches
 from alrao_rl.runs.reading import read_json
@@ -40,6 +40,7 @@ def section(study: Study, command: str) -> Section:
     scores = study.frame.drop(columns=["configuration"]).assign(path=paths)
     curves = _curves_table(study)
     width = f"{study.n_bins} bins, each {100 / study.n_bins:g} % of the steps"
+    compared = plural(len(curves), "compared run")
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     blocks: list[Block] = [
         Text("This report is made by:"),
@@ -56,7 +57,7 @@ def section(study: Study, command: str) -> Section:
               ["agent", "commits"], _commits_of(study.frame.agent, commits), words=True),
         *_recipes(study, configs),
         Verbatim(csv(scores[EMBEDDED]), "Scores of all runs, CSV", "tables/runs.csv"),
-        Verbatim(csv(curves), f"Learning curves of the {len(curves)} compared runs, CSV: {width}", "tables/curves.csv"),
+        Verbatim(csv(curves), f"Learning curves of {compared}, CSV: {width}", "tables/curves.csv"),
         Text("data.csv.gz beside this file holds every episode of every run: timestep, return, length."),
     ]  # fmt: skip
     return Section("Provenance", blocks, {"runs": scores, "curves": curves, "commands": commands})

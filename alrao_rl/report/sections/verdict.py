@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from alrao_rl import stats
+from alrao_rl.notation import plural
 from alrao_rl.report import compare
 from alrao_rl.report.compare import Comparison
 from alrao_rl.report.document import Alert, Block, Section, Text
@@ -16,7 +18,6 @@ from alrao_rl.report.sections.words import (
     RETURNS,
     STRATIFIED,
     number,
-    plural,
     returned,
     runs_finished,
     seeds_of,
@@ -49,7 +50,7 @@ def section(study: Study, baseline: Method | None) -> Section:
         leads = [f"No verdict: {why}; {runs_finished(*done, study.requested(*involved) > 0)}."]
     sentences = [Text(lead, lead=True) for lead in leads]
     finished, asked = study.in_all
-    if finished == asked and study.asked_seeds:
+    if finished == asked > 1 and study.asked_seeds:
         sentences.append(Text(f"All {plural(asked, 'run')} finished, those at all rates and on tuning seeds included."))
     alerts = [*_few_seeds(*min(sizes, default=(0, 0))), *_warnings(study, involved, done, baseline)]
     return Section("Verdict", [*sentences, *alerts])
@@ -125,10 +126,11 @@ def _few_seeds(n_seeds: int, n_envs: int) -> list[Block]:
 def _warnings(study: Study, involved: Sequence[Method], done: tuple[int, int], baseline: Method | None) -> list[Block]:
     alerts: list[Block] = [Alert("amber", f"{text}.") for text in study.warnings]
     if done[0] < done[1]:
-        text = runs_finished(*done, study.requested(*involved) > 0).replace("runs", "runs of this comparison", 1)
+        text = runs_finished(*done, study.requested(*involved) > 0)
+        text = re.sub("runs?", r"\g<0> of this comparison", text, count=1)
         alerts.append(Alert("amber", f"{text}."))
     finished, asked = study.in_all
-    if finished < asked:
+    if finished < asked and asked > 1:
         text = f"{finished} of all {asked} runs"
         alerts.append(Alert("amber", f"{text} finished, those at all rates and on tuning seeds "
                                      "included; the others are named under Environments."))  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alrao_rl import stats
-from alrao_rl.notation import seeds_as_text
+from alrao_rl.notation import plural, seeds_as_text
 from alrao_rl.numbers import LARGE, SMALL, decimals
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.report.study import Study
@@ -79,8 +79,8 @@ def of(count: int, requested: int) -> str:
 def runs_finished(done: int, total: int, requested: bool = True) -> str:
     """``9 of 10 runs finished``, of those that were requested, or else of those that exist."""
     if requested:
-        return f"{done} of {total} runs finished"
-    return f"{plural(done, 'run')} finished" if done == total else f"{done} of the {total} runs here finished"
+        return f"{done} of {plural(total, 'run')} finished"
+    return f"{plural(done, 'run')} finished" if done == total else f"{done} of the {plural(total, 'run')} here finished"
 
 
 def rate(value: float) -> str:
@@ -91,11 +91,6 @@ def rate(value: float) -> str:
 def algorithm(name: str) -> str:
     """An algorithm by the name of its class."""
     return ALGORITHMS[name].cls if name in ALGORITHMS else name
-
-
-def plural(count: int | str, noun: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
