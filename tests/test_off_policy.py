@@ -393,6 +393,49 @@ def test_entropy_step_by_hand():
         assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", [SAC, TQC, CrossQ])
+def test_there_is_no_adam_at_any_time(algorithm):
+    """Nor in a copy of a model, which then learns as the model does."""
+    model = make(algorithm)
+    assert type(model.ent_coef_optimizer) is EntropyStep
+    other = copy.deepcopy(model)
+    for one in (model, other):
+        assert type(one.ent_coef_optimizer) is EntropyStep
+        assert one.ent_coef_optimizer.param_groups[0]["params"][0] is one.log_ent_coef
+        one.set_random_seed(1)
+        one.learn(40)
+    assert model.log_ent_coef.item() == other.log_ent_coef.item() != 0
+    alpha = math.exp(other.log_ent_coef.item())
+    assert other.policy.alrao_stats()["actor"]["ent_coef"] == pytest.approx(alpha)
+    state = model.ent_coef_optimizer.state[model.log_ent_coef]
+    assert set(state) == {"step", "square_avg"}
+
+
+def test_stock_agents_have_their_own_optimizer_of_the_entropy_coefficient():
+    kwargs = {"policy_kwargs": {"net_arch": [8]}, **SMALL}
+    model = SAC("MlpPolicy", "Pendulum-v1", **kwargs)
+    assert type(model.ent_coef_optimizer) is torch.optim.Adam
+    assert SAC("MlpPolicy", "Pendulum-v1", ent_coef=0.1, **kwargs).ent_coef_optimizer is None
+    assert not hasattr(SAC("MlpPolicy", "Pendulum-v1", _init_setup_model=False).policy_class, "ent_coef_optimizer")
+    mine = make()
+    mine.ent_coef_optimizer = torch.optim.Adam([mine.log_ent_coef], lr=1e-3)  # what a user puts there is theirs
+    assert type(mine.ent_coef_optimizer) is torch.optim.Adam
+
+
+def test_the_entropy_coefficient_is_in_the_statistics(tmp_path):
+    model = make(ent_coef="auto_0.5")
+    assert model.policy.alrao_stats()["actor"]["ent_coef"] == pytest.approx(0.5)
+    model.learn(30)
+    alpha = model.policy.alrao_stats()["actor"]["ent_coef"]
+    assert alpha == pytest.approx(math.exp(model.log_ent_coef.item()))
+    assert alpha < 0.5
+    assert "ent_coef" not in model.policy.alrao_stats()["qf0"]
+    model.save(tmp_path / "model")
+    assert SAC.load(tmp_path / "model").policy.alrao_stats()["actor"]["ent_coef"] == alpha
+    for fixed in (make(ent_coef=0.5), make(TD3)):
+        assert "ent_coef" not in fixed.policy.alrao_stats()["actor"]
+
+
 def test_the_entropy_step_takes_the_place_of_adam(tmp_path):
     model = make().learn(30)
     assert type(model.ent_coef_optimizer) is EntropyStep
@@ -405,8 +448,12 @@ def test_the_entropy_step_takes_the_place_of_adam(tmp_path):
     assert make(ent_coef=0.2).learn(30).ent_coef_optimizer is None
 
 
-def test_a_model_saved_before_its_first_update_learns_when_loaded(tmp_path):
-    make().save(tmp_path / "model")
+@pytest.mark.parametrize("older", [False, True])
+def test_a_model_saved_before_its_first_update_learns_when_loaded(older, tmp_path):
+    model = make()
+    if older:  # when SB3's Adam was there up to the first rollout
+        model.ent_coef_optimizer = torch.optim.Adam([model.log_ent_coef], lr=3e-4)
+    model.save(tmp_path / "model")
     loaded = SAC.load(tmp_path / "model", env=gym.make("Pendulum-v1"))
     loaded.learn(130)
     assert loaded.ent_coef_optimizer.state[loaded.log_ent_coef]["step"] > 0
@@ -442,7 +489,6 @@ def run(algorithm, policy, env, steps, policy_kwargs, **kwargs):
     noise = {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))} if issubclass(algorithm, TD3) else {}
     model = algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **noise, **kwargs)
     if getattr(model, "ent_coef_optimizer", None) is not None:
-        model.policy.set_training_mode(True)
         model.ent_coef_optimizer = torch.optim.Adam([model.log_ent_coef], lr=kwargs.get("learning_rate", 1e-3))
     updates, optimize = [], model.actor.optimizer.step
 
@@ -560,21 +606,24 @@ VARIANTS = [
     (SAC, AlraoPolicy, Sums, {"share_features_extractor": True}),
     (SAC, AlraoPolicy, Sums, {"train_freq": (1, "episode"), "gradient_steps": -1}),
     (SAC, AlraoPolicy, Sums, {"ent_coef": "auto_0.1"}),
+    (SAC, AlraoPolicy, Sums, {"n_steps": 3}),
     (SAC, AlraoPolicy, Sums, {"net_arch": []}),
     (SAC, AlraoCnnPolicy, Images, {}),
     (SAC, AlraoCnnPolicy, Images, {"share_features_extractor": True}),
     (SAC, AlraoMultiInputPolicy, Parts, {}),
     (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5}),
     (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5, "n_critics": 5, **SDE, "share_features_extractor": True}),
-    (TQC, AlraoTQCPolicy, Sums, {"n_critics": 1}),
+    (TQC, AlraoPolicy, Sums, {"n_critics": 1, "n_steps": 3, "train_freq": (1, "episode"), "gradient_steps": -1}),
     (TQC, AlraoTQCMultiInputPolicy, Parts, {}),
-    (CrossQ, AlraoCrossQPolicy, Sums, {}),
+    (CrossQ, AlraoPolicy, Sums, {}),
+    (CrossQ, AlraoPolicy, Sums, {"n_steps": 3, "train_freq": (1, "episode"), "gradient_steps": -1}),
     (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 3, **SDE}),
     (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 1, "share_features_extractor": True}),
     (TD3, AlraoPolicy, Sums, {}),
     (TD3, AlraoPolicy, Sums, {"policy_delay": 3, "target_policy_noise": 0.5, "n_critics": 3}),
     (TD3, AlraoCnnPolicy, Images, {"share_features_extractor": True}),
     (TD3, AlraoMultiInputPolicy, Parts, {}),
+    (TD3, AlraoPolicy, Sums, {"n_steps": 3, "train_freq": (1, "episode"), "gradient_steps": -1}),
     (DDPG, AlraoPolicy, Sums, {}),
 ]
 
@@ -614,9 +663,60 @@ def test_several_environments():
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     env = DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 3)
-    for algorithm in (SAC, TD3):
+    for algorithm in (SAC, TD3, DDPG, TQC, CrossQ):
         model = make(algorithm, env, gradient_steps=-1).learn(60)
         assert model._n_updates > 30
+
+
+class Goal(gym.Env):
+    """Go to a point of the line: a reward of 0 there, else of −1."""
+
+    observation_space = spaces.Dict({
+        name: spaces.Box(-5, 5, (1,)) for name in ("observation", "achieved_goal", "desired_goal")
+    })  # fmt: skip
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n, self.at, self.goal = 0, 0.0, self.np_random.uniform(-2, 2)
+        return self._observe(), {}
+
+    def step(self, action):
+        self.n, self.at = self.n + 1, float(np.clip(self.at + action[0], -5, 5))
+        observation = self._observe()
+        reward = self.compute_reward(observation["achieved_goal"], observation["desired_goal"], {})
+        return observation, float(reward), False, self.n == 8, {}
+
+    def compute_reward(self, achieved, desired, info):
+        return -(np.abs(achieved - desired) > 0.3).astype(np.float32).reshape(-1)
+
+    def _observe(self):
+        parts = {"observation": self.at, "achieved_goal": self.at, "desired_goal": self.goal}
+        return {name: np.array([value], np.float32) for name, value in parts.items()}
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC])
+def test_hindsight_experience_replay(algorithm, tmp_path):
+    from stable_baselines3 import HerReplayBuffer
+
+    her = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 2}}
+    model = make(algorithm, Goal(), AlraoMultiInputPolicy, **her).learn(60)
+    assert type(model.replay_buffer) is HerReplayBuffer
+    obs = model.observation_space.sample()
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = algorithm.load(tmp_path / "model", env=Goal())
+    loaded.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=False)
+    loaded._logger = model.logger
+    for one in (model, loaded):
+        one.set_random_seed(5)
+        one.train(4, batch_size=8)
+    mine, other = model.policy.state_dict(), loaded.policy.state_dict()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    np.testing.assert_array_equal(*(one.predict(obs, deterministic=True)[0] for one in (model, loaded)))
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 90
+    assert all(x.isfinite().all() for x in loaded.policy.state_dict().values())
 
 
 @pytest.mark.parametrize(("algorithm", "policy"), [(SAC, AlraoSACPolicy), (TD3, AlraoTD3Policy)])
@@ -696,13 +796,17 @@ def test_discrete_actions_are_refused():
 
 
 def test_crossq_takes_no_dict():
-    with pytest.raises(ValueError, match="AlraoCrossQPolicy takes no Dict observations: CrossQ has no policy that"):
-        make(CrossQ, Parts(), AlraoCrossQPolicy)
+    for policy in (AlraoPolicy, AlraoCrossQPolicy):
+        expected = f"^{policy.__name__} takes no Dict observations: CrossQ has no policy that does$"
+        with pytest.raises(ValueError, match=expected):
+            make(CrossQ, Parts(), policy)
 
 
 def test_another_algorithm_is_refused():
-    with pytest.raises(ValueError, match=r"AlraoTD3Policy does not serve SAC: expected TD3"):
+    with pytest.raises(ValueError, match=r"^AlraoTD3Policy does not serve SAC: expected TD3; SAC takes AlraoPolicy$"):
         make(SAC, policy=AlraoTD3Policy)
+    with pytest.raises(ValueError, match=r"^AlraoTQCMultiInputPolicy does not .*; SAC takes AlraoMultiInputPolicy$"):
+        make(SAC, policy=AlraoTQCMultiInputPolicy)
     with pytest.raises(ValueError, match=r"optimizer_class=Adam .* has no effect on an Alrao policy"):
         SAC(AlraoPolicy, "Pendulum-v1", policy_kwargs={"optimizer_class": torch.optim.Adam})
 
