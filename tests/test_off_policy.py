@@ -17,6 +17,7 @@ from sb3_contrib.tqc import tqc
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.common.vec_env import DummyVecEnv
 from test_identity import ActionLog, Sums, assert_identical, one_rate
 from torch import nn
 from torch.nn import functional as F
@@ -29,9 +30,12 @@ from alrao_rl import (
     AlraoTQCMultiInputPolicy,
     AlraoTQCPolicy,
 )
+from alrao_rl.agents.build import build
 from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.errors import UserError
 from alrao_rl.fast.densities import squashed_by_torch as plain_squashed_gaussian
 from alrao_rl.fast.densities import squashed_gaussian
+from alrao_rl.recipes.files import load_agent_recipe
 from alrao_rl.sb3.critics import follow_at_once
 from alrao_rl.sb3.entropy import EntropyStep
 from alrao_rl.sb3.off_policy import AlraoSACPolicy, AlraoTD3Policy
@@ -234,13 +238,14 @@ def test_critics_are_judged_by_switch_each_for_itself():
     assert not torch.equal(first.averaging_weights, second.averaging_weights)
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC])
 def test_a_target_is_a_plain_copy_of_the_average(algorithm):
     """After a hard sync, also of heads that were re-cloned; its output layer is one Linear."""
     model = make(algorithm)
     obs, actions = batch(model)
     pairs = [(model.critic, model.critic_target)]
-    pairs += [(model.actor, model.actor_target)] if algorithm is not SAC else []
+    has_actor = issubclass(algorithm, TD3)
+    pairs += [(model.actor, model.actor_target)] if has_actor else []
     layers = list(model.policy.alrao_layers().values())
     weights = torch.tensor([0.5, 0.25, 0.125, 0.125])
     for lost in (None, [True, False, False, True]):
@@ -256,7 +261,7 @@ def test_a_target_is_a_plain_copy_of_the_average(algorithm):
                 torch.testing.assert_close(mine, other)
             x = torch.cat([obs, actions], 1)
             torch.testing.assert_close(model.critic_target.qf0(x), plain(model.critic.qf0, x))
-            if algorithm is not SAC:
+            if has_actor:
                 torch.testing.assert_close(model.actor(obs), model.actor_target(obs))
 
 
@@ -271,9 +276,10 @@ def test_a_target_follows_the_average_by_tau():
     torch.testing.assert_close(target.weight.data, 0.75 * before + 0.25 * average)
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC, CrossQ])
 def test_a_head_without_weight_that_is_not_finite_changes_nothing(algorithm):
     model = make(algorithm)
+    model.policy.set_training_mode(False)  # CrossQ's statistics of a batch would differ
     obs, actions = batch(model)
     results = []
     for value in (0.5, math.nan):
@@ -281,17 +287,27 @@ def test_a_head_without_weight_that_is_not_finite_changes_nothing(algorithm):
             heads.averaging_weights.data[:] = torch.tensor([0.5, 0.5, 0.0, 0.0])
             with torch.no_grad():
                 heads.theta[2] = value
-        follow_at_once(model.critic_target, model.critic)
+        critics = [model.critic]
+        if algorithm is not CrossQ:  # which has no target
+            follow_at_once(model.critic_target, model.critic)
+            critics.append(model.critic_target)
         model.critic.optimizer.zero_grad()
-        q_loss(model, obs, actions, torch.ones(len(obs), 1)).backward()
+        if algorithm is TQC:
+            quantiles = torch.linspace(-1, 1, 7).expand(len(obs), 1, 7)
+            tqc.quantile_huber_loss(model.critic(obs, actions), quantiles, sum_over_quantiles=False).backward()
+        elif algorithm is CrossQ:
+            current = torch.cat(model.critic(obs, actions), dim=1).T[..., None]
+            sum(F.mse_loss(one, torch.ones(len(obs), 1)) for one in current).backward()
+        else:
+            q_loss(model, obs, actions, torch.ones(len(obs), 1)).backward()
         with torch.no_grad():
             torch.manual_seed(0)
-            found = [model.policy._predict(obs), *model.critic(obs, actions), *model.critic_target(obs, actions)]
+            found = [model.policy._predict(obs), *(q for critic in critics for q in critic(obs, actions))]
         found += [p.grad for network in model.critic.q_networks for p in network[:-1].parameters()]
         model.actor.optimizer.zero_grad()
         torch.manual_seed(0)
-        loss = -torch.cat(model.critic(obs, model.policy.actor.forward(obs)), 1).mean()
-        loss.backward()
+        values = model.critic(obs, model.policy.actor.forward(obs))
+        (-(values if algorithm is TQC else torch.cat(values, 1)).mean()).backward()
         found += [p.grad for name, p in model.actor.named_parameters() if p.grad is not None]
         results.append([x.clone() for x in found])
     for one, other in zip(*results, strict=True):
@@ -628,6 +644,8 @@ VARIANTS = [
 ]
 
 
+# SB3 says so of every such model that it loads, whose buffer has them all the same.
+@pytest.mark.filterwarnings("ignore:`n_steps=3` is ignored")
 @pytest.mark.parametrize(("algorithm", "policy", "env", "options"), VARIANTS)
 def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, options, tmp_path):
     """What learns is what is loaded: after updates by the same data and noise both are the same, bit for bit."""
@@ -640,6 +658,7 @@ def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, op
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=model.env)
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], action)
+    assert getattr(loaded.replay_buffer, "n_steps", 1) == options.get("n_steps", 1)
     loaded.replay_buffer = copy.deepcopy(model.replay_buffer)
     loaded._logger = model.logger
     for one in (model, loaded):
@@ -653,15 +672,73 @@ def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, op
     assert all(one["weights"].sum() == pytest.approx(1) for one in stats.values())
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3])
+class Observing(gym.Env):
+    """Random observations of a space."""
+
+    def __init__(self, observations, actions):
+        self.observation_space, self.action_space = observations, actions
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), float(action.sum()), self.np_random.random() < 0.1, False, {}
+
+
+IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+OBSERVATIONS = {
+    "vector": spaces.Box(-1, 1, (3,)),
+    "number": spaces.Box(-np.inf, np.inf, (1,), np.float64),
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "discrete": spaces.Discrete(4),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-binary": spaces.MultiBinary(3),
+    "image": IMAGE,
+    "small image": spaces.Box(0, 255, (10, 10, 4), np.uint8),
+    "dict": spaces.Dict(image=IMAGE, vector=spaces.Box(-1, 1, (2,)), one=spaces.Discrete(3)),
+}
+ACTIONS = {
+    "vector": spaces.Box(-1, 1, (2,)),
+    "bounds of their own": spaces.Box(np.array([-3, 0], np.float32), np.array([1, 0.5], np.float32)),
+    "matrix": spaces.Box(-2, 2, (2, 2)),
+    "double": spaces.Box(-1, 1, (1,), np.float64),
+}
+MATRIX = [(observations, "vector") for observations in OBSERVATIONS] + [("vector", actions) for actions in ACTIONS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("observations", "actions"), MATRIX)
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC, CrossQ])
+def test_spaces(algorithm, observations, actions, tmp_path):
+    form = "Cnn" if "image" in observations else "MultiInput" if observations == "dict" else ""
+    if algorithm is CrossQ and form:
+        pytest.skip("CrossQ takes vectors")
+    policy = {"": AlraoPolicy, "Cnn": AlraoCnnPolicy, "MultiInput": AlraoMultiInputPolicy}[form]
+    env = Observing(OBSERVATIONS[observations], ACTIONS[actions])
+    model = make(algorithm, env, policy).learn(40)
+    before = model.policy.state_dict()
+    assert all(x.isfinite().all() for x in before.values())
+    obs = env.observation_space.sample()
+    action = model.predict(obs, deterministic=True)[0]
+    assert action.shape == env.action_space.shape
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=env)
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], action)
+    loaded.learn(30, reset_num_timesteps=False)
+    after = loaded.policy.state_dict()
+    assert all(x.isfinite().all() for x in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.endswith("theta"))
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC, CrossQ])
 def test_same_seed_same_bits(algorithm):
     one, other = (make(algorithm).learn(60).policy.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_several_environments():
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
     env = DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 3)
     for algorithm in (SAC, TD3, DDPG, TQC, CrossQ):
         model = make(algorithm, env, gradient_steps=-1).learn(60)
@@ -688,7 +765,7 @@ class Goal(gym.Env):
         return observation, float(reward), False, self.n == 8, {}
 
     def compute_reward(self, achieved, desired, info):
-        return -(np.abs(achieved - desired) > 0.3).astype(np.float32).reshape(-1)
+        return -(np.abs(achieved - desired) > 0.3)[..., 0].astype(np.float32)
 
     def _observe(self):
         parts = {"observation": self.at, "achieved_goal": self.at, "desired_goal": self.goal}
@@ -793,6 +870,22 @@ def test_discrete_actions_are_refused():
     space = spaces.Box(-1, 1, (3,))
     with pytest.raises(ValueError, match=r"SAC has no actions of the kind Discrete\(2\): expected a Box; PPO and DQN"):
         AlraoSACPolicy(space, spaces.Discrete(2), lambda _: 1.0)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "tqc-adam"])
+def test_recipes_of_actions_without_bounds_are_one_line(name):
+    agent = load_agent_recipe(name)[1]
+    env = DummyVecEnv([lambda: Sums(spaces.Box(-np.inf, np.inf, (2,)))])
+    with pytest.raises(UserError, match=r"^cannot build \w+: .*finite lower and upper bound[^\n]*$"):
+        build(agent, env, seed=0)
+
+
+@pytest.mark.parametrize("name", ["crossq", "crossq-adam"])
+@pytest.mark.parametrize(("env", "what"), [(Parts, "Dict observations"), (Images, "images")])
+def test_recipes_of_crossq_for_other_than_vectors_are_one_line(name, env, what):
+    agent = load_agent_recipe(name)[1]
+    with pytest.raises(UserError, match=f"^CrossQ takes no {what}, only vectors: use sac or tqc$"):
+        build(agent, DummyVecEnv([env]), seed=0)
 
 
 def test_crossq_takes_no_dict():
