@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 import pickle
 
@@ -15,6 +16,7 @@ from sb3_contrib import TQC, CrossQ
 from sb3_contrib.common.utils import quantile_huber_loss
 from sb3_contrib.tqc import tqc
 from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -23,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from alrao_rl import (
+    AlraoCallback,
     AlraoCnnPolicy,
     AlraoCrossQPolicy,
     AlraoMultiInputPolicy,
@@ -807,6 +810,32 @@ def test_policies_are_saved_alone(algorithm, policy, name, tmp_path):
     assert loaded.share_features_extractor
     obs = np.zeros(3, np.float32)
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, CrossQ])
+def test_the_callback_logs_every_layer_once_an_episode(algorithm, tmp_path, monkeypatch):
+    model = make(algorithm, gym.make("Pendulum-v1", max_episode_steps=20))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    stats, asked = model.policy.alrao_stats, []
+
+    def alrao_stats():
+        asked.append(model.num_timesteps)
+        return stats()
+
+    monkeypatch.setattr(model.policy, "alrao_stats", alrao_stats)
+    model.learn(70, callback=AlraoCallback(), log_interval=1)
+    model.logger.close()
+    assert asked == [20, 40, 60]
+    with (tmp_path / "progress.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    for layer in ("actor", "qf0", "qf1"):
+        weights = [float(last[f"alrao/{layer}/weight_{j}"]) for j in range(1, 5)]
+        assert sum(weights) == pytest.approx(1, abs=1e-5)
+        entropy = -sum(a * math.log(a) for a in weights if a)
+        assert float(last[f"alrao/{layer}/entropy"]) == pytest.approx(entropy, abs=1e-4)
+        assert 1e-6 < float(last[f"alrao/{layer}/effective_lr"]) < 0.1001
+        assert (last[f"alrao/{layer}/reclones"], last[f"alrao/{layer}/skipped"]) == ("0", "0")
+    assert ("train/ent_coef" in last) is (algorithm is not TD3)  # SB3's own
 
 
 def test_rates_of_actor_and_critics_are_drawn_apart():

@@ -22,6 +22,8 @@ DECAY = 0.99
 """ρ."""
 EPS = 1e-8
 """ε."""
+NAME = "ent_coef_optimizer"
+"""What SB3 calls it."""
 
 
 class EntropyStep(torch.optim.Optimizer):
@@ -75,9 +77,6 @@ class _EntropyOptimizer:
             optimizer = EntropyStep([algorithm.log_ent_coef], lr=optimizer.param_groups[0]["lr"])
             policy.log_ent_coef = algorithm.log_ent_coef
         algorithm.__dict__[NAME] = optimizer
-
-
-NAME = "ent_coef_optimizer"
 
 
 def take_adams_place(algorithm: type, policy: type) -> None:
