@@ -23,7 +23,7 @@ CONFIG = {
 }  # fmt: skip
 """The least that a run's config.json holds."""
 SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
-SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
+SAME += ["episodes.csv", "evaluations.csv", "heads.csv", "entropy.csv"]
 SMALL = """
 algo = "dqn"
 policy = "stock"

@@ -148,6 +148,7 @@ SHORT = [
     ("dqn", "MinAtar/SpaceInvaders-v1", 300, (210,), []),
     ("sac", "Pendulum-v1", 450, (90, 400), ["gradient_steps=2"]),
     ("sac", "MountainCarContinuous-v0", 300, (200,), ["use_sde=true", "sde_sample_freq=8", "n_envs=2"]),
+    ("sac", "Pendulum-v1", 300, (200,), ["n_steps=3", "n_envs=2", "gradient_steps=-1"]),
     ("tqc", "Pendulum-v1", 300, (200,), []),
     ("crossq", "Pendulum-v1", 300, (200,), []),
     ("sac-adam", "Pendulum-v1", 300, (200,), []),
@@ -164,6 +165,20 @@ SHORT = [
 )  # fmt: skip
 def test_continued_run_is_the_same(train, tmp_path, capfd, agent, env, steps, stops, sets):
     continues_exactly(train, tmp_path, capfd, arguments(agent, env, steps, *sets), stops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["sac", "td3", "dqn"])
+def test_continued_run_that_learns_at_ends_of_episodes(train, tmp_path, capfd, agent):
+    """Of 30 steps, with a checkpoint at the seventh: the last one ends behind the timesteps."""
+    env = "CartPole-v1" if agent == "dqn" else "Pendulum-v1"
+    sets = ['train_freq=[1, "episode"]', "gradient_steps=-1", "learning_starts=20"]
+    args = [*arguments(agent, env, 310, *sets), "--env-kwargs", "max_episode_steps=30"]
+    continues_exactly(train, tmp_path, capfd, args, (290,))
+    config, status = (json.loads((tmp_path / "broken" / name).read_text()) for name in ("config.json", "status.json"))
+    assert config["hyperparameters"]["train_freq"] == [1, "episode"]
+    if agent != "dqn":
+        assert status["timesteps"] == 330
 
 
 def test_continued_with_other_evaluations(train, tmp_path, capfd):

@@ -261,16 +261,15 @@ def test_probabilities_under_a_mask_are_there_to_be_read(actions):
 
 @pytest.mark.parametrize("kind", ALGORITHMS)
 def test_the_policy_that_serves_is_named(kind):
-    with pytest.raises(ValueError, match=rf"AlraoPolicy does not serve {ALGORITHMS[kind].__name__}: use {PLAIN[kind]}"):
-        ALGORITHMS[kind](AlraoPolicy, Masked(spaces.Discrete(2)) if kind == "maskable" else "CartPole-v1")
-    with pytest.raises(ValueError, match=rf"{PLAIN[kind]} does not serve PPO: expected {ALGORITHMS[kind].__name__}"):
+    expected = rf"^{PLAIN[kind]} does not serve PPO: expected {ALGORITHMS[kind].__name__}; PPO takes AlraoPolicy$"
+    with pytest.raises(ValueError, match=expected):
         PPO(policy_of(kind), "CartPole-v1")
 
 
 def test_the_form_for_images_is_named():
-    with pytest.raises(ValueError, match="AlraoCnnPolicy does not serve QRDQN: use AlraoQRDQNCnnPolicy from"):
-        QRDQN(alrao_rl.AlraoCnnPolicy, "CartPole-v1")
-    with pytest.raises(ValueError, match=r"AlraoCnnLstmPolicy takes images.*: use AlraoLstmPolicy$"):
+    with pytest.raises(ValueError, match=r"AlraoQRDQNCnnPolicy does not serve PPO: .*; PPO takes AlraoCnnPolicy$"):
+        PPO(alrao_rl.AlraoQRDQNCnnPolicy, "CartPole-v1")
+    with pytest.raises(ValueError, match=r"AlraoCnnLstmPolicy takes images.*: use AlraoPolicy$"):
         RecurrentPPO(alrao_rl.AlraoCnnLstmPolicy, "CartPole-v1")
 
 
@@ -436,19 +435,60 @@ def test_cartpole_without_velocities():
             assert seen.tolist() == known[[0, 2]].tolist()
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "policy", "form"),
-    [
-        ("QRDQN", "AlraoQRDQNPolicy", "AlraoQRDQNMultiInputPolicy"),
-        ("RecurrentPPO", "AlraoLstmPolicy", "AlraoMultiInputLstmPolicy"),
-        ("MaskablePPO", "AlraoMaskablePolicy", "AlraoMaskableMultiInputPolicy"),
-    ],
-)
-def test_dict_observations_need_the_form_for_them(algorithm, policy, form):
-    import sb3_contrib
-
+@pytest.mark.parametrize("policy", ["AlraoPolicy", "AlraoQRDQNPolicy", "AlraoLstmPolicy", "AlraoMaskablePolicy"])
+def test_dict_observations_need_the_form_for_them(policy):
+    algorithm = {"AlraoLstmPolicy": RecurrentPPO, "AlraoMaskablePolicy": MaskablePPO}.get(policy, QRDQN)
     env = gym.Env()
     env.observation_space, env.action_space = spaces.Dict(x=spaces.Box(-1, 1, (2,))), spaces.Discrete(2)
     env.action_masks = lambda: np.ones(2, dtype=bool)
-    with pytest.raises(ValueError, match=f"{policy} takes no Dict observations: use {form}$"):
-        getattr(sb3_contrib, algorithm)(getattr(alrao_rl, policy), env)
+    with pytest.raises(ValueError, match=f"^{policy} takes no Dict observations: use AlraoMultiInputPolicy$"):
+        algorithm(getattr(alrao_rl, policy), env)
+
+
+# --- one name for all -----------------------------------------------------------------------------------------------
+
+FORMS = {"": spaces.Box(-1, 1, (3,)), "Cnn": spaces.Box(0, 255, (3, 36, 36), np.uint8)}
+FORMS["MultiInput"] = spaces.Dict(image=FORMS["Cnn"], vector=FORMS[""])
+OWN = {"QRDQN": "AlraoQRDQN{}Policy", "RecurrentPPO": "Alrao{}LstmPolicy", "MaskablePPO": "AlraoMaskable{}Policy",
+       "TQC": "AlraoTQC{}Policy", "CrossQ": "AlraoCrossQ{}Policy"}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", OWN)
+def test_one_name_serves_every_algorithm(name, form, tmp_path):
+    """And is what SB3's files and the policy's own are loaded by."""
+    algorithm, policy = getattr(contrib, name), getattr(alrao_rl, f"Alrao{form}Policy")
+    env = gym.Env()
+    env.observation_space, env.action_space = FORMS[form], spaces.Discrete(2)
+    env.action_masks = lambda: np.ones(2, dtype=bool)
+    options = {"n_steps": 8, "batch_size": 8}
+    if not name.endswith("PPO"):
+        options = {"buffer_size": 10}
+    if name in ("TQC", "CrossQ"):
+        env.action_space = spaces.Box(-1, 1, (1,))
+    small = {"alrao": {"n_heads": 2}, "net_arch": [8]}
+    if name == "CrossQ" and form:
+        with pytest.raises(ValueError, match=rf"^Alrao{form}Policy does not serve CrossQ, .*and AlraoPolicy; SAC"):
+            algorithm(policy, env)
+        return
+    model = algorithm(policy, env, device="cpu", policy_kwargs=small, **options)
+    assert type(model.policy).__name__ == OWN[name].format(form)
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    obs = env.observation_space.sample()
+    for loaded in (algorithm.load(tmp_path / "model"), policy.load(tmp_path / "policy")):
+        assert type(getattr(loaded, "policy", loaded)) is type(model.policy)
+        assert loaded.predict(obs, deterministic=True)[0] == pytest.approx(model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.slow
+def test_who_does_not_use_sb3_contrib_does_not_load_it():
+    code = """
+import sys
+from stable_baselines3 import DDPG, DQN, PPO, SAC
+from alrao_rl import AlraoPolicy
+for algorithm, env in ((DQN, "CartPole-v1"), (PPO, "CartPole-v1"), (SAC, "Pendulum-v1"), (DDPG, "Pendulum-v1")):
+    algorithm(AlraoPolicy, env, device="cpu")
+sys.exit("sb3_contrib" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -181,7 +181,7 @@ def test_runs_that_are_not_over_have_no_score(tmp_path):
     with (path / "episodes.csv").open("a") as file:
         file.write("950,4")  # as much of the line as the buffer held
     queued = write(tmp_path, config(seed=1), state="queued")
-    for name in ("episodes.csv", "evaluations.csv", "heads.csv", "timing.csv"):
+    for name in ("episodes.csv", "evaluations.csv", "heads.csv", "entropy.csv", "timing.csv"):
         (queued / name).unlink()
     frame = load_results(tmp_path)
     assert frame.state.tolist() == ["running", "queued"]

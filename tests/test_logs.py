@@ -78,7 +78,7 @@ def test_the_same_run_is_the_same_line(tmp_path):
     one, two = ((tmp_path / study / logs.FILE).read_bytes() for study in ("one", "two"))
     assert one == two
     assert set(json.loads(lzma.decompress(one))) == {"env", "agent", "setting", "seed", *FILES} | {
-        "episodes.csv", "evaluations.csv", "heads.csv", "timing.csv",
+        "episodes.csv", "evaluations.csv", "heads.csv", "entropy.csv", "timing.csv",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 import pickle
 
@@ -15,13 +16,16 @@ from sb3_contrib import TQC, CrossQ
 from sb3_contrib.common.utils import quantile_huber_loss
 from sb3_contrib.tqc import tqc
 from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.common.vec_env import DummyVecEnv
 from test_identity import ActionLog, Sums, assert_identical, one_rate
 from torch import nn
 from torch.nn import functional as F
 
 from alrao_rl import (
+    AlraoCallback,
     AlraoCnnPolicy,
     AlraoCrossQPolicy,
     AlraoMultiInputPolicy,
@@ -29,9 +33,12 @@ from alrao_rl import (
     AlraoTQCMultiInputPolicy,
     AlraoTQCPolicy,
 )
+from alrao_rl.agents.build import build
 from alrao_rl.core import HeadwiseTensor, OutputHeads
+from alrao_rl.errors import UserError
 from alrao_rl.fast.densities import squashed_by_torch as plain_squashed_gaussian
 from alrao_rl.fast.densities import squashed_gaussian
+from alrao_rl.recipes.files import load_agent_recipe
 from alrao_rl.sb3.critics import follow_at_once
 from alrao_rl.sb3.entropy import EntropyStep
 from alrao_rl.sb3.off_policy import AlraoSACPolicy, AlraoTD3Policy
@@ -244,13 +251,14 @@ def test_critics_are_judged_by_switch_each_for_itself():
     assert not torch.equal(first.averaging_weights, second.averaging_weights)
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC])
 def test_a_target_is_a_plain_copy_of_the_average(algorithm):
     """After a hard sync, also of heads that were re-cloned; its output layer is one Linear."""
     model = make(algorithm)
     obs, actions = batch(model)
     pairs = [(model.critic, model.critic_target)]
-    pairs += [(model.actor, model.actor_target)] if algorithm is not SAC else []
+    has_actor = issubclass(algorithm, TD3)
+    pairs += [(model.actor, model.actor_target)] if has_actor else []
     layers = list(model.policy.alrao_layers().values())
     weights = torch.tensor([0.5, 0.25, 0.125, 0.125])
     for lost in (None, [True, False, False, True]):
@@ -266,7 +274,7 @@ def test_a_target_is_a_plain_copy_of_the_average(algorithm):
                 torch.testing.assert_close(mine, other)
             x = torch.cat([obs, actions], 1)
             torch.testing.assert_close(model.critic_target.qf0(x), plain(model.critic.qf0, x))
-            if algorithm is not SAC:
+            if has_actor:
                 torch.testing.assert_close(model.actor(obs), model.actor_target(obs))
 
 
@@ -281,9 +289,10 @@ def test_a_target_follows_the_average_by_tau():
     torch.testing.assert_close(target.weight.data, 0.75 * before + 0.25 * average)
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC, CrossQ])
 def test_a_head_without_weight_that_is_not_finite_changes_nothing(algorithm):
     model = make(algorithm)
+    model.policy.set_training_mode(False)  # CrossQ's statistics of a batch would differ
     obs, actions = batch(model)
     results = []
     for value in (0.5, math.nan):
@@ -291,17 +300,27 @@ def test_a_head_without_weight_that_is_not_finite_changes_nothing(algorithm):
             heads.averaging_weights.data[:] = torch.tensor([0.5, 0.5, 0.0, 0.0])
             with torch.no_grad():
                 heads.theta[2] = value
-        follow_at_once(model.critic_target, model.critic)
+        critics = [model.critic]
+        if algorithm is not CrossQ:  # which has no target
+            follow_at_once(model.critic_target, model.critic)
+            critics.append(model.critic_target)
         model.critic.optimizer.zero_grad()
-        q_loss(model, obs, actions, torch.ones(len(obs), 1)).backward()
+        if algorithm is TQC:
+            quantiles = torch.linspace(-1, 1, 7).expand(len(obs), 1, 7)
+            tqc.quantile_huber_loss(model.critic(obs, actions), quantiles, sum_over_quantiles=False).backward()
+        elif algorithm is CrossQ:
+            current = torch.cat(model.critic(obs, actions), dim=1).T[..., None]
+            sum(F.mse_loss(one, torch.ones(len(obs), 1)) for one in current).backward()
+        else:
+            q_loss(model, obs, actions, torch.ones(len(obs), 1)).backward()
         with torch.no_grad():
             torch.manual_seed(0)
-            found = [model.policy._predict(obs), *model.critic(obs, actions), *model.critic_target(obs, actions)]
+            found = [model.policy._predict(obs), *(q for critic in critics for q in critic(obs, actions))]
         found += [p.grad for network in model.critic.q_networks for p in network[:-1].parameters()]
         model.actor.optimizer.zero_grad()
         torch.manual_seed(0)
-        loss = -torch.cat(model.critic(obs, model.policy.actor.forward(obs)), 1).mean()
-        loss.backward()
+        values = model.critic(obs, model.policy.actor.forward(obs))
+        (-(values if algorithm is TQC else torch.cat(values, 1)).mean()).backward()
         found += [p.grad for name, p in model.actor.named_parameters() if p.grad is not None]
         results.append([x.clone() for x in found])
     for one, other in zip(*results, strict=True):
@@ -403,6 +422,49 @@ def test_entropy_step_by_hand():
         assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", [SAC, TQC, CrossQ])
+def test_there_is_no_adam_at_any_time(algorithm):
+    """Nor in a copy of a model, which then learns as the model does."""
+    model = make(algorithm)
+    assert type(model.ent_coef_optimizer) is EntropyStep
+    other = copy.deepcopy(model)
+    for one in (model, other):
+        assert type(one.ent_coef_optimizer) is EntropyStep
+        assert one.ent_coef_optimizer.param_groups[0]["params"][0] is one.log_ent_coef
+        one.set_random_seed(1)
+        one.learn(40)
+    assert model.log_ent_coef.item() == other.log_ent_coef.item() != 0
+    alpha = math.exp(other.log_ent_coef.item())
+    assert other.policy.alrao_stats()["actor"]["ent_coef"] == pytest.approx(alpha)
+    state = model.ent_coef_optimizer.state[model.log_ent_coef]
+    assert set(state) == {"step", "square_avg"}
+
+
+def test_stock_agents_have_their_own_optimizer_of_the_entropy_coefficient():
+    kwargs = {"policy_kwargs": {"net_arch": [8]}, **SMALL}
+    model = SAC("MlpPolicy", "Pendulum-v1", **kwargs)
+    assert type(model.ent_coef_optimizer) is torch.optim.Adam
+    assert SAC("MlpPolicy", "Pendulum-v1", ent_coef=0.1, **kwargs).ent_coef_optimizer is None
+    assert not hasattr(SAC("MlpPolicy", "Pendulum-v1", _init_setup_model=False).policy_class, "ent_coef_optimizer")
+    mine = make()
+    mine.ent_coef_optimizer = torch.optim.Adam([mine.log_ent_coef], lr=1e-3)  # what a user puts there is theirs
+    assert type(mine.ent_coef_optimizer) is torch.optim.Adam
+
+
+def test_the_entropy_coefficient_is_in_the_statistics(tmp_path):
+    model = make(ent_coef="auto_0.5")
+    assert model.policy.alrao_stats()["actor"]["ent_coef"] == pytest.approx(0.5)
+    model.learn(30)
+    alpha = model.policy.alrao_stats()["actor"]["ent_coef"]
+    assert alpha == pytest.approx(math.exp(model.log_ent_coef.item()))
+    assert alpha < 0.5
+    assert "ent_coef" not in model.policy.alrao_stats()["qf0"]
+    model.save(tmp_path / "model")
+    assert SAC.load(tmp_path / "model").policy.alrao_stats()["actor"]["ent_coef"] == alpha
+    for fixed in (make(ent_coef=0.5), make(TD3)):
+        assert "ent_coef" not in fixed.policy.alrao_stats()["actor"]
+
+
 def test_the_entropy_step_takes_the_place_of_adam(tmp_path):
     model = make().learn(30)
     assert type(model.ent_coef_optimizer) is EntropyStep
@@ -415,8 +477,12 @@ def test_the_entropy_step_takes_the_place_of_adam(tmp_path):
     assert make(ent_coef=0.2).learn(30).ent_coef_optimizer is None
 
 
-def test_a_model_saved_before_its_first_update_learns_when_loaded(tmp_path):
-    make().save(tmp_path / "model")
+@pytest.mark.parametrize("older", [False, True])
+def test_a_model_saved_before_its_first_update_learns_when_loaded(older, tmp_path):
+    model = make()
+    if older:  # when SB3's Adam was there up to the first rollout
+        model.ent_coef_optimizer = torch.optim.Adam([model.log_ent_coef], lr=3e-4)
+    model.save(tmp_path / "model")
     loaded = SAC.load(tmp_path / "model", env=gym.make("Pendulum-v1"))
     loaded.learn(130)
     assert loaded.ent_coef_optimizer.state[loaded.log_ent_coef]["step"] > 0
@@ -452,7 +518,6 @@ def run(algorithm, policy, env, steps, policy_kwargs, **kwargs):
     noise = {"action_noise": NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))} if issubclass(algorithm, TD3) else {}
     model = algorithm(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **noise, **kwargs)
     if getattr(model, "ent_coef_optimizer", None) is not None:
-        model.policy.set_training_mode(True)
         model.ent_coef_optimizer = torch.optim.Adam([model.log_ent_coef], lr=kwargs.get("learning_rate", 1e-3))
     updates, optimize = [], model.actor.optimizer.step
 
@@ -570,25 +635,30 @@ VARIANTS = [
     (SAC, AlraoPolicy, Sums, {"share_features_extractor": True}),
     (SAC, AlraoPolicy, Sums, {"train_freq": (1, "episode"), "gradient_steps": -1}),
     (SAC, AlraoPolicy, Sums, {"ent_coef": "auto_0.1"}),
+    (SAC, AlraoPolicy, Sums, {"n_steps": 3}),
     (SAC, AlraoPolicy, Sums, {"net_arch": []}),
     (SAC, AlraoCnnPolicy, Images, {}),
     (SAC, AlraoCnnPolicy, Images, {"share_features_extractor": True}),
     (SAC, AlraoMultiInputPolicy, Parts, {}),
     (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5}),
     (TQC, AlraoTQCPolicy, Sums, {"n_quantiles": 5, "n_critics": 5, **SDE, "share_features_extractor": True}),
-    (TQC, AlraoTQCPolicy, Sums, {"n_critics": 1}),
+    (TQC, AlraoPolicy, Sums, {"n_critics": 1, "n_steps": 3, "train_freq": (1, "episode"), "gradient_steps": -1}),
     (TQC, AlraoTQCMultiInputPolicy, Parts, {}),
-    (CrossQ, AlraoCrossQPolicy, Sums, {}),
+    (CrossQ, AlraoPolicy, Sums, {}),
+    (CrossQ, AlraoPolicy, Sums, {"n_steps": 3, "train_freq": (1, "episode"), "gradient_steps": -1}),
     (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 3, **SDE}),
     (CrossQ, AlraoCrossQPolicy, Sums, {"n_critics": 1, "share_features_extractor": True}),
     (TD3, AlraoPolicy, Sums, {}),
     (TD3, AlraoPolicy, Sums, {"policy_delay": 3, "target_policy_noise": 0.5, "n_critics": 3}),
     (TD3, AlraoCnnPolicy, Images, {"share_features_extractor": True}),
     (TD3, AlraoMultiInputPolicy, Parts, {}),
+    (TD3, AlraoPolicy, Sums, {"n_steps": 3, "train_freq": (1, "episode"), "gradient_steps": -1}),
     (DDPG, AlraoPolicy, Sums, {}),
 ]
 
 
+# SB3 says so of every such model that it loads, whose buffer has them all the same.
+@pytest.mark.filterwarnings("ignore:`n_steps=3` is ignored")
 @pytest.mark.parametrize(("algorithm", "policy", "env", "options"), VARIANTS)
 def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, options, tmp_path):
     """What learns is what is loaded: after updates by the same data and noise both are the same, bit for bit."""
@@ -601,6 +671,7 @@ def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, op
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=model.env)
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], action)
+    assert getattr(loaded.replay_buffer, "n_steps", 1) == options.get("n_steps", 1)
     loaded.replay_buffer = copy.deepcopy(model.replay_buffer)
     loaded._logger = model.logger
     for one in (model, loaded):
@@ -614,19 +685,128 @@ def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, op
     assert all(one["weights"].sum() == pytest.approx(1) for one in stats.values())
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3])
+class Observing(gym.Env):
+    """Random observations of a space."""
+
+    def __init__(self, observations, actions):
+        self.observation_space, self.action_space = observations, actions
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), float(action.sum()), self.np_random.random() < 0.1, False, {}
+
+
+IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+OBSERVATIONS = {
+    "vector": spaces.Box(-1, 1, (3,)),
+    "number": spaces.Box(-np.inf, np.inf, (1,), np.float64),
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "discrete": spaces.Discrete(4),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-binary": spaces.MultiBinary(3),
+    "image": IMAGE,
+    "small image": spaces.Box(0, 255, (10, 10, 4), np.uint8),
+    "dict": spaces.Dict(image=IMAGE, vector=spaces.Box(-1, 1, (2,)), one=spaces.Discrete(3)),
+}
+ACTIONS = {
+    "vector": spaces.Box(-1, 1, (2,)),
+    "bounds of their own": spaces.Box(np.array([-3, 0], np.float32), np.array([1, 0.5], np.float32)),
+    "matrix": spaces.Box(-2, 2, (2, 2)),
+    "double": spaces.Box(-1, 1, (1,), np.float64),
+}
+MATRIX = [(observations, "vector") for observations in OBSERVATIONS] + [("vector", actions) for actions in ACTIONS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("observations", "actions"), MATRIX)
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC, CrossQ])
+def test_spaces(algorithm, observations, actions, tmp_path):
+    form = "Cnn" if "image" in observations else "MultiInput" if observations == "dict" else ""
+    if algorithm is CrossQ and form:
+        pytest.skip("CrossQ takes vectors")
+    policy = {"": AlraoPolicy, "Cnn": AlraoCnnPolicy, "MultiInput": AlraoMultiInputPolicy}[form]
+    env = Observing(OBSERVATIONS[observations], ACTIONS[actions])
+    model = make(algorithm, env, policy).learn(40)
+    before = model.policy.state_dict()
+    assert all(x.isfinite().all() for x in before.values())
+    obs = env.observation_space.sample()
+    action = model.predict(obs, deterministic=True)[0]
+    assert action.shape == env.action_space.shape
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=env)
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], action)
+    loaded.learn(30, reset_num_timesteps=False)
+    after = loaded.policy.state_dict()
+    assert all(x.isfinite().all() for x in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.endswith("theta"))
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC, CrossQ])
 def test_same_seed_same_bits(algorithm):
     one, other = (make(algorithm).learn(60).policy.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_several_environments():
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
     env = DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 3)
-    for algorithm in (SAC, TD3):
+    for algorithm in (SAC, TD3, DDPG, TQC, CrossQ):
         model = make(algorithm, env, gradient_steps=-1).learn(60)
         assert model._n_updates > 30
+
+
+class Goal(gym.Env):
+    """Go to a point of the line: a reward of 0 there, else of −1."""
+
+    observation_space = spaces.Dict({
+        name: spaces.Box(-5, 5, (1,)) for name in ("observation", "achieved_goal", "desired_goal")
+    })  # fmt: skip
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n, self.at, self.goal = 0, 0.0, self.np_random.uniform(-2, 2)
+        return self._observe(), {}
+
+    def step(self, action):
+        self.n, self.at = self.n + 1, float(np.clip(self.at + action[0], -5, 5))
+        observation = self._observe()
+        reward = self.compute_reward(observation["achieved_goal"], observation["desired_goal"], {})
+        return observation, float(reward), False, self.n == 8, {}
+
+    def compute_reward(self, achieved, desired, info):
+        return -(np.abs(achieved - desired) > 0.3)[..., 0].astype(np.float32)
+
+    def _observe(self):
+        parts = {"observation": self.at, "achieved_goal": self.at, "desired_goal": self.goal}
+        return {name: np.array([value], np.float32) for name, value in parts.items()}
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, TQC])
+def test_hindsight_experience_replay(algorithm, tmp_path):
+    from stable_baselines3 import HerReplayBuffer
+
+    her = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 2}}
+    model = make(algorithm, Goal(), AlraoMultiInputPolicy, **her).learn(60)
+    assert type(model.replay_buffer) is HerReplayBuffer
+    obs = model.observation_space.sample()
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = algorithm.load(tmp_path / "model", env=Goal())
+    loaded.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=False)
+    loaded._logger = model.logger
+    for one in (model, loaded):
+        one.set_random_seed(5)
+        one.train(4, batch_size=8)
+    mine, other = model.policy.state_dict(), loaded.policy.state_dict()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    np.testing.assert_array_equal(*(one.predict(obs, deterministic=True)[0] for one in (model, loaded)))
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 90
+    assert all(x.isfinite().all() for x in loaded.policy.state_dict().values())
 
 
 @pytest.mark.parametrize(("algorithm", "policy"), [(SAC, AlraoSACPolicy), (TD3, AlraoTD3Policy)])
@@ -640,6 +820,32 @@ def test_policies_are_saved_alone(algorithm, policy, name, tmp_path):
     assert loaded.share_features_extractor
     obs = np.zeros(3, np.float32)
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, CrossQ])
+def test_the_callback_logs_every_layer_once_an_episode(algorithm, tmp_path, monkeypatch):
+    model = make(algorithm, gym.make("Pendulum-v1", max_episode_steps=20))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    stats, asked = model.policy.alrao_stats, []
+
+    def alrao_stats():
+        asked.append(model.num_timesteps)
+        return stats()
+
+    monkeypatch.setattr(model.policy, "alrao_stats", alrao_stats)
+    model.learn(70, callback=AlraoCallback(), log_interval=1)
+    model.logger.close()
+    assert asked == [20, 40, 60]
+    with (tmp_path / "progress.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    for layer in ("actor", "qf0", "qf1"):
+        weights = [float(last[f"alrao/{layer}/weight_{j}"]) for j in range(1, 5)]
+        assert sum(weights) == pytest.approx(1, abs=1e-5)
+        entropy = -sum(a * math.log(a) for a in weights if a)
+        assert float(last[f"alrao/{layer}/entropy"]) == pytest.approx(entropy, abs=1e-4)
+        assert 1e-6 < float(last[f"alrao/{layer}/effective_lr"]) < 0.1001
+        assert (last[f"alrao/{layer}/reclones"], last[f"alrao/{layer}/skipped"]) == ("0", "0")
+    assert ("train/ent_coef" in last) is (algorithm is not TD3)  # SB3's own
 
 
 def test_rates_of_actor_and_critics_are_drawn_apart():
@@ -705,14 +911,34 @@ def test_discrete_actions_are_refused():
         AlraoSACPolicy(space, spaces.Discrete(2), lambda _: 1.0)
 
 
+@pytest.mark.parametrize("name", ["sac", "td3", "tqc-adam"])
+def test_recipes_of_actions_without_bounds_are_one_line(name):
+    agent = load_agent_recipe(name)[1]
+    env = DummyVecEnv([lambda: Sums(spaces.Box(-np.inf, np.inf, (2,)))])
+    with pytest.raises(UserError, match=r"^cannot build \w+: .*finite lower and upper bound[^\n]*$"):
+        build(agent, env, seed=0)
+
+
+@pytest.mark.parametrize("name", ["crossq", "crossq-adam"])
+@pytest.mark.parametrize(("env", "what"), [(Parts, "Dict observations"), (Images, "images")])
+def test_recipes_of_crossq_for_other_than_vectors_are_one_line(name, env, what):
+    agent = load_agent_recipe(name)[1]
+    with pytest.raises(UserError, match=f"^CrossQ takes no {what}, only vectors: use sac or tqc$"):
+        build(agent, DummyVecEnv([env]), seed=0)
+
+
 def test_crossq_takes_no_dict():
-    with pytest.raises(ValueError, match="AlraoCrossQPolicy takes no Dict observations: CrossQ has no policy that"):
-        make(CrossQ, Parts(), AlraoCrossQPolicy)
+    for policy in (AlraoPolicy, AlraoCrossQPolicy):
+        expected = f"^{policy.__name__} takes no Dict observations: CrossQ has no policy that does$"
+        with pytest.raises(ValueError, match=expected):
+            make(CrossQ, Parts(), policy)
 
 
 def test_another_algorithm_is_refused():
-    with pytest.raises(ValueError, match=r"AlraoTD3Policy does not serve SAC: expected TD3"):
+    with pytest.raises(ValueError, match=r"^AlraoTD3Policy does not serve SAC: expected TD3; SAC takes AlraoPolicy$"):
         make(SAC, policy=AlraoTD3Policy)
+    with pytest.raises(ValueError, match=r"^AlraoTQCMultiInputPolicy does not .*; SAC takes AlraoMultiInputPolicy$"):
+        make(SAC, policy=AlraoTQCMultiInputPolicy)
     with pytest.raises(ValueError, match=r"optimizer_class=Adam .* has no effect on an Alrao policy"):
         SAC(AlraoPolicy, "Pendulum-v1", policy_kwargs={"optimizer_class": torch.optim.Adam})
 

@@ -26,6 +26,7 @@ from alrao_rl.report.document import markdown
 from alrao_rl.report.sections.words import number, returned, returned_interval, with_interval
 from alrao_rl.report.study import Study
 from alrao_rl.runs.folder import RunFolder
+from alrao_rl.train.command import main as train
 
 ENV = {"id": "CartPole-v1", "random_score": 20.0, "reference_score": 500.0, "floor": -7.0}
 OTHER = {"id": "Acrobot-v1", "random_score": -500.0, "reference_score": -70.0, "floor": -500.0}
@@ -1163,3 +1164,32 @@ def test_a_browser_shows_it(ten, evil, width):
         for text_ in ('<script>alert("x")</script>&amp;', "_<img src=x onerror=alert(1)>$^$", "<b>bold</b> | **x**"):
             assert text_ in found["text"]
         browser.close()
+
+
+def test_entropy_coefficients(tmp_path):
+    """Geometric means over seeds, of Alrao and of stock; a damaged line is left out."""
+    for agent, rate in (("sac", None), ("sac-adam", 1e-3)):
+        for seed in range(2):
+            path = write(tmp_path, agent, ENV, seed, 100.0, rate, algo="sac")
+            rows = "".join(f"{step},{0.1 * 4**seed * 1000 / step}\n" for step in (1000, 2000, 4000))
+            (path / "entropy.csv").write_text(f"timestep,ent_coef\n{rows}5000,0.")
+    page, markdown = make(tmp_path)
+    # √(0.1 · 0.4) · 1000 / 4000
+    assert f"{ENV['id']}. At the end: sac 0.05; sac-adam" in markdown
+    assert "no learning rate, stock agents by their own" in text(page)
+    assert len(list((tmp_path / "report").rglob("entropy-00-*.svg"))) == 1
+
+
+@pytest.mark.slow
+def test_real_runs_of_continuous_actions(tmp_path, capfd):
+    """Weights of the actor and of both critics over time, and the entropy coefficient."""
+    sets = ["batch_size=8", "net_arch=[8]", "buffer_size=300", "learning_starts=20"]
+    for agent in ("sac", "sac-adam"):
+        args = ["--agent", agent, "--env", "Pendulum-v1", "--timesteps", "250", "--eval-episodes", "0", "--quiet"]
+        assert train([*args, "--out", str(tmp_path / "Pendulum-v1" / agent / "seed-0"), "--set", *sets]) == 0
+    _, markdown = make(tmp_path)
+    assert all(f"sac on Pendulum-v1, {layer}. 1 seed; effective rate" in markdown for layer in ("actor", "qf0", "qf1"))
+    ends = [(tmp_path / "Pendulum-v1" / agent / "seed-0" / "entropy.csv").read_text().split(",")[-1] for agent in
+            ("sac", "sac-adam")]  # fmt: skip
+    assert f"Pendulum-v1. At the end: sac {float(ends[0]):.2g}; sac-adam" in markdown
+    assert f"{float(ends[1]):.2g}." in markdown

@@ -19,7 +19,7 @@ from alrao_rl.train.command import main
 
 ROOT = Path(__file__).parent.parent
 SAME = [f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("json", "safetensors")]
-SAME += ["episodes.csv", "evaluations.csv", "heads.csv"]
+SAME += ["episodes.csv", "evaluations.csv", "heads.csv", "entropy.csv"]
 ARGS = ["--algo", "ppo", "--env", "CartPole-v1", "--timesteps", "640", "--eval-episodes", "1", "--quiet"]
 for one in ("n_steps=16", "n_envs=4", "batch_size=32", "n_epochs=1", "net_arch=[8]", "alrao.n_heads=3"):
     ARGS += ["--set", one]

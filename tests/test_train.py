@@ -771,6 +771,56 @@ def test_what_would_make_no_update_is_refused(tmp_path, monkeypatch, capfd, more
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (['train_freq=[0, "episode"]'], "train_freq is [0, 'episode']: expected a whole number of steps of at least 1"),
+        (['train_freq=[1, "episodes"]'], "is [1, 'episodes']: expected a whole number of steps of at least 1, or [1, "),
+        (["train_freq=[1]"], "hyperparameters.train_freq is [1]: expected"),
+        (["train_freq=true"], "hyperparameters.train_freq is True: expected"),
+        (["train_freq=1.5"], "hyperparameters.train_freq is 1.5: expected"),
+        (['train_freq=[1, "episode"]', "n_envs=2"], "train_freq of SAC is [1, 'episode']: episodes take one env"),
+        (["ent_coef=automatic"], "ent_coef is 'automatic': expected a number of at least 0, 'auto', or 'auto_0.1'"),
+        (["ent_coef=-1"], "hyperparameters.ent_coef is -1: expected a number of at least 0"),
+        (["ent_coef=true"], "hyperparameters.ent_coef is True: expected"),
+        (["target_entropy=low"], "hyperparameters.target_entropy is 'low': expected a number or 'auto'"),
+        (["learning_rate=3e-4"], "--set learning_rate: an Alrao agent has no learning rate to set: leave it out"),
+    ],
+)  # fmt: skip
+def test_bad_values_of_sac_are_one_line(tmp_path, monkeypatch, capfd, sets, expected):
+    monkeypatch.chdir(tmp_path)
+    assert expected in refused(capfd, "--algo", "sac", "--env", "Pendulum-v1", "--set", "net_arch=[4]", *sets)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_freq_in_episodes(tmp_path, capfd):
+    args = [
+        "--algo",
+        "sac",
+        "--env",
+        "Pendulum-v1",
+        "--timesteps",
+        "250",
+        "--eval-episodes",
+        "0",
+        "--set",
+        "net_arch=[4]",
+    ]
+    small = ["batch_size=8", "buffer_size=300", 'train_freq=[1, "episode"]', "gradient_steps=3", "alrao.n_heads=3"]
+    assert main([*args, *small, "--dry-run"]) == 0
+    assert "hyperparameters.train_freq           = [1, 'episode']" in capfd.readouterr().out
+    assert main([*args, *small, "--out", str(tmp_path)]) == 0
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["timesteps"]) == ("finished", 400)  # two episodes of 200 steps
+    layers = {row["layer"] for row in rows(tmp_path / "heads.csv")}
+    assert layers == {"actor", "qf0", "qf1"}
+    coefficients = [float(row["ent_coef"]) for row in rows(tmp_path / "entropy.csv")]
+    assert coefficients[0] == 1 > coefficients[-1] > 0
+    heads = rows(tmp_path / "heads.csv")
+    times = sorted({int(row["timestep"]) for row in heads})
+    assert times == [int(row["timestep"]) for row in rows(tmp_path / "entropy.csv")]
+
+
 @pytest.mark.parametrize(("train_freq", "n_envs", "starts"), [(1, 1, 39), (8, 2, 47)])
 def test_a_single_update_is_enough(tmp_path, train_freq, n_envs, starts):
     sets = [f"learning_starts={starts}", f"train_freq={train_freq}", f"n_envs={n_envs}", "gradient_steps=1"]

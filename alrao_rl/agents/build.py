@@ -15,6 +15,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
@@ -24,7 +25,7 @@ from alrao_rl.errors import UserError, first_line, suggest
 from alrao_rl.notation import plural
 from alrao_rl.recipes.resolve import alrao_options
 from alrao_rl.recipes.schema import Agent
-from alrao_rl.sb3.base import refuse_start
+from alrao_rl.sb3.base import GENERAL, refuse_start
 from alrao_rl.sb3.extractors import AlraoNatureCNN, image_extractor
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -55,12 +56,18 @@ def algorithm(agent: Agent) -> type[BaseAlgorithm]:
 
 
 def policy_class(agent: Agent, observation_space: spaces.Space[Any]) -> Any:
-    """The policy for an agent on these observations: plain, image or Dict; Alrao's class or the name of SB3's."""
+    """The policy for an agent on these observations: plain, image or Dict; Alrao's class or the name of SB3's.
+
+    Raises:
+        UserError: the algorithm has none for them.
+    """
     form = "MultiInput" if isinstance(observation_space, spaces.Dict) else ""
     form = "Cnn" if is_image_space(observation_space) else form
-    if agent.policy == "alrao":
-        return getattr(alrao_rl, agent.algorithm.policies.format(form))
-    return agent.algorithm.stock_policies.format(form or "Mlp")
+    stock = agent.algorithm.stock_policies.format(form or "Mlp")
+    if stock not in algorithm(agent).policy_aliases:
+        what = "images" if form == "Cnn" else "Dict observations"
+        raise UserError(f"{agent.algorithm.cls} takes no {what}, only vectors: use sac or tqc")
+    return getattr(alrao_rl, GENERAL.format(form)) if agent.policy == "alrao" else stock
 
 
 def policy_kwargs(agent: Agent, observation_space: spaces.Space[Any]) -> dict[str, Any]:
@@ -104,6 +111,12 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
     if (deviation := hyperparameters.get("action_noise")) is not None:
         shape = env.action_space.shape
         hyperparameters["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, deviation))
+    if isinstance(train_freq := hyperparameters.get("train_freq"), list):
+        if train_freq[1] == "episode" and env.num_envs > 1:
+            raise UserError(
+                f"train_freq of {name} is {train_freq}: episodes take one environment, expected n_envs=1 or steps"
+            )
+        hyperparameters["train_freq"] = tuple(train_freq)
     if hyperparameters.get("optimize_memory_usage"):
         # SB3 cannot do both: a time limit then counts as any other end of an episode, of which ``train`` warns.
         hyperparameters["replay_buffer_kwargs"] = {"handle_timeout_termination": False}
@@ -121,9 +134,14 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
 
 
 def timesteps_of(model: BaseAlgorithm, timesteps: int) -> int:
-    """How many timesteps ``learn(timesteps)`` takes: Stable-Baselines3 stops only between two rollouts."""
+    """How many timesteps ``learn(timesteps)`` takes, at least: Stable-Baselines3 stops only between two rollouts."""
     learner = cast(Any, model)
-    steps = learner.n_steps if isinstance(model, OnPolicyAlgorithm) else learner.train_freq.frequency
+    if isinstance(model, OnPolicyAlgorithm):
+        steps = learner.n_steps
+    elif learner.train_freq.unit is TrainFrequencyUnit.STEP:
+        steps = learner.train_freq.frequency
+    else:  # as long as the last episode lasts
+        return timesteps
     rollout = steps * model.n_envs
     return math.ceil(timesteps / rollout) * rollout
 

@@ -116,6 +116,7 @@ def rebuild(path: Path, device: str = "cpu") -> tuple[BaseAlgorithm, Statistics]
     except Exception as error:  # a foreign file may hold anything
         raise UserError(f"{path} is not a complete agent: {first_line(error)}") from None
     model.policy.set_training_mode(False)
+    vars(model.policy).pop("log_ent_coef", None)  # the file does not have what was learned
     if agent.algorithm.learns_from_replay:
         learner = cast(OffPolicyAlgorithm, model)
         if isinstance(learner, DQN):

@@ -22,6 +22,7 @@ from alrao_rl.recipes.fields import (
     Rate,
     Table,
     TargetEntropy,
+    TrainFreq,
     Widths,
 )
 
@@ -37,7 +38,7 @@ class DdpgHyperparameters(Table):
     batch_size: Count | None = None
     tau: Fraction | None = None
     gamma: Fraction | None = None
-    train_freq: Count | None = None
+    train_freq: TrainFreq = None
     gradient_steps: Annotated[int, Field(ge=-1)] | None = None
     n_steps: Count | None = None
     action_noise: Positive | None = None
@@ -73,7 +74,7 @@ class CrossqHyperparameters(Table):
     learning_starts: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
     gamma: Fraction | None = None
-    train_freq: Count | None = None
+    train_freq: TrainFreq = None
     gradient_steps: Annotated[int, Field(ge=-1)] | None = None
     n_steps: Count | None = None
     policy_delay: Count | None = None
@@ -102,7 +103,7 @@ class DqnHyperparameters(Table):
     batch_size: Count | None = None
     tau: Fraction | None = None
     gamma: Fraction | None = None
-    train_freq: Count | None = None
+    train_freq: TrainFreq = None
     gradient_steps: Annotated[int, Field(ge=-1)] | None = None
     n_steps: Count | None = None
     target_update_interval: Count | None = None
@@ -236,8 +237,7 @@ class Algorithm:
         learning_rate: of the class by default.
         timesteps: default budget for an environment whose file names none.
         timesteps_of: algorithm whose budget in an environment's file applies if the file has none for this one.
-        policies: names of the Alrao policies in ``alrao_rl``; the braces stand for "", "Cnn" or "MultiInput".
-        stock_policies: SB3's names for its own policies, with "Mlp" instead of "".
+        stock_policies: SB3's names for its own policies; the braces stand for "Mlp", "Cnn" or "MultiInput".
         actions: the only kind of space that it acts in, by Gymnasium's name; "" if it acts in all.
         learns_from_replay: it learns from a replay buffer.
         masks_actions: its environments have a method ``action_masks()``.
@@ -251,7 +251,6 @@ class Algorithm:
     learning_rate: float
     timesteps: int
     timesteps_of: str = ""
-    policies: str = "Alrao{}Policy"
     stock_policies: str = "{}Policy"
     actions: Literal["", "Discrete", "Box"] = ""
     learns_from_replay: bool = False
@@ -275,15 +274,15 @@ _ROWS = (
     Algorithm("ppo", "PPO", PpoHyperparameters, OnPolicyOptions, 3e-4, 500_000, exports_onnx=True),
     Algorithm(
         "qrdqn", "QRDQN", DqnHyperparameters, QrdqnPolicyOptions, 5e-5, 100_000, timesteps_of="dqn",
-        policies="AlraoQRDQN{}Policy", actions="Discrete", learns_from_replay=True, exports_onnx=True,
+        actions="Discrete", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
         "recurrent-ppo", "RecurrentPPO", PpoHyperparameters, RecurrentOptions, 3e-4, 500_000, timesteps_of="ppo",
-        policies="Alrao{}LstmPolicy", stock_policies="{}LstmPolicy",
+        stock_policies="{}LstmPolicy",
     ),
     Algorithm(
         "maskable-ppo", "MaskablePPO", MaskablePpoHyperparameters, MaskableOptions, 3e-4, 500_000, timesteps_of="ppo",
-        policies="AlraoMaskable{}Policy", masks_actions=True,
+        masks_actions=True,
     ),
     Algorithm(
         "sac", "SAC", SacHyperparameters, SacPolicyOptions, 3e-4, 100_000,
@@ -291,11 +290,11 @@ _ROWS = (
     ),
     Algorithm(
         "tqc", "TQC", TqcHyperparameters, TqcPolicyOptions, 3e-4, 100_000, timesteps_of="sac",
-        policies="AlraoTQC{}Policy", actions="Box", learns_from_replay=True, exports_onnx=True,
+        actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
         "crossq", "CrossQ", CrossqHyperparameters, CrossqPolicyOptions, 1e-3, 100_000, timesteps_of="sac",
-        policies="AlraoCrossQPolicy", actions="Box", learns_from_replay=True, exports_onnx=True,
+        actions="Box", learns_from_replay=True, exports_onnx=True,
     ),
     Algorithm(
         "td3", "TD3", Td3Hyperparameters, Td3PolicyOptions, 1e-3, 100_000, timesteps_of="sac",

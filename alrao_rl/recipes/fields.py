@@ -34,6 +34,16 @@ EntropyCoefficient = Annotated[float | str, AfterValidator(entropy_coefficient)]
 TargetEntropy = Annotated[float | str, AfterValidator(target_entropy)]
 MAX_COUNT = 10**12
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+
+def _train_freq(value: Any) -> Any:
+    number, unit = value if isinstance(value, list) and len(value) == 2 else (value, "step")
+    if type(number) is not int or not 1 <= number <= MAX_COUNT or unit not in ("step", "episode"):
+        raise ValueError('expected a whole number of steps of at least 1, or [1, "episode"]')
+    return value
+
+
+TrainFreq = Annotated[Any, AfterValidator(_train_freq)]
 Widths = Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(max_length=100)]
 
 

@@ -297,6 +297,19 @@ def heads(
     figure.colorbar(image, ax=[axes, bars], label="averaging weight")
 
 
+def entropy(figure: Figure, coefficients: Mapping[str, pd.Series[float]], indices: Mapping[str, int]) -> None:
+    """The entropy coefficient of each method over its timesteps, which are the index."""
+    axes = figure.subplots()
+    for name, values in coefficients.items():
+        axes.plot(values.index.to_numpy(), values.to_numpy(), linewidth=2, label=short(name), **colour(indices[name]))
+    axes.set_yscale("log")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("entropy coefficient α")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(_thousands)
+    _legend(axes)
+
+
 def _thousands(value: float, _: object = None) -> str:
     return f"{value:,.0f}"
 

@@ -14,6 +14,7 @@ COLUMNS = {
     "episodes.csv": ("timestep", "return", "length"),
     "evaluations.csv": ("timestep", "episodes", "mean_return", "std_return", "min_return", "max_return"),
     "heads.csv": ("timestep", "layer", "head", "learning_rate", "weight", "reclones"),
+    "entropy.csv": ("timestep", "ent_coef"),
     "timing.csv": ("timestep", "wall_seconds", "steps_per_second"),
 }
 AGENTS = tuple(f"{name}.{suffix}" for name in ("agent", "last") for suffix in ("safetensors", "json"))

@@ -1,12 +1,12 @@
 """The run folder: what a run leaves on disk, and how it is written so that nothing is ever half there.
 
 ``config.json`` (the resolved recipe, versions, command, git commit), ``status.json`` (queued, running, finished,
-interrupted or failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``timing.csv`` (the only log
-that differs between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent), ``last.*`` (the
-last one), and until the run is finished ``checkpoint/``, which it is continued from. Logs are appended, and then cut
-back to the length they had at the checkpoint. ``sha256.json`` of a finished run holds the hash of every other file.
-What a sweep keeps of it for reports and notebooks, everything but agents and checkpoints, goes into the study's
-``logs.jsonl.xz`` (:mod:`alrao_rl.runs.logs`).
+interrupted or failed, and why), ``episodes.csv``, ``evaluations.csv``, ``heads.csv``, ``entropy.csv``, ``timing.csv``
+(the only log that differs between two runs of one seed), ``agent.safetensors`` + ``agent.json`` (the best agent),
+``last.*`` (the last one), and until the run is finished ``checkpoint/``, which it is continued from. Logs are appended,
+and then cut back to the length they had at the checkpoint. ``sha256.json`` of a finished run holds the hash of every
+other file. What a sweep keeps of it for reports and notebooks, everything but agents and checkpoints, goes into the
+study's ``logs.jsonl.xz`` (:mod:`alrao_rl.runs.logs`).
 """
 
 from __future__ import annotations
@@ -146,9 +146,11 @@ class RunFolder:
             self._drop(TRACEBACK, MANIFEST, *(name for name in AGENTS if name not in agents))
             for name, data in agents.items():
                 write_atomically(self.path / name, data)
-            for name in COLUMNS:
+            for name, columns in COLUMNS.items():
                 file = self._files[name] = (self.path / name).open("a", newline="")
-                file.truncate(logs[name]["bytes"])
+                file.truncate(logs[name]["bytes"] if name in logs else 0)
+                if name not in logs:  # a checkpoint from before there was this log
+                    csv.writer(file, lineterminator="\n").writerow(columns)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -162,8 +164,8 @@ class RunFolder:
 
     def changed(self, logs: Mapping[str, Mapping[str, Any]]) -> str | None:
         """How a log differs from what :meth:`logs` gave, rows after it apart; None where all are as they were."""
-        for name in COLUMNS:
-            path, was = self.path / name, logs[name]
+        for name, was in logs.items():
+            path = self.path / name
             data = path.read_bytes() if path.is_file() else b""
             if len(data) < was["bytes"]:
                 return f"{path} is shorter than it was"

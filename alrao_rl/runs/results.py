@@ -148,9 +148,22 @@ def load_heads(run: str | Path) -> pd.DataFrame:
         ``timestep, layer, head, learning_rate, weight, reclones``; no row for a stock agent and where the file cannot
         be read: nothing but a picture hangs on it.
     """
-    columns = list(COLUMNS["heads.csv"])
+    return _load_log(run, "heads.csv")
+
+
+def load_entropy(run: str | Path) -> pd.DataFrame:
+    """The entropy coefficient of a run over time, from its ``entropy.csv``.
+
+    Returns:
+        ``timestep, ent_coef``; no row where none was learned and where the file cannot be read.
+    """
+    return _load_log(run, "entropy.csv")
+
+
+def _load_log(run: str | Path, name: str) -> pd.DataFrame:
+    columns = list(COLUMNS[name])
     try:
-        data = io.BytesIO(read_run_file(Path(run), "heads.csv"))
+        data = io.BytesIO(read_run_file(Path(run), name))
         table = pd.read_csv(data, dtype={"layer": str}, on_bad_lines="skip", encoding_errors="replace")
         table = table[columns].dropna()
         numbers = [name for name in columns if name != "layer"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -12,7 +11,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from torch import nn
@@ -23,9 +22,12 @@ from alrao_rl.core.bases import BASES
 from alrao_rl.core.config import Learns
 from alrao_rl.fast import AlraoOptimizer
 from alrao_rl.sb3.extractors import AlraoMinAtarCNN, AlraoNatureCNN, image_extractor
+from alrao_rl.sb3.served import served
 from alrao_rl.sb3.shortcuts import set_mode
 
 Options: TypeAlias = Mapping[str, Any] | AlraoConfig | None
+GENERAL = "Alrao{}Policy"
+"""The name that stands for the policies of all algorithms, with Cnn or MultiInput in it."""
 
 
 class NoOptimizer:
@@ -43,8 +45,6 @@ class AlraoPolicyMixin:
     serves: tuple[type[BaseAlgorithm], ...]
     stock: type
     """SB3's policy, the next class."""
-    family = "Alrao{}Policy"
-    """What users call it, with Cnn or MultiInput in it."""
     default_features_extractor_class: type = FlattenExtractor
     learns: Learns = "rollouts"
     q_network: str | None = None
@@ -86,21 +86,22 @@ class AlraoPolicyMixin:
             ValueError: they are of another kind.
         """
         default: type[BaseFeaturesExtractor] = self.default_features_extractor_class
-        # What the user wrote is AlraoPolicy, whichever of its classes it stands for.
-        name = re.sub("^Alrao(DQN|ActorCritic|SAC|TD3)", "Alrao", type(self).__name__)
+        algorithm = calling_algorithm()
+        # What the user wrote may be AlraoPolicy, whichever of its classes it stands for.
+        name = type(self).__name__ if algorithm is None else algorithm.policy_class.__name__
         are_images = space.shape is not None and len(space.shape) == 3
         if isinstance(space, spaces.Dict):
             if not issubclass(default, CombinedExtractor):
-                other = self.family.format("MultiInput")
-                hint = f"use {other}" if other != name else f"{self.serves[0].__name__} has no policy that does"
+                row = served(self.serves[0])
+                other = GENERAL.format("MultiInput") if row is not None and row.policy("MultiInput") else None
+                hint = f"use {other}" if other else f"{self.serves[0].__name__} has no policy that does"
                 raise ValueError(f"{name} takes no Dict observations: {hint}")
         elif issubclass(default, CombinedExtractor):
-            form = self.family.format("Cnn" if are_images else "")
-            raise ValueError(f"{name} takes Dict observations, not {space}: use {form}")
+            form = "Cnn" if are_images else ""
+            raise ValueError(f"{name} takes Dict observations, not {space}: use {GENERAL.format(form)}")
         elif default is AlraoNatureCNN:
             if not are_images:
-                plain = self.family.format("")
-                raise ValueError(f"{name} takes images, of three dimensions, not {space}: use {plain}")
+                raise ValueError(f"{name} takes images, of three dimensions, not {space}: use {GENERAL.format('')}")
             return image_extractor(space)
         return default
 
@@ -203,28 +204,31 @@ def calling_algorithm() -> BaseAlgorithm | None:
 
 
 def refuse_algorithm(policy: type, serves: tuple[type[BaseAlgorithm], ...], algorithm: BaseAlgorithm | None) -> None:
-    """Refuse an algorithm of another kind, with the policy that serves it."""
-    if algorithm is None or (isinstance(algorithm, serves) and type(algorithm) in (*serves, A2C, PPO)):
-        return
-    # Not above: pydantic, which the table is made of, takes longer to load than all of this package.
-    from alrao_rl.recipes.algorithms import ALGORITHMS
+    """Refuse an algorithm of another kind, with the policy that serves it.
 
-    # Algorithms whose policies have another structure than AlraoPolicy, and those that serve them.
-    families = {row.cls: row.policies for row in ALGORITHMS.values() if row.policies != AlraoPolicyMixin.family}
-    names = [base.__name__ for base in type(algorithm).__mro__]
-    if "TRPO" in names:
-        raise ValueError("TRPO has no Alrao policy: it writes the policy's parameters itself, past the learning rates")
-    other = next((name for name in names if name in families), None)
-    mine = [base.__name__ for base in serves]
-    if isinstance(algorithm, serves) and (other is None or other in mine):
+    Raises:
+        ValueError: with the names of both.
+    """
+    if algorithm is None:
         return
-    if other is not None:
-        form = next((form for form in ("Cnn", "MultiInput") if form in policy.__name__), "")
-        raise ValueError(
-            f"{policy.__name__} does not serve {names[0]}: use {families[other].format(form)} from alrao_rl"
-        )
+    kind = type(algorithm)
+    if any(base.__name__ == "TRPO" for base in kind.__mro__):
+        raise ValueError("TRPO has no Alrao policy: it writes the policy's parameters itself, past the learning rates")
+    mine, other = [base.__name__ for base in serves], served(kind)
+    if isinstance(algorithm, serves) and (other is None or other.algorithm in mine):
+        return
     expected = ", ".join("A2C or PPO" if name == "OnPolicyAlgorithm" else name for name in mine)
-    raise ValueError(f"{policy.__name__} does not serve {names[0]}: expected {expected}")
+    if other is None:
+        hint = ""
+    elif other.algorithm in mine:  # another class of the same name
+        hint = f" of {serves[0].__module__.partition('.')[0]}"
+    else:
+        hint = f"; {kind.__name__} takes {GENERAL.format(_form(policy))}"
+    raise ValueError(f"{policy.__name__} does not serve {kind.__name__}: expected {expected}{hint}")
+
+
+def _form(policy: type) -> str:
+    return next((form for form in ("Cnn", "MultiInput") if form in policy.__name__), "")
 
 
 def refuse_optimizer(kwargs: dict[str, Any], algorithm: BaseAlgorithm | None) -> None:

@@ -34,6 +34,7 @@ from alrao_rl.sb3.actors import SquashedActor
 from alrao_rl.sb3.base import Options
 from alrao_rl.sb3.critics import LeadingCritic
 from alrao_rl.sb3.distributions import LeanCategorical, LeanMultiCategorical
+from alrao_rl.sb3.entropy import take_adams_place
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.off_policy import MaximumEntropyMixin
 from alrao_rl.sb3.policies import ActorCriticMixin, QNetworkMixin
@@ -59,7 +60,6 @@ class AlraoQRDQNPolicy(QNetworkMixin, QRDQNPolicy):
 
     serves = (QRDQN,)
     stock = QRDQNPolicy
-    family = "AlraoQRDQN{}Policy"
     q_network = "quantile_net"
 
     def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -140,8 +140,10 @@ class AlraoTQCPolicy(MaximumEntropyMixin, TQCPolicy):
 
     serves = (TQC,)
     stock = TQCPolicy
-    family = "AlraoTQC{}Policy"
     critic_class = AlraoTQCCritic
+
+
+take_adams_place(TQC, AlraoTQCPolicy)
 
 
 class AlraoTQCCnnPolicy(AlraoTQCPolicy):
@@ -214,12 +216,14 @@ class AlraoCrossQPolicy(MaximumEntropyMixin, CrossQPolicy):
 
     serves = (CrossQ,)
     stock = CrossQPolicy
-    family = "AlraoCrossQPolicy"
     actor_class = AlraoCrossQActor
     critic_class = AlraoCrossQCritic
 
     def _build_target(self) -> None:
         """There is none."""
+
+
+take_adams_place(CrossQ, AlraoCrossQPolicy)
 
 
 class AlraoLstmPolicy(ActorCriticMixin, RecurrentActorCriticPolicy):
@@ -230,7 +234,6 @@ class AlraoLstmPolicy(ActorCriticMixin, RecurrentActorCriticPolicy):
 
     serves = (RecurrentPPO,)
     stock = RecurrentActorCriticPolicy
-    family = "Alrao{}LstmPolicy"
 
     def _take_options(self, space: spaces.Space[Any], alrao: Options, kwargs: dict[str, Any]) -> dict[str, Any]:
         kwargs = super()._take_options(space, alrao, kwargs)
@@ -269,7 +272,6 @@ class AlraoMaskablePolicy(ActorCriticMixin, MaskableActorCriticPolicy):  # type:
 
     serves = (MaskablePPO,)
     stock = MaskableActorCriticPolicy
-    family = "AlraoMaskable{}Policy"
 
     def _policy_output(self) -> dict[str, Any]:
         """As in sb3-contrib a binary action is one of two."""

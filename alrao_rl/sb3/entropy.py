@@ -10,7 +10,6 @@ tasks last.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,8 @@ DECAY = 0.99
 """ρ."""
 EPS = 1e-8
 """ε."""
+NAME = "ent_coef_optimizer"
+"""What SB3 calls it."""
 
 
 class EntropyStep(torch.optim.Optimizer):
@@ -46,7 +47,7 @@ class EntropyStep(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Move log α by its gradient; one that is not finite moves nothing."""
         group = self.param_groups[0]
-        # A model that was saved before its first update has SB3's Adam in its file, which knows no first one.
+        # An older file of a model that had not learned yet has SB3's Adam in it, which knows no first one.
         group["first_lr"] = group.get("first_lr") or group["lr"]
         scale = group["lr"] / group["first_lr"] if group["first_lr"] else 1.0
         for parameter in group["params"]:
@@ -55,34 +56,39 @@ class EntropyStep(torch.optim.Optimizer):
                 continue
             state = self.state[parameter]
             if not state:
-                # SB3 may load this into the Adam that it makes, which asks for a step.
                 state["step"], state["square_avg"] = torch.zeros(()), torch.zeros_like(parameter)
             state["step"] += 1
             mean_square = state["square_avg"].lerp_(gradient.square(), 1 - DECAY)
             parameter.sub_(gradient / (mean_square + EPS).sqrt(), alpha=scale * STEP)
 
 
-class EntropyHook:
-    """Puts an :class:`EntropyStep` in the place of the Adam that SB3's SAC makes once its policy is there.
+def learned_ent_coef(owner: Any) -> float | None:
+    """α of an algorithm, or of an Alrao policy, that learns it; else None."""
+    log_ent_coef: Tensor | None = getattr(owner, "log_ent_coef", None)
+    return None if log_ent_coef is None else float(log_ent_coef.detach().exp())
 
-    Args:
-        algorithm: who builds the policy, if anybody.
+
+class _EntropyOptimizer:
+    """``ent_coef_optimizer`` of an algorithm: the Adam that SB3 makes is an :class:`EntropyStep` at once.
+
+    Under a policy of Alrao alone, and only the first: what users put there later is theirs.
     """
 
-    def __init__(self, algorithm: Any) -> None:
-        self._algorithm = None if algorithm is None else weakref.ref(algorithm)
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_algorithm": None}  # a copy of the policy is nobody's
+    def __set__(self, algorithm: Any, optimizer: Any) -> None:
+        is_first, policy = algorithm.__dict__.get(NAME) is None, getattr(algorithm, "policy", None)
+        if is_first and optimizer is not None and isinstance(policy, self._policy):
+            optimizer = EntropyStep([algorithm.log_ent_coef], lr=optimizer.param_groups[0]["lr"])
+            policy.log_ent_coef = algorithm.log_ent_coef
+        algorithm.__dict__[NAME] = optimizer
 
-    def __call__(self, *_: Any) -> None:
-        """Replace it, at the first call where there is one; later it is the algorithm's."""
-        algorithm = None if self._algorithm is None else self._algorithm()
-        made = getattr(algorithm, "ent_coef_optimizer", None)
-        if algorithm is None or made is None:
-            return
-        self._algorithm = None
-        ours = EntropyStep([algorithm.log_ent_coef], lr=made.param_groups[0]["lr"])
-        if any("square_avg" in state for state in made.state.values()):  # of ours, loaded into SB3's
-            ours.load_state_dict(made.state_dict())
-        algorithm.ent_coef_optimizer = ours
+
+def take_adams_place(algorithm: type, policy: type) -> None:
+    """Have an algorithm, of SAC's form, learn its entropy coefficient by :class:`EntropyStep` under a kind of policies.
+
+    SB3 makes its Adam after the policy, past which a policy cannot see: so this is a property of the class. Under other
+    policies it is what it was.
+    """
+    setattr(algorithm, NAME, _EntropyOptimizer(policy))

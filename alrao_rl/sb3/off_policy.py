@@ -26,7 +26,7 @@ from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.sb3.actors import AlraoActor
 from alrao_rl.sb3.base import AlraoPolicyMixin, Options, calling_algorithm, named, refuse_start
 from alrao_rl.sb3.critics import AlraoContinuousCritic, Collapsing, follow_at_once
-from alrao_rl.sb3.entropy import EntropyHook
+from alrao_rl.sb3.entropy import learned_ent_coef, take_adams_place
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.shortcuts import make_lean, set_mode
 
@@ -106,7 +106,6 @@ class OffPolicyMixin(AlraoPolicyMixin, _Policy):
 class MaximumEntropyMixin(OffPolicyMixin):
     """SAC and its like: a squashed Gaussian actor, and an entropy coefficient that may be learned."""
 
-    _entropy_hook: EntropyHook
     actor_class: type[Any] = AlraoActor
     actor_kwargs: dict[str, Any]
 
@@ -117,7 +116,6 @@ class MaximumEntropyMixin(OffPolicyMixin):
                 check(value)
             except ValueError as error:
                 raise ValueError(f"{name} is {value!r}, {error}") from None
-        self.__dict__["_entropy_hook"] = EntropyHook(algorithm)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """SB3's actor, its two last layers one, and duplicated."""
@@ -132,19 +130,20 @@ class MaximumEntropyMixin(OffPolicyMixin):
         self.actor.optimizer = AlraoOptimizer(self.actor, lr_schedule(1))
         self.critic.optimizer = AlraoOptimizer(self.critic, lr_schedule(1), skip=shared)
         self._build_target()
-        self.register_load_state_dict_post_hook(_attend_to_entropy)
 
     def _build_target(self) -> None:
         self.critic_target = self._make_target()
         self.critic_target.set_training_mode(False)
 
-    def set_training_mode(self, mode: bool) -> None:
-        """See :meth:`OffPolicyMixin.set_training_mode`; SB3 calls this before every rollout and every training."""
-        self._entropy_hook()
-        super().set_training_mode(mode)
-
     def _actor_heads(self) -> OutputHeads:
         return cast(OutputHeads, self.actor.output)
+
+    def alrao_stats(self) -> dict[str, dict[str, Any]]:
+        """As of all policies; the ``actor`` has ``ent_coef`` as well, the entropy coefficient, where it is learned."""
+        stats = super().alrao_stats()
+        if (ent_coef := learned_ent_coef(self)) is not None:
+            stats["actor"]["ent_coef"] = ent_coef
+        return stats
 
 
 class AlraoSACPolicy(MaximumEntropyMixin, SACPolicy):
@@ -156,6 +155,9 @@ class AlraoSACPolicy(MaximumEntropyMixin, SACPolicy):
 
     serves = (SAC,)
     stock = SACPolicy
+
+
+take_adams_place(SAC, AlraoSACPolicy)
 
 
 class AlraoTD3Actor(Collapsing, TD3Actor):
@@ -218,11 +220,6 @@ class AlraoTD3MultiInputPolicy(AlraoTD3Policy):
     """:class:`AlraoTD3Policy` for Dict observations."""
 
     default_features_extractor_class = AlraoCombinedExtractor
-
-
-def _attend_to_entropy(policy: MaximumEntropyMixin, _: object) -> None:
-    """Where a model is loaded: before the state of its entropy step is."""
-    policy._entropy_hook()
 
 
 def _with_seed(config: AlraoConfig, offset: int) -> AlraoConfig:

@@ -22,25 +22,18 @@ from alrao_rl.core import Output, OutputHeads
 from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.plain import averaged
 from alrao_rl.sb3.base import (
+    GENERAL,
     AlraoPolicyMixin,
     Options,
     calling_algorithm,
     named,
-    refuse_algorithm,
     refuse_start,
 )
 from alrao_rl.sb3.distributions import LeanGaussian, LeanStateDependentNoise, lean
 from alrao_rl.sb3.extractors import AlraoCombinedExtractor, AlraoNatureCNN
 from alrao_rl.sb3.log_std import log_std, write_log_std
-from alrao_rl.sb3.off_policy import (
-    AlraoSACCnnPolicy,
-    AlraoSACMultiInputPolicy,
-    AlraoSACPolicy,
-    AlraoTD3CnnPolicy,
-    AlraoTD3MultiInputPolicy,
-    AlraoTD3Policy,
-)
 from alrao_rl.sb3.running_average import follow
+from alrao_rl.sb3.served import algorithms, of_keywords, served
 from alrao_rl.sb3.shortcuts import are_features, is_hooked, make_lean
 
 # To a type checker the mixin is the policy that it is mixed into.
@@ -221,7 +214,10 @@ def _begin_anew(average: nn.Module, network: nn.Module, _: Any) -> None:
 
 
 class AlraoPolicy:
-    """Policy without a learning rate for SB3's DQN, A2C, PPO, SAC, TD3 and DDPG: ``DQN(AlraoPolicy, env)``.
+    """Policy without a learning rate for every algorithm that is served: ``DQN(AlraoPolicy, env)``.
+
+    These are SB3's DQN, A2C, PPO, SAC, TD3 and DDPG, and sb3-contrib's QR-DQN, RecurrentPPO, MaskablePPO, TQC and
+    CrossQ.
 
     Every unit has its own random learning rate, the output layer is duplicated once per learning rate and the copies
     are averaged by how well they do ("Learning with Random Learning Rates", https://arxiv.org/abs/1810.01322). The
@@ -237,31 +233,33 @@ class AlraoPolicy:
             ``DQN(AlraoPolicy, env, policy_kwargs=dict(alrao=dict(n_heads=20)))``.
 
     Returns:
-        An :class:`AlraoDQNPolicy`, an :class:`AlraoActorCriticPolicy`, an :class:`AlraoSACPolicy` or an
-        :class:`AlraoTD3Policy`, whichever the algorithm needs.
+        Whichever policy the algorithm needs: an :class:`AlraoDQNPolicy`, an :class:`AlraoActorCriticPolicy`, an
+        :class:`~alrao_rl.sb3.off_policy.AlraoSACPolicy` …
 
     Raises:
         ValueError, TypeError: with one line, for an algorithm that is not served, a bad option or an
             ``optimizer_class``.
     """
 
-    dqn_class: type[AlraoDQNPolicy] = AlraoDQNPolicy
-    actor_critic_class: type[AlraoActorCriticPolicy] = AlraoActorCriticPolicy
-    sac_class: type[AlraoSACPolicy] = AlraoSACPolicy
-    td3_class: type[AlraoTD3Policy] = AlraoTD3Policy
+    form = ""
 
     def __new__(
         cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Make the concrete policy."""
-        classes: list[Any] = [cls.dqn_class, cls.actor_critic_class, cls.sac_class, cls.td3_class]
         algorithm = calling_algorithm()
-        refuse_algorithm(cls, tuple(kind for one in classes for kind in one.serves), algorithm)
-        concrete = next((one for one in classes if isinstance(algorithm, one.serves)), None)
-        if concrete is None:  # from a file: the keywords are those that each of SB3's policies keeps
-            off_policy = "n_critics" in kwargs
-            stochastic = cls.sac_class if off_policy else cls.actor_critic_class
-            concrete = stochastic if "use_sde" in kwargs else cls.td3_class if off_policy else cls.dqn_class
+        # From a file: the keywords are those that each of SB3's policies keeps.
+        row = of_keywords(kwargs) if algorithm is None else served(type(algorithm))
+        if row is None:
+            known = ", ".join(algorithms())
+            raise ValueError(f"{cls.__name__} does not serve {type(algorithm).__name__}: expected {known}")
+        concrete = row.policy(cls.form)
+        if concrete is None:
+            what = "images" if cls.form == "Cnn" else "Dict observations"
+            raise ValueError(
+                f"{cls.__name__} does not serve {row.algorithm}, which has no policy for {what}: expected vectors, and "
+                f"{GENERAL.format('')}; SAC and TQC take {what}"
+            )
         return concrete(observation_space, action_space, *args, **kwargs)
 
     @classmethod
@@ -301,16 +299,10 @@ class AlraoCnnPolicy(AlraoPolicy):
     :class:`~alrao_rl.sb3.extractors.AlraoMinAtarCNN`.
     """
 
-    dqn_class = AlraoDQNCnnPolicy
-    actor_critic_class = AlraoActorCriticCnnPolicy
-    sac_class = AlraoSACCnnPolicy
-    td3_class = AlraoTD3CnnPolicy
+    form = "Cnn"
 
 
 class AlraoMultiInputPolicy(AlraoPolicy):
     """:class:`AlraoPolicy` for Dict observations, with bounded units in the image branches."""
 
-    dqn_class = AlraoDQNMultiInputPolicy
-    actor_critic_class = AlraoActorCriticMultiInputPolicy
-    sac_class = AlraoSACMultiInputPolicy
-    td3_class = AlraoTD3MultiInputPolicy
+    form = "MultiInput"

@@ -21,12 +21,16 @@ from alrao_rl.runs.files import AGENTS, CHECKPOINT
 from alrao_rl.runs.folder import RunFolder
 from alrao_rl.sb3.base import AlraoPolicyMixin
 from alrao_rl.sb3.callback import AlraoCallback
+from alrao_rl.sb3.entropy import learned_ent_coef
 from alrao_rl.train import state as snapshot
 from alrao_rl.train.display import Display
 from alrao_rl.train.evaluation import Budget, Evaluator, Returns
 
 N_EVALUATIONS = 50
-"""Rows of ``heads.csv`` and ``timing.csv``, evenly spaced, the last at the end; by default also chances to evaluate."""
+"""Times in ``heads.csv``, ``entropy.csv`` and ``timing.csv``, evenly spaced, the last at the end.
+
+By default also chances to evaluate.
+"""
 CONFIRMATION = 4
 """A candidate for the best agent gets this many times as many episodes again, as long as it stays the best."""
 FIRST_ROUND = 10
@@ -120,6 +124,7 @@ class TrainingCallback(AlraoCallback):
             self._save()
 
     def _on_step(self) -> bool:
+        super()._on_step()
         rows = []
         for info in self.locals["infos"]:
             if "episode" in info:
@@ -263,6 +268,8 @@ class TrainingCallback(AlraoCallback):
                 )
             ],
         )
+        if (ent_coef := learned_ent_coef(self.model)) is not None:
+            self.folder.append("entropy.csv", [(step, ent_coef)])
         elapsed = self._elapsed()
         training = elapsed - self._evaluating
         self.folder.append("timing.csv", [(step, round(elapsed, 3), round(step / max(training, 1e-9), 1))])
