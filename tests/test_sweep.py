@@ -797,7 +797,7 @@ def test_a_byte_order_mark_is_no_part_of_a_sweep_or_its_table(place, capfd):
     (root / "sweep.toml").write_text(text, encoding="utf-8-sig")
     (root / runs_csv.FILE).write_text(",".join(runs_csv.COLUMNS) + "\n", encoding="utf-8-sig")
     assert main([str(root / "sweep.toml"), "--dry-run"]) == 0
-    assert "results/x: 1 runs, 0 finished, 0 failed, 1 to do" in capfd.readouterr().out
+    assert "results/x: 1 run, 0 finished, 0 failed, 1 to do" in capfd.readouterr().out
     assert study._sweep(root / "sweep.toml")["agents"] == ["a2c"]
 
 
