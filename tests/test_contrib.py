@@ -20,6 +20,8 @@ import alrao_rl.environments.register
 from alrao_rl import AlraoPolicy, averaged, enjoy, load_agent
 from alrao_rl.core import Output
 from alrao_rl.fast import convert
+from alrao_rl.recipes.algorithms import ALGORITHMS as ROWS
+from alrao_rl.sb3.served import algorithms
 from alrao_rl.train.command import main
 
 contrib = pytest.importorskip("sb3_contrib")
@@ -446,6 +448,11 @@ def test_dict_observations_need_the_form_for_them(policy):
 
 
 # --- one name for all -----------------------------------------------------------------------------------------------
+
+
+def test_all_algorithms_of_recipes_are_served():
+    assert sorted(", ".join(algorithms()).split(", ")) == sorted(row.cls for row in ROWS.values())
+
 
 FORMS = {"": spaces.Box(-1, 1, (3,)), "Cnn": spaces.Box(0, 255, (3, 36, 36), np.uint8)}
 FORMS["MultiInput"] = spaces.Dict(image=FORMS["Cnn"], vector=FORMS[""])

@@ -685,6 +685,15 @@ def test_variants_learn_are_saved_and_go_on_as_before(algorithm, policy, env, op
     assert all(one["weights"].sum() == pytest.approx(1) for one in stats.values())
 
 
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC, CrossQ])
+def test_a_constant_learning_rate_does_nothing(algorithm):
+    one, other = (make(algorithm, learning_rate=rate).learn(40) for rate in (1e-4, 1e-1))
+    states = one.policy.state_dict(), other.policy.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    if algorithm is not TD3:
+        assert one.log_ent_coef.item() == other.log_ent_coef.item() != 0
+
+
 class Observing(gym.Env):
     """Random observations of a space."""
 

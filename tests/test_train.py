@@ -25,6 +25,7 @@ from gymnasium.envs.registration import EnvSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alrao_rl import load_agent
 from alrao_rl.agents.build import algorithm
 from alrao_rl.environments.make import make_env, make_one
 from alrao_rl.errors import UserError
@@ -794,28 +795,19 @@ def test_bad_values_of_sac_are_one_line(tmp_path, monkeypatch, capfd, sets, expe
 
 
 def test_train_freq_in_episodes(tmp_path, capfd):
-    args = [
-        "--algo",
-        "sac",
-        "--env",
-        "Pendulum-v1",
-        "--timesteps",
-        "250",
-        "--eval-episodes",
-        "0",
-        "--set",
-        "net_arch=[4]",
-    ]
-    small = ["batch_size=8", "buffer_size=300", 'train_freq=[1, "episode"]', "gradient_steps=3", "alrao.n_heads=3"]
-    assert main([*args, *small, "--dry-run"]) == 0
-    assert "hyperparameters.train_freq           = [1, 'episode']" in capfd.readouterr().out
-    assert main([*args, *small, "--out", str(tmp_path)]) == 0
+    args = ["--algo", "sac", "--env", "Pendulum-v1", "--timesteps", "250", "--eval-episodes", "0", "--quiet"]
+    small = ["net_arch=[4]", "batch_size=8", "buffer_size=300", "alrao.n_heads=3"]
+    args += ["--set", *small, 'train_freq=[1, "episode"]', "gradient_steps=3"]
+    assert main([*args, "--dry-run"]) == 0
+    assert re.search(r"hyperparameters\.train_freq += \[1, 'episode'\] +--set", capfd.readouterr().out)
+    assert main([*args, "--out", str(tmp_path)]) == 0
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["timesteps"]) == ("finished", 400)  # two episodes of 200 steps
     layers = {row["layer"] for row in rows(tmp_path / "heads.csv")}
     assert layers == {"actor", "qf0", "qf1"}
     coefficients = [float(row["ent_coef"]) for row in rows(tmp_path / "entropy.csv")]
     assert coefficients[0] == 1 > coefficients[-1] > 0
+    assert "ent_coef" not in load_agent(tmp_path).policy.alrao_stats()["actor"]  # it does not have what was learned
     heads = rows(tmp_path / "heads.csv")
     times = sorted({int(row["timestep"]) for row in heads})
     assert times == [int(row["timestep"]) for row in rows(tmp_path / "entropy.csv")]

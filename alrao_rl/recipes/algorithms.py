@@ -1,7 +1,7 @@
 """The supported algorithms, one row each in :data:`ALGORITHMS`, and the tables that the rows refer to.
 
 To add an algorithm, add a row, tables for what its class takes if no existing ones fit, and a policy in
-``alrao_rl.sb3``.
+``alrao_rl.sb3``, named in its ``served.py``.
 """
 
 from __future__ import annotations
