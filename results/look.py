@@ -1,8 +1,9 @@
 """The tables of a sweep with few seeds, as Markdown: ``python results/look.py FOLDER [--scores SCORE ...]``.
 
-For each environment a row an agent, in bold with Alrao, and learning rate: what each seed has of the first score, and
-of every score the mean with its 95 % interval (Student's t). Scores are columns of ``alrao_rl.load_results``; a run
-that failed has the environment's floor, and the state of one that has not ended stands in its place.
+For each environment a row an agent, in bold with Alrao, and learning rate or other setting: what each seed has of the
+first score, and of every score the mean with its 95 % interval (Student's t). Scores are columns of
+``alrao_rl.load_results``; a run that failed has the environment's floor, and the state of one that has not ended stands
+in its place.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from alrao_rl.runs.names import RunName
 from alrao_rl.runs.results import SCORED, load_results
 from alrao_rl.stats import environments, mean_interval
 
@@ -28,9 +30,11 @@ def tables(folder: str, scores: list[str]) -> Iterator[str]:
         seeds = f"seeds {here.seed.min()} to {here.seed.max()}"
         columns = ["agent", f"{seeds}, {first}", "mean", *others]
         yield f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
-        for (agent, policy, rate), rows in here.groupby(["agent", "policy", "learning_rate"], dropna=False):
+        settings = here.path.map(lambda path: RunName.parse(path).setting).rename("setting")
+        methods = [here.agent, here.policy, here.learning_rate, settings]
+        for (agent, policy, rate, setting), rows in here.groupby(methods, dropna=False):
             rows = rows.sort_values("seed")
-            name = f"**{agent}**" if policy == "alrao" else f"{agent} at {rate:g}"
+            name = f"**{agent}** {setting}".strip() if policy == "alrao" else f"{agent} at {rate:g}"
             each = [f"{row[scores[0]]:.{digits}f}" if row.state in SCORED else row.state for _, row in rows.iterrows()]
             over = rows[rows.state.isin(SCORED)]
             means = ["–" if over.empty else mean_interval(over[score]).plus_minus(digits) for score in scores]

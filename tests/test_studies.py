@@ -81,6 +81,7 @@ def test_a_look_counts_failed_runs_and_says_which_have_not_ended(monkeypatch):
     look = script(RESULTS / "look.py")
     runs = pd.DataFrame({"state": ["finished", "finished", "failed", "running"], "auc": [2.0, 4.0, 0.0, float("nan")]})
     runs = runs.assign(env="E-v0", agent="dqn-adam", policy="stock", learning_rate=0.01, seed=range(4))
+    runs["path"] = [f"E-v0/dqn-adam@learning_rate=0.01/seed-{seed}" for seed in range(4)]
     monkeypatch.setattr(look, "load_results", lambda folder: runs)
     assert "\n".join(look.tables("", ["auc"])) == (
         "| agent | seeds 0 to 3, over training | mean |\n|---|---|---|\n"
