@@ -167,6 +167,42 @@ def policy_rule(spec: str | Mapping[str, Any], evidence: Mapping[str, str]) -> N
         )
 
 
+# --- headwise tensors -----------------------------------------------------------------------------------------------
+
+
+class HeadwiseError(RuntimeError):
+    """An operation that has no meaning, or no implementation, per output head.
+
+    Not a TypeError: operators would take that for "not implemented" and hide the message.
+    """
+
+
+def cannot_apply(function: Any, error: Exception) -> HeadwiseError:
+    """The error of a function that torch cannot apply to every branch, because of ``error``."""
+    name, words = getattr(function, "__name__", str(function)), str(error).strip().splitlines() or ["no message"]
+    return HeadwiseError(
+        f"{name}() cannot be applied to the output of Alrao heads ({type(error).__name__}: {words[0]}); "
+        "use the plain average with .detach().average, or compute under torch.no_grad()"
+    )
+
+
+def refuse_two_layers(function: Any) -> NoReturn:
+    """Refuse an operation on outputs of two layers that has no meaning per head."""
+    raise HeadwiseError(
+        f"{function.__name__.strip('_')}() combines the outputs of two different Alrao output layers, and both need a "
+        "gradient: only a sum of their losses has a meaning per head (detach() one of them)"
+    )
+
+
+def same_heads(function: Any, n_heads: Sequence[int]) -> None:
+    """Refuse to join losses of layers with other numbers of heads."""
+    if len(set(n_heads)) > 1:
+        raise HeadwiseError(
+            f"{function.__name__.strip('_')}() joins losses of output layers with {' and '.join(map(str, n_heads))} "
+            "heads: layers whose losses are added need the same n_heads"
+        )
+
+
 # --- networks -------------------------------------------------------------------------------------------------------
 
 

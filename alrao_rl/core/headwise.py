@@ -25,15 +25,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from alrao_rl import checks
+from alrao_rl.checks import HeadwiseError
 from alrao_rl.core.averaging import AveragingRule
-
-
-class HeadwiseError(RuntimeError):
-    """An operation that has no meaning, or no implementation, per output head.
-
-    Not a TypeError: operators would take that for "not implemented" and hide the message.
-    """
-
 
 Losses = Tensor | Callable[[Tensor], Tensor | None]
 """Losses of all branches, ``[1 + J]``, or what makes them of the gradient that arrives at the branches of a loss."""
@@ -152,11 +146,7 @@ def every_branch(func: Any, args: Any, kwargs: Any) -> Any:
         return tree_map(lambda value: first.like(value) if isinstance(value, Tensor) else value, result)
     # What torch refuses of a plain tensor, too, it explains best itself.
     _on_average(func, args, kwargs)
-    name, words = getattr(func, "__name__", str(func)), str(error).strip().splitlines() or ["no message"]
-    raise HeadwiseError(
-        f"{name}() cannot be applied to the output of Alrao heads ({type(error).__name__}: {words[0]}); "
-        "use the plain average with .detach().average, or compute under torch.no_grad()"
-    ) from error
+    raise checks.cannot_apply(func, error) from error
 
 
 def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseTensor]:
@@ -171,10 +161,7 @@ def of_one_layer(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, HeadwiseT
     leaders = [value for value in found if value.branches.requires_grad] or found[:1]
     first = leaders[0]
     if any(other.layers != first.layers for other in leaders):
-        raise HeadwiseError(
-            f"{func.__name__.strip('_')}() combines the outputs of two different Alrao output layers, and both need a "
-            "gradient: only a sum of their losses has a meaning per head (detach() one of them)"
-        )
+        checks.refuse_two_layers(func)
 
     def plain(value: Any) -> Any:
         return value.average if isinstance(value, HeadwiseTensor) and value.layers != first.layers else value
@@ -238,12 +225,7 @@ def _sum(func: Any, args: Any, kwargs: Any) -> Any:
     # The one operation with a meaning across layers: the gradients of a sum are those of its terms, so head j of the
     # policy and head j of the values each get the gradient of their own loss, whichever branch they share.
     if any(loss.layers != layers for loss in losses):
-        n_heads = [len(loss.branches) - 1 for loss in losses]
-        if len(set(n_heads)) > 1:
-            raise HeadwiseError(
-                f"{func.__name__.strip('_')}() joins losses of output layers with {' and '.join(map(str, n_heads))} "
-                "heads: layers whose losses are added need the same n_heads"
-            )
+        checks.same_heads(func, [len(loss.branches) - 1 for loss in losses])
         for loss in losses:
             watch_term(loss)
         joined = {id(loss): type(loss).wrap(loss.branches, layers) for loss in losses}

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alrao_rl.checks import HeadwiseError
 from alrao_rl.core import headwise as core
 from alrao_rl.core.headwise import (
-    HeadwiseError,
     OutputLayer,
     average_of,
     every_branch,
