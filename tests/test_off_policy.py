@@ -39,6 +39,7 @@ from alrao_rl.errors import UserError
 from alrao_rl.fast.densities import squashed_by_torch as plain_squashed_gaussian
 from alrao_rl.fast.densities import squashed_gaussian
 from alrao_rl.recipes.files import load_agent_recipe
+from alrao_rl.recipes.resolve import alrao_options
 from alrao_rl.sb3.critics import follow_at_once
 from alrao_rl.sb3.entropy import EntropyStep
 from alrao_rl.sb3.off_policy import AlraoSACPolicy, AlraoTD3Policy
@@ -924,7 +925,7 @@ def test_discrete_actions_are_refused():
 def test_recipes_of_actions_without_bounds_are_one_line(name):
     agent = load_agent_recipe(name)[1]
     env = DummyVecEnv([lambda: Sums(spaces.Box(-np.inf, np.inf, (2,)))])
-    with pytest.raises(UserError, match=r"^cannot build \w+: .*finite lower and upper bound[^\n]*$"):
+    with pytest.raises(UserError, match=r"^\w+ cannot act in Box\(-inf, inf.*expected finite bounds;[^\n]*$"):
         build(agent, env, seed=0)
 
 
@@ -965,3 +966,11 @@ def test_sac_learns_pendulum():
     model.learn(10_000)
     mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=20)
     assert mean > -200
+
+
+def test_crossq_has_the_momentum_of_its_own_unless_another_is_given():
+    recipe = alrao_options(load_agent_recipe("crossq")[1])
+    for given, beta1 in ((None, 0.5), (recipe, 0.5), ({"base_kwargs": {"beta1": 0.8}}, 0.8), ({"base": "adam"}, 0.9)):
+        model = make(CrossQ, Sums(spaces.Box(-1, 1, (1,))), alrao=given)
+        base = model.policy.alrao_options.make_base()
+        assert (type(base).__name__, base.beta1) == ("Adam", beta1)

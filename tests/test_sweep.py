@@ -251,7 +251,7 @@ def test_seeds_of_a_file_as_on_the_command_line(tmp_path):
         ({"tune": True, "tuning_seeds": [9], "grid": {"gamma": [0.9]}}, "among the values of grid.learning_rate"),
         ({"timesteps": 10, "budget": 0.5}, "exclude each other"),
         ({"timesteps": 0}, "timesteps is 0"),
-        ({"timesteps": {"CartPole-v0": 5}}, "no CartPole-v1, which is one of envs; did you mean 'CartPole-v0'?"),
+        ({"timesteps": {"CartPole-v0": 5}}, "timesteps has no CartPole-v1, which is one of envs; it has CartPole-v0"),
         ({"timesteps": {"CartPole-v1": 0}}, "timesteps is {'CartPole-v1': 0}: expected a whole number of at least 1"),
         ({"budget": 0.0}, "budget is 0.0"),
         ({"sedes": [1]}, "unknown key sedes, expected name"),

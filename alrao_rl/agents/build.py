@@ -97,6 +97,11 @@ def build(agent: Agent, env: Any, seed: int | None, device: str = "cpu") -> Base
     if only and type(env.action_space).__name__ != only:
         others = "ppo or a2c" if only == "Discrete" else "ppo, a2c or dqn"
         raise UserError(f"{name} cannot act in {env.action_space}: it takes {only} actions only; use {others}")
+    if only == "Box" and not (np.isfinite(env.action_space.low).all() and np.isfinite(env.action_space.high).all()):
+        raise UserError(
+            f"{name} cannot act in {env.action_space}: its actions go from low to high, expected finite bounds; set "
+            "those of the environment's action_space, or use ppo or a2c"
+        )
     try:
         refuse_start(name, env.observation_space, env.action_space)
     except ValueError as error:

@@ -5,11 +5,10 @@ duplicated output layer), ``averaging.py`` (how its copies are weighed), ``bases
 together by ``convert.py``. :mod:`alrao_rl.fast` computes the same in less time, by subclasses of these.
 """
 
-from alrao_rl.checks import HeadwiseError
 from alrao_rl.core.config import AlraoConfig
 from alrao_rl.core.convert import convert
 from alrao_rl.core.heads import Output, OutputHeads
-from alrao_rl.core.headwise import HeadwiseTensor, on_branches
+from alrao_rl.core.headwise import HeadwiseError, HeadwiseTensor, on_branches
 from alrao_rl.core.optim import AlraoOptimizer
 
 __all__ = [

@@ -12,8 +12,9 @@ from alrao_rl.checks import alrao_numbers, construct, known_options, one_of, pol
 from alrao_rl.core.averaging import RULES, Spec, make_rule
 from alrao_rl.core.bases import BASES, BaseUpdate, RmsProp
 
-Learns: TypeAlias = Literal["rollouts", "q-values", "critics"]
-"""What a network learns: from rollouts, or from replay values of discrete actions, or critics that lead an actor."""
+Learns: TypeAlias = Literal["rollouts", "q-values", "critics", "online critics"]
+"""What a network learns: from rollouts, or from replay values of discrete actions, or critics that lead an actor, with
+target networks or without them."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class AlraoConfig:
         n_heads: J, number of copies of every output layer.
         lr_range: (η_min, η_max), the interval of learning rates; None takes the base's own.
         base: base update, one of ``rmsprop``, ``adam``, ``sgd``, ``feature-normalized``. ``"auto"`` is adam for critics
-            that lead an actor and for that actor (SAC, TD3), rmsprop otherwise.
+            that lead an actor and for that actor (SAC, TD3; CrossQ's has its own ``beta1`` of 0.5), rmsprop otherwise.
         base_kwargs: options of the base (``momentum``; ``beta1``, ``beta2``, ``eps``; ``decay``, ``eps``,
             ``eps_inside``, ``bias_correction``; ``beta``, ``eps``).
         value_averaging: averaging rule of values: ``switch``, ``whiteness``, ``bayes``, ``exponentiated-gradient``,
@@ -80,10 +81,13 @@ class AlraoConfig:
 
     def resolve(self, learns: Learns) -> AlraoConfig:
         """The same with ``base`` and ``value_averaging`` decided, for what the network learns."""
-        auto: dict[str, Any] = {"base": "adam" if learns == "critics" else "rmsprop"}
+        auto: dict[str, Any] = {"base": "adam" if "critics" in learns else "rmsprop"}
         # Q-values: labels are the network's own guesses, which flatter slow heads; rollouts: labels are returns.
         auto["value_averaging"] = "whiteness" if learns == "q-values" else "switch"
         found = {name: value for name, value in auto.items() if getattr(self, name) == "auto"}
+        if "base" in found and learns == "online critics" and not self.base_kwargs:
+            # CrossQ's own momentum: at Adam's usual 0.9 it does not learn Pendulum-v1, with Alrao.
+            found["base_kwargs"] = {"beta1": 0.5}
         return replace(self, **found) if found else self
 
     @property

@@ -48,8 +48,7 @@ def convert(
     layers = output_layers(network, outputs, Output, KINDS)
     settings = {name: _resolved(output, config) for name, output in outputs.items()}
     seed = _seed(config)
-    devices = sorted({p.device.index or 0 for p in network.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=sorted({p.device.index or 0 for p in network.parameters() if p.is_cuda})):
         torch.manual_seed(seed)
         made: dict[nn.Module | None, OutputHeads] = {
             layer: heads(layer, config.n_heads, config.interval, **vars(settings[name]))

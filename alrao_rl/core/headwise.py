@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from alrao_rl import checks
-from alrao_rl.checks import HeadwiseError
+from alrao_rl.checks import HeadwiseError as HeadwiseError
 from alrao_rl.core.averaging import AveragingRule
 
 Losses = Tensor | Callable[[Tensor], Tensor | None]

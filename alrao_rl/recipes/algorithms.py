@@ -241,6 +241,7 @@ class Algorithm:
         actions: the only kind of space that it acts in, by Gymnasium's name; "" if it acts in all.
         learns_from_replay: it learns from a replay buffer.
         masks_actions: its environments have a method ``action_masks()``.
+        has_targets: its critics, if it has any, have target networks.
         exports_onnx: its deterministic action is a function of the observation alone.
     """
 
@@ -255,14 +256,17 @@ class Algorithm:
     actions: Literal["", "Discrete", "Box"] = ""
     learns_from_replay: bool = False
     masks_actions: bool = False
+    has_targets: bool = True
     exports_onnx: bool = False
 
     @property
-    def learns(self) -> Literal["rollouts", "q-values", "critics"]:
+    def learns(self) -> Literal["rollouts", "q-values", "critics", "online critics"]:
         """What its network learns, as :meth:`alrao_rl.core.AlraoConfig.resolve` asks."""
         if not self.learns_from_replay:
             return "rollouts"
-        return "q-values" if self.actions == "Discrete" else "critics"
+        if self.actions == "Discrete":
+            return "q-values"
+        return "critics" if self.has_targets else "online critics"
 
 
 _ROWS = (
@@ -294,7 +298,7 @@ _ROWS = (
     ),
     Algorithm(
         "crossq", "CrossQ", CrossqHyperparameters, CrossqPolicyOptions, 1e-3, 100_000, timesteps_of="sac",
-        actions="Box", learns_from_replay=True, exports_onnx=True,
+        actions="Box", learns_from_replay=True, has_targets=False, exports_onnx=True,
     ),
     Algorithm(
         "td3", "TD3", Td3Hyperparameters, Td3PolicyOptions, 1e-3, 100_000, timesteps_of="sac",

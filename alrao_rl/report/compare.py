@@ -206,14 +206,13 @@ def _strongest(rivals: Sequence[Match]) -> Match:
 def rate_curve(study: Study, env: str, method: Method) -> pd.DataFrame:
     """Mean return over training at each rate of a stock agent: ``learning_rate, n, estimate, low, high``.
 
-    Over the reported seeds; over all seeds if a rate was run on tuning seeds only.
+    Over the reported seeds; over the tuning seeds where a rate was run on these only.
     """
     frame = study.frame
     rows = frame[(frame.env == env) & (frame.agent == method.agent) & (frame.configuration == method.variant)]
     rows = rows[rows.state.isin(SCORED) & rows.auc.notna()]
     reported = study.without_tuning(rows)
-    if set(reported.learning_rate) == set(rows.learning_rate):
-        rows = reported
+    rows = pd.concat([reported, rows[~rows.learning_rate.isin(reported.learning_rate)]])
     points = [
         {"learning_rate": rate, "n": len(runs), **interval_of(runs.auc.to_numpy(np.float64))._asdict()}
         for rate, runs in rows.groupby("learning_rate")
@@ -262,6 +261,8 @@ def plane(study: Study, methods: Sequence[Method], envs: Sequence[str]) -> list[
 
 
 def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plane]:
+    if study.sweep["tune"] and method.held_out:
+        return _sensitivity_of_choices(study, method, envs)
     frame = study.frame
     rows = frame[(frame.agent == method.agent) & (frame.configuration == method.variant) & frame.state.isin(SCORED)]
     rows = rows[rows.env.isin(envs)]
@@ -285,6 +286,24 @@ def _sensitivity(study: Study, method: Method, envs: Sequence[str]) -> list[Plan
     values = stats.bootstrap(phi_and_tuned, *reported.values(), *tuning.values(), n_resamples=FEWER)
     phi, tuned = _each(values)
     return [Plane(method.name, phi, tuned, len(reported), span(reported.values()), held_out)]
+
+
+def _sensitivity_of_choices(study: Study, method: Method, envs: Sequence[str]) -> list[Plane]:
+    """Of a sweep that ran only what was chosen on the reported seeds: with these choices, which are not made anew."""
+    frame = study.frame
+    rows = frame[(frame.agent == method.agent) & (frame.configuration == method.variant)]
+    twins = [other for other in study.methods if (other.agent, other.variant) == (method.agent, method.variant)]
+    shared = next((other for other in twins if other.choice == "shared rate"), method)
+    x, y = (one.scored[one.scored.env.isin(envs)] for one in (method, shared))
+    tuned, common = stats.paired_by_seed(x, y, "auc_normalised")
+    if set(tuned) != set(envs):
+        return []
+
+    def phi_and_tuned(a: stats.Scores, b: stats.Scores) -> stats.Array:
+        return np.stack([stats.mean(a) - stats.mean(b), stats.mean(a)])
+
+    phi, score = _each(stats.bootstrap(phi_and_tuned, tuned, common, paired=True))
+    return [Plane(method.name, phi, score, rows.learning_rate.nunique(), span([tuned]), True)]
 
 
 def span(settings: Iterable[Mapping[str, stats.Array]]) -> tuple[int, int]:

@@ -171,7 +171,9 @@ class Study:
         chosen_on = tuning if held_out else self.without_tuning(scored)
         choices: dict[Choice, Mapping[str, float]] = dict(stats.chosen_rates(chosen_on).items())
         if self.sweep["tune"]:
-            choices["default rate"] = dict.fromkeys(rows.env.unique(), ALGORITHMS[rows.algo.iloc[0]].learning_rate)
+            default = dict.fromkeys(rows.env.unique(), ALGORITHMS[rows.algo.iloc[0]].learning_rate)
+            if default not in choices.values():
+                choices["default rate"] = default
         methods = []
         for choice, rates in choices.items():
             chosen = rows.learning_rate == rows.env.map(rates)

@@ -215,6 +215,7 @@ class AlraoCrossQPolicy(MaximumEntropyMixin, CrossQPolicy):
     """
 
     serves = (CrossQ,)
+    learns = "online critics"
     stock = CrossQPolicy
     actor_class = AlraoCrossQActor
     critic_class = AlraoCrossQCritic

@@ -22,6 +22,7 @@ from torch import nn
 
 from alrao_rl.checks import AUTO, entropy_coefficient, target_entropy
 from alrao_rl.core import AlraoConfig, Output, OutputHeads
+from alrao_rl.core.config import Learns
 from alrao_rl.fast import AlraoOptimizer, convert
 from alrao_rl.sb3.actors import AlraoActor
 from alrao_rl.sb3.base import AlraoPolicyMixin, Options, calling_algorithm, named, refuse_start
@@ -39,7 +40,7 @@ else:
 class OffPolicyMixin(AlraoPolicyMixin, _Policy):
     """An ``actor``, a ``critic`` that is several, and plain targets: what SAC, TD3 and their like have in common."""
 
-    learns = "critics"
+    learns: Learns = "critics"
     actor: Any
     critic: Any
     critic_target: Any

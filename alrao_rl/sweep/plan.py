@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from alrao_rl.errors import FolderError, UserError, suggest
+from alrao_rl.errors import FolderError, UserError
 from alrao_rl.notation import MAX_SEEDS, literal, parse_seeds, toml_key
 from alrao_rl.recipes.algorithms import ALGORITHMS
 from alrao_rl.recipes.fields import MAX_COUNT, Count, Table, json_value
@@ -93,8 +93,8 @@ class Sweep(Table):
         if self.tune and not any(key.split(".")[-1] == "learning_rate" for key in self.grid):
             raise ValueError("tune chooses among the values of grid.learning_rate, and there are none")
         if isinstance(self.timesteps, dict) and (without := [env for env in self.envs if env not in self.timesteps]):
-            hint = suggest(without[0], self.timesteps)
-            raise ValueError(f"timesteps has no {without[0]}, which is one of envs{hint}")
+            there = ", ".join(self.timesteps)
+            raise ValueError(f"timesteps has no {without[0]}, which is one of envs; it has {there}")
         if self.timesteps is not None and self.budget is not None:
             raise ValueError("timesteps and budget exclude each other: give one of them")
         return self

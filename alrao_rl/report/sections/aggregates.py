@@ -80,7 +80,7 @@ def _names(study: Study) -> list[Block]:
         "that is the same rate on each." if "shared rate" in choices else ""
     )  # fmt: skip
     default = (
-        " (default rate): at the one that Stable-Baselines3 takes unless it is told another."
+        " (default rate): at the one of Stable-Baselines3, left out where that is the shared one."
         if "default rate" in choices else ""
     )  # fmt: skip
     return [Text(

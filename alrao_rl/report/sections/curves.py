@@ -33,18 +33,19 @@ def section(study: Study) -> Section:
         "the seeds. Nothing is smoothed: a point is the mean return of the episodes that ended in one of "
         f"{study.n_bins} equal stretches of the environment steps; a stretch without an end of an episode carries on "
         "the one before it, and before the first one the return is a random policy's or, where that is not known, "
-        "that of the first. Failed and diverged runs lie at the floor. A shared or default rate that is also the tuned "
-        "one of an environment is drawn once."
+        "that of the first. Failed and diverged runs lie at the floor. Where the tuned, the shared and the default "
+        "rate of an environment are one, it is drawn once."
     )
     return Section("Learning curves", [Text(text), *blocks])
 
 
 def _is_drawn(study: Study, method: Method, env: str) -> bool:
-    """Whether the tuned rate is the shared or the default one here: the same runs."""
+    """Whether an earlier choice of the same agent is the same rate here: the same runs."""
+    earlier = [other for other in study.methods if (other.agent, other.variant) == (method.agent, method.variant)]
+    order = ["", "tuned", *SECOND]
     return method.choice in SECOND and any(
-        (other.agent, other.variant, other.choice) == (method.agent, method.variant, "tuned")
-        and other.rates.get(env) == method.rates.get(env)
-        for other in study.methods
+        order.index(other.choice) < order.index(method.choice) and other.rates.get(env) == method.rates.get(env)
+        for other in earlier
     )
 
 

@@ -37,7 +37,7 @@ def section(study: Study) -> Section:
     for number_, env in enumerate(study.envs):
         images += _rate_images(study, number_, env, stock, points)
     how = (
-        "Points are means over the reported seeds (over all where a rate was run on tuning seeds only) with 95 % "
+        "Points are means over the reported seeds (over the tuning seeds where a rate was run on these only) with 95 % "
         "bootstrap intervals; a ring is about the rate that was chosen. Alrao has no rate and is the level band across."
     )
     blocks: list[Block] = [Text(f"{how} {_choice_words(study, stock)}")]
@@ -135,6 +135,7 @@ def _plane_blocks(study: Study, name: str, points: Sequence[compare.Plane], envs
             n_rates = "–" if p.name in _without_a_rate(study) else "1"
             rows.append([p.name, n_rates, seeds, "0", with_interval(p.tuned), "–"])
     pairs = {p.name: (p.phi, p.tuned) for p in points}
+    anew = "of the chosen rates" if study.sweep["tune"] else "in each resample the rates are chosen anew"
     picture = figures.draw(name, lambda f: figures.plane(f, pairs, indices_of(study)))
     words = "; ".join(f"{p.name}: Φ {number(p.phi.estimate)}, score {number(p.tuned.estimate)}" for p in points)
     caption = (
@@ -144,7 +145,7 @@ def _plane_blocks(study: Study, name: str, points: Sequence[compare.Plane], envs
     return [
         Image(name, f"On {some(envs)}. {caption} Crosses: 95 % bootstrap intervals.",
               f"Performance–sensitivity plane. {words}.", picture),
-        Table("The plane in numbers, with 95 % bootstrap intervals; in each resample the rates are chosen anew.",
+        Table(f"The plane in numbers, with 95 % bootstrap intervals; {anew}.",
               ["method", "rates", "seeds", "Φ", "score when tuned", "rates chosen on"], rows),
     ]  # fmt: skip
 
