@@ -150,7 +150,7 @@ def test_numbers_of_numpy_are_numbers():
         ("rollouts", "rmsprop", "switch"),
         ("q-values", "rmsprop", "whiteness"),
         ("critics", "adam", "switch"),
-        ("online critics", "adam", "switch"),
+        ("online critics", "rmsprop", "switch"),
     ],
 )
 def test_base_and_rule_of_values_follow_what_is_learned_unless_they_are_given(learns, base, rule):

@@ -39,7 +39,7 @@ from alrao_rl.errors import UserError
 from alrao_rl.fast.densities import squashed_by_torch as plain_squashed_gaussian
 from alrao_rl.fast.densities import squashed_gaussian
 from alrao_rl.recipes.files import load_agent_recipe
-from alrao_rl.recipes.resolve import alrao_options
+from alrao_rl.recipes.resolve import with_defaults
 from alrao_rl.sb3.critics import follow_at_once
 from alrao_rl.sb3.entropy import EntropyStep
 from alrao_rl.sb3.off_policy import AlraoSACPolicy, AlraoTD3Policy
@@ -968,9 +968,13 @@ def test_sac_learns_pendulum():
     assert mean > -200
 
 
-def test_crossq_has_the_momentum_of_its_own_unless_another_is_given():
-    recipe = alrao_options(load_agent_recipe("crossq")[1])
-    for given, beta1 in ((None, 0.5), (recipe, 0.5), ({"base_kwargs": {"beta1": 0.8}}, 0.8), ({"base": "adam"}, 0.9)):
-        model = make(CrossQ, Sums(spaces.Box(-1, 1, (1,))), alrao=given)
-        base = model.policy.alrao_options.make_base()
-        assert (type(base).__name__, base.beta1) == ("Adam", beta1)
+@pytest.mark.parametrize("name", ["sac", "tqc", "td3", "ddpg", "crossq"])
+def test_the_base_is_adam_where_critics_have_targets(name):
+    recipe = load_agent_recipe(name)[1]
+    model = build(
+        recipe.model_copy(update={"policy_options": {"net_arch": [4]}}),
+        DummyVecEnv([lambda: Sums(spaces.Box(-1, 1, (1,)))]),
+        seed=0,
+    )
+    expected = "rmsprop" if name == "crossq" else "adam"
+    assert with_defaults(recipe).alrao.base == model.policy.alrao_options.base == expected

@@ -25,7 +25,7 @@ class AlraoConfig:
         n_heads: J, number of copies of every output layer.
         lr_range: (η_min, η_max), the interval of learning rates; None takes the base's own.
         base: base update, one of ``rmsprop``, ``adam``, ``sgd``, ``feature-normalized``. ``"auto"`` is adam for critics
-            that lead an actor and for that actor (SAC, TD3; CrossQ's has its own ``beta1`` of 0.5), rmsprop otherwise.
+            with targets and the actor that they lead (SAC, TD3), rmsprop otherwise: CrossQ has no targets.
         base_kwargs: options of the base (``momentum``; ``beta1``, ``beta2``, ``eps``; ``decay``, ``eps``,
             ``eps_inside``, ``bias_correction``; ``beta``, ``eps``).
         value_averaging: averaging rule of values: ``switch``, ``whiteness``, ``bayes``, ``exponentiated-gradient``,
@@ -81,13 +81,10 @@ class AlraoConfig:
 
     def resolve(self, learns: Learns) -> AlraoConfig:
         """The same with ``base`` and ``value_averaging`` decided, for what the network learns."""
-        auto: dict[str, Any] = {"base": "adam" if "critics" in learns else "rmsprop"}
+        auto: dict[str, Any] = {"base": "adam" if learns == "critics" else "rmsprop"}
         # Q-values: labels are the network's own guesses, which flatter slow heads; rollouts: labels are returns.
         auto["value_averaging"] = "whiteness" if learns == "q-values" else "switch"
         found = {name: value for name, value in auto.items() if getattr(self, name) == "auto"}
-        if "base" in found and learns == "online critics" and not self.base_kwargs:
-            # CrossQ's own momentum: at Adam's usual 0.9 it does not learn Pendulum-v1, with Alrao.
-            found["base_kwargs"] = {"beta1": 0.5}
         return replace(self, **found) if found else self
 
     @property
