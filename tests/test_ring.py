@@ -316,8 +316,8 @@ def test_after_a_failed_save_nothing_is_taken_over(tmp_path, monkeypatch):
 
     save(1), save(2)
     with monkeypatch.context() as patch:
-        sync = checkpoint._sync
-        patch.setattr(checkpoint, "_sync", lambda path: None if path != kept.path else sync(path / "gone"))
+        sync = checkpoint.sync_folder
+        patch.setattr(checkpoint, "sync_folder", lambda path: None if path != kept.path else sync(path / "gone"))
         with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
             save(3)
     files = [{path.stat().st_ino for path in folder.iterdir()} for folder in (save(4), save(5), save(6))[1:]]

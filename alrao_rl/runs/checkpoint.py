@@ -31,6 +31,7 @@ import torch
 from safetensors.numpy import load_file
 
 from alrao_rl.errors import UserError, first_line
+from alrao_rl.runs.atomic import sync_folder
 from alrao_rl.runs.buffer_chunks import Ring, StoredRing
 
 FORMAT = "alrao-rl checkpoint 4"
@@ -93,7 +94,7 @@ class Checkpoints:
             written = _write(temporary, target, state, files or {}, before_last)
             _remove(target)  # only if it was passed over and could not be set aside
             temporary.replace(target)
-            _sync(self.path)
+            sync_folder(self.path)
         except Exception as error:
             self._written = []  # which ones there are now is not known
             if temporary is not None:
@@ -240,7 +241,7 @@ def _write(
         written.hashes[name] = _create(folder / name, pieces)
     manifest = json.dumps({"format": FORMAT, "sha256": written.hashes}, indent=1)
     _create(folder / _MANIFEST, iter([manifest.encode()]))
-    _sync(folder)
+    sync_folder(folder)
     return written
 
 
@@ -385,15 +386,6 @@ def _digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _set_aside(folder: Path) -> Path:

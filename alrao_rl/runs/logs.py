@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alrao_rl.errors import UserError, first_line
-from alrao_rl.runs.atomic import write_atomically
+from alrao_rl.runs.atomic import sync_folder, write_atomically
 from alrao_rl.runs.files import KEPT
 from alrao_rl.runs.names import RunName
 
@@ -109,7 +109,7 @@ def append(study: Path, runs: Iterable[tuple[RunName, Mapping[str, bytes]]]) -> 
             error.filename = str(path)
             raise
     if new:
-        _sync_folder(study)
+        sync_folder(study)
 
 
 def length(study: Path) -> int:
@@ -327,11 +327,3 @@ def _index(study: Path) -> _Index | None:
         del _indices[path]
         return None
     return index
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
