@@ -153,9 +153,8 @@ def sweep(args: argparse.Namespace) -> int:
                 "of logs.jsonl.xz; runs that have folders are kept anew"
             )
         table = runs_csv.Rows(root / runs_csv.FILE)
-        states: dict[Run, State] = {}
-        while runs := [run for run in _stage(root, call, cells, states) if run not in states]:
-            states |= _states(root, runs, table, args)
+        states = _states(root, plan.runs(call, cells), table, args)
+        states |= _states(root, _second_stage(root, call, cells, states), table, args)
         todo = _queued(states)
         speeds = survey.Speeds(table.values())
         n_workers = sum(client.nthreads().values()) if client else args.jobs
@@ -171,23 +170,20 @@ def sweep(args: argparse.Namespace) -> int:
         while todo:
             client = client or stack.enter_context(local_cluster(min(args.jobs, len(todo))))
             drive(client, root, todo, states, table, speeds, how, args.run_timeout)
-            runs = [run for run in _stage(root, call, cells, states) if run not in states]
-            states |= _states(root, runs, table, args)
+            states |= _states(root, _second_stage(root, call, cells, states), table, args)
             todo = _queued(states)
     return _conclude(root, states)
 
 
-def _stage(root: Path, call: Sweep, cells: list[Cell], states: Mapping[Run, State]) -> list[Run]:
-    """The runs of the sweep that are known; with ``--tune`` the last are, once those that choose are over."""
-    from alrao_rl.sweep import plan
-
-    first = plan.runs(call, cells)
-    if not call.tune or any(run not in states or states[run].name == "queued" for run in first):
-        return first
+def _second_stage(root: Path, call: Sweep, cells: list[Cell], states: Mapping[Run, State]) -> list[Run]:
+    """With ``--tune``, the runs at the rates that are chosen, once all runs are over; less those that have a state."""
+    if not call.tune or _queued(states):
+        return []
+    from alrao_rl.sweep.plan import Run
     from alrao_rl.sweep.tuning import chosen
 
     best = chosen(root, cells, call.tuning_seeds)
-    return first + [plan.Run(cell, seed) for seed in call.seeds for cell in best]
+    return [run for seed in call.seeds for cell in best if (run := Run(cell, seed)) not in states]
 
 
 def _states(root: Path, runs: list[Run], table: Rows, args: argparse.Namespace) -> dict[Run, State]:
